@@ -1,0 +1,121 @@
+# rwkv: pretrain RWKV-7 language models and write with them.
+#
+#   make            build ./rwkv
+#   make demo       install what is missing, build, pretrain a small model, write with it
+#   make test       unit, model and command-line tests
+#   make check      the tests again under ASan+UBSan, the thread tests under TSan, and the layering
+#   make fuzz       every fuzz target for FUZZ_SECONDS each (60)
+#   make fmt        clang-format over the tree      make sizes   the longest files and functions
+#   make vocab      fetch the World vocabulary      make install PREFIX=/usr/local
+#
+# Options: CC=clang  BUILD=dir  SAN=address,undefined  WERROR=1
+#          CUDA=1 and WGPU=1 are reserved for the GPU backends and refused until they exist.
+
+CC      ?= cc
+BUILD   ?= build
+PREFIX  ?= /usr/local
+FUZZ_SECONDS ?= 60
+
+ifneq ($(CUDA)$(WGPU),)
+$(error CUDA=1 and WGPU=1 name backends that are not built yet; plain `make` builds the CPU backend)
+endif
+
+WARN    := -Wall -Wextra -Wpedantic -Wshadow $(if $(WERROR),-Werror)
+OPT     ?= -O2 -g
+CPPFLAGS += -Isrc -D_GNU_SOURCE
+CFLAGS  += -std=c11 $(OPT) $(WARN) -fno-strict-overflow -pthread
+LDLIBS  += -ljansson -lxxhash -lm -pthread
+ifdef SAN
+CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+LDFLAGS += -fsanitize=$(SAN)
+endif
+
+ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
+SRC     := $(filter-out src/backend/ref/ref.c src/backend/cpu/rows.c,$(wildcard src/*/*.c src/backend/*/*.c))
+LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
+
+# The reference is one text compiled for float and for double: finite differences need the double.
+LIB_OBJ += $(if $(wildcard src/backend/ref/ref.c),$(BUILD)/src/backend/ref/ref_f32.o $(BUILD)/src/backend/ref/ref_f64.o)
+# The row kernels are one text compiled for each level of the instruction set, chosen at run time.
+ifeq ($(ARCH),x86_64)
+ISA_LEVELS := v1 v3 v4
+else
+ISA_LEVELS := v1
+endif
+ISA_v3  := -march=x86-64-v3
+ISA_v4  := -march=x86-64-v4 -mprefer-vector-width=512
+LIB_OBJ += $(if $(wildcard src/backend/cpu/rows.c),$(ISA_LEVELS:%=$(BUILD)/src/backend/cpu/rows_%.o))
+
+CMD_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/*.c cmd/bench/*.c))
+TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+
+.PHONY: all test check fuzz fmt sizes vocab install clean demo layering
+
+all: rwkv
+
+rwkv: $(BUILD)/rwkv
+	@cp -f $< $@
+
+$(BUILD)/rwkv: $(CMD_OBJ) $(BUILD)/librwkv.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/librwkv.a: $(LIB_OBJ)
+	@rm -f $@
+	@ar rcs $@ $^
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/src/backend/ref/ref_%.o: src/backend/ref/ref.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -ffp-contract=off -DREF_$* -MMD -MP -c -o $@ $<
+
+# -O3 and contraction to FMA belong here and nowhere else; never -ffast-math.
+$(BUILD)/src/backend/cpu/rows_%.o: src/backend/cpu/rows.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -O3 -ffp-contract=fast $(ISA_$*) -DROWS_ISA=$* -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/librwkv.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+$(BUILD)/tests/check_ops: LDLIBS := $(LDLIBS)
+
+test: all $(TESTS) $(BUILD)/tests/check_ops
+	@BUILD=$(BUILD) tests/run.sh
+
+check:
+	@tests/check.sh
+
+layering:
+	@tools/layering.sh
+
+fuzz:
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh $(FUZZERS)
+
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/librwkv.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDFLAGS) $(LDLIBS)
+
+demo:
+	@tools/demo.sh
+
+vocab:
+	@tools/vocab.sh
+
+fmt:
+	@clang-format -i $$(git ls-files '*.c' '*.h')
+
+sizes:
+	@tools/sizes.sh
+
+install: rwkv
+	install -D rwkv $(DESTDIR)$(PREFIX)/bin/rwkv
+
+clean:
+	rm -rf $(BUILD) rwkv
+
+.PRECIOUS: $(BUILD)/%.o $(BUILD)/tests/%.o
+.SECONDARY:
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
