@@ -12,7 +12,7 @@ struct arena_block {
 };
 
 void *arena_alloc(struct arena *a, size_t bytes) {
-    if (bytes > (size_t)-1 - 15) return NULL;
+    if (bytes > (size_t)-1 / 2) return NULL; // so that adding the block's header cannot wrap
     const size_t need = (bytes + 15) & ~(size_t)15;
     if (a->max_bytes && (need > a->max_bytes || a->used_bytes > a->max_bytes - need)) return NULL;
     struct arena_block *b = a->head;

@@ -5,7 +5,7 @@
 // One owner thread. Zero-initialise, use, arena_free.
 struct arena {
     struct arena_block *head;
-    size_t used_bytes; // sum of what was asked for
+    size_t used_bytes; // sum of what was asked for, each rounded up to 16
     size_t max_bytes;  // 0: no ceiling; else arena_alloc returns NULL past it
 };
 

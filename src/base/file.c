@@ -184,7 +184,7 @@ bool file_exists(const char *path) {
 int file_mkdirs(const char *path, struct error *err) {
     char *p = mem_strdup(path);
     int rc = 0;
-    for (char *s = p + 1; rc == 0; s++) {
+    for (char *s = *p == '/' ? p + 1 : p; rc == 0; s++) {
         const char c = *s;
         if (c != '/' && c) continue;
         *s = 0;
