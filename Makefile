@@ -48,11 +48,13 @@ LIB_OBJ += $(if $(wildcard src/backend/cpu/rows.c),$(ISA_LEVELS:%=$(BUILD)/src/b
 
 CMD_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/*.c cmd/bench/*.c))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+CHECK_OPS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/check_ops*.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 .PHONY: all test check fuzz fmt sizes vocab install clean demo layering
 
-all: rwkv
+# Only the plain build leaves ./rwkv: a build with sanitizers must not take its place.
+all: $(if $(filter build,$(BUILD)),rwkv,$(BUILD)/rwkv)
 
 rwkv: $(BUILD)/rwkv
 	@cp -f $< $@
@@ -80,9 +82,10 @@ $(BUILD)/src/backend/cpu/rows_%.o: src/backend/cpu/rows.c
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/librwkv.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
-$(BUILD)/tests/check_ops: LDLIBS := $(LDLIBS)
+$(BUILD)/tests/check_ops: $(CHECK_OPS) $(BUILD)/librwkv.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-test: all $(TESTS) $(BUILD)/tests/check_ops
+test: all $(TESTS) $(if $(CHECK_OPS),$(BUILD)/tests/check_ops)
 	@BUILD=$(BUILD) tests/run.sh
 
 check:
@@ -94,9 +97,10 @@ layering:
 fuzz:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh $(FUZZERS)
 
-$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/librwkv.a
+# Needs CC=clang SAN=fuzzer-no-link,…: tests/fuzz/run.sh says so.
+$(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(BUILD)/librwkv.a
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
 
 demo:
 	@tools/demo.sh
@@ -110,12 +114,11 @@ fmt:
 sizes:
 	@tools/sizes.sh
 
-install: rwkv
-	install -D rwkv $(DESTDIR)$(PREFIX)/bin/rwkv
+install: $(BUILD)/rwkv
+	install -D $< $(DESTDIR)$(PREFIX)/bin/rwkv
 
 clean:
-	rm -rf $(BUILD) rwkv
+	rm -rf build build-* rwkv
 
-.PRECIOUS: $(BUILD)/%.o $(BUILD)/tests/%.o
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

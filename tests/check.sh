@@ -1,0 +1,23 @@
+#!/bin/bash
+# `make check`: all tests under ASan and UBSan, those that start threads under TSan, the layering.
+set -eu
+cd "$(dirname "$0")/.."
+threaded=$(grep -lE '"(base/pool|data/loader|train/trainer)\.h"|<pthread\.h>' tests/test_*.c |
+    xargs -r -n 1 basename -s .c)
+
+# TSan wants its shadow at fixed places, which address randomisation on newer kernels takes.
+no_aslr=
+setarch -R true 2>/dev/null && no_aslr="setarch -R"
+
+tools/layering.sh
+
+echo "== ASan and UBSan"
+make -s -j2 BUILD=build-san SAN=address,undefined OPT='-O1 -g' WERROR=1 test
+
+echo "== TSan:" $threaded
+# shellcheck disable=SC2086  # the lists are words on purpose
+{
+    make -s -j2 BUILD=build-tsan SAN=thread OPT='-O1 -g' WERROR=1 \
+        $(printf 'build-tsan/tests/%s ' $threaded)
+    BUILD=build-tsan TSAN_OPTIONS=halt_on_error=1 $no_aslr tests/run.sh $threaded
+}
