@@ -1,1 +1,19 @@
-int main(void) { return 0; }
+// The doors of the house. A new one: write cmd/NAME.c, declare and list it here.
+#include "cli.h"
+
+#define RWKV_VERSION "0.1.0"
+
+static const struct cli_command *const commands[] = {
+    NULL,
+};
+
+static const struct cli_command program = {
+    .name = "rwkv",
+    .summary = "pretrain RWKV-7 language models and write with them",
+    .help = "`rwkv help COMMAND` explains one of them, with examples.\n",
+    .commands = commands,
+};
+
+int main(int argc, char **argv) {
+    return cli_main(&program, RWKV_VERSION, argc, argv);
+}
