@@ -1,6 +1,8 @@
 // The doors of the house. A new one: write cmd/NAME.c, declare and list it here.
 #include "cli.h"
 
+#include "base/json.h"
+
 #define RWKV_VERSION "0.1.0"
 
 static const struct cli_command *const commands[] = {
@@ -15,5 +17,6 @@ static const struct cli_command program = {
 };
 
 int main(int argc, char **argv) {
+    json_init();
     return cli_main(&program, RWKV_VERSION, argc, argv);
 }
