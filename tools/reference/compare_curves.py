@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""Compares the losses of two runs at every 50th step and at the last. Each file is CSV with a header
+(step,loss,…) or JSONL with the keys "step" and "loss"; other lines and keys are ignored.
+Usage: compare_curves.py A B [--every 50] [--bound 0.002]      exit 1: further apart than the bound"""
+import argparse
+import csv
+import json
+import sys
+
+
+def read_curve(path):
+    with open(path) as f:
+        lines = f.read().splitlines()
+    if lines and lines[0].lstrip().startswith("{"):
+        rows = [json.loads(line) for line in lines if line.strip()]
+    else:
+        rows = csv.DictReader(lines)
+    return {int(r["step"]): float(r["loss"]) for r in rows if "step" in r and "loss" in r}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("a")
+    p.add_argument("b")
+    p.add_argument("--every", type=int, default=50)
+    p.add_argument("--bound", type=float, default=0.002)
+    o = p.parse_args()
+    a, b = read_curve(o.a), read_curve(o.b)
+    both = sorted(a.keys() & b.keys())
+    if not both:
+        sys.exit(f"no step is in both {o.a} ({len(a)} steps) and {o.b} ({len(b)} steps)")
+    steps = [s for s in both if s % o.every == 0 or s == both[-1]]
+    for s in steps:
+        print(f"step {s:6d}  {a[s]:.6f}  {b[s]:.6f}  {b[s] - a[s]:+.6f}")
+    worst = max(steps, key=lambda s: abs(a[s] - b[s]))
+    far = abs(a[worst] - b[worst])
+    print(f"max |difference| {far:.6f} at step {worst}, bound {o.bound}, {len(a)} and {len(b)} steps")
+    # NaN is not within any bound.
+    sys.exit(not (far <= o.bound and len(a) == len(b)))
+
+
+if __name__ == "__main__":
+    main()
