@@ -31,12 +31,13 @@ LDFLAGS += -fsanitize=$(SAN)
 endif
 
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
-SRC     := $(filter-out src/backend/ref/ref.c src/backend/cpu/rows.c,$(wildcard src/*/*.c src/backend/*/*.c))
+SRC     := $(filter-out src/backend/ref/ref.c,$(wildcard src/*/*.c src/backend/*/*.c)) \
+           src/backend/cpu/kernels/pick.c
 LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
 
 # The reference is one text compiled for float and for double: finite differences need the double.
-LIB_OBJ += $(if $(wildcard src/backend/ref/ref.c),$(BUILD)/src/backend/ref/ref_f32.o $(BUILD)/src/backend/ref/ref_f64.o)
-# The row kernels are one text compiled for each level of the instruction set, chosen at run time.
+LIB_OBJ += $(BUILD)/src/backend/ref/ref_f32.o $(BUILD)/src/backend/ref/ref_f64.o
+# The kernels are one text compiled for each level of the instruction set, chosen at run time.
 ifeq ($(ARCH),x86_64)
 ISA_LEVELS := v1 v3 v4
 else
@@ -44,7 +45,8 @@ ISA_LEVELS := v1
 endif
 ISA_v3  := -march=x86-64-v3
 ISA_v4  := -march=x86-64-v4 -mprefer-vector-width=512
-LIB_OBJ += $(if $(wildcard src/backend/cpu/rows.c),$(ISA_LEVELS:%=$(BUILD)/src/backend/cpu/rows_%.o))
+KERNELS := gemm rows wkv7
+LIB_OBJ += $(foreach k,$(KERNELS),$(ISA_LEVELS:%=$(BUILD)/src/backend/cpu/kernels/$(k)_%.o))
 
 CMD_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/*.c cmd/bench/*.c))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -75,9 +77,13 @@ $(BUILD)/src/backend/ref/ref_%.o: src/backend/ref/ref.c
 	$(CC) $(CPPFLAGS) $(CFLAGS) -ffp-contract=off -DREF_$* -MMD -MP -c -o $@ $<
 
 # -O3 and contraction to FMA belong here and nowhere else; never -ffast-math.
-$(BUILD)/src/backend/cpu/rows_%.o: src/backend/cpu/rows.c
-	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -O3 -ffp-contract=fast $(ISA_$*) -DROWS_ISA=$* -MMD -MP -c -o $@ $<
+define KERNEL_RULE
+$(BUILD)/src/backend/cpu/kernels/$(1)_%.o: src/backend/cpu/kernels/$(1).c
+	@mkdir -p $$(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -O3 -ffp-contract=fast -fno-math-errno $$(ISA_$$*) \
+	    -DKERNEL_LEVEL=$$* -MMD -MP -c -o $$@ $$<
+endef
+$(foreach k,$(KERNELS),$(eval $(call KERNEL_RULE,$(k))))
 
 # The doors as a library: tests of the command line and of the configuration link it too.
 $(BUILD)/libcmd.a: $(filter-out $(BUILD)/cmd/main.o,$(CMD_OBJ))

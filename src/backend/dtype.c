@@ -14,9 +14,13 @@ static const struct {
     [DT_I32] = {"i32", 4},   [DT_U16] = {"u16", 2}, [DT_U8] = {"u8", 1},
 };
 
-size_t dtype_size(enum dtype t) { return types[t].size; }
+size_t dtype_size(enum dtype t) {
+    return types[t].size;
+}
 
-const char *dtype_name(enum dtype t) { return types[t].name; }
+const char *dtype_name(enum dtype t) {
+    return types[t].name;
+}
 
 enum dtype dtype_parse(const char *name) {
     for (int t = DT_F64; t < DT_COUNT; t++)

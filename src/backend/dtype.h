@@ -15,10 +15,11 @@ enum dtype {
     DT_COUNT,
 };
 
-size_t dtype_size(enum dtype t);         // bytes
-const char *dtype_name(enum dtype t);    // "f32", "bf16", …
+size_t dtype_size(enum dtype t);          // bytes
+const char *dtype_name(enum dtype t);     // "f32", "bf16", …
 enum dtype dtype_parse(const char *name); // DT_NONE: no such name
 
-// `count` numbers from one storage to another, rounding to nearest even. Both f64, f32, bf16 or f16;
-// src and dst may have any alignment and must not overlap unless they are the same and equal in size.
+// `count` numbers from one storage to another, rounding to nearest even. Both f64, f32, bf16 or
+// f16; src and dst may have any alignment and must not overlap unless they are the same and equal
+// in size.
 void dtype_convert(void *dst, enum dtype to, const void *src, enum dtype from, size_t count);

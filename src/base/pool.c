@@ -37,8 +37,18 @@ struct pool {
     _Atomic uint32_t caller_sleeps;
     _Atomic bool stop;
     int num_threads;
-    pthread_t *threads;
+    struct worker {
+        struct pool *pool;
+        int index;
+        pthread_t thread;
+    } * workers;
 };
+
+static _Thread_local int thread_index;
+
+int pool_thread(void) {
+    return thread_index;
+}
 
 static void cpu_relax(void) {
 #if defined(__x86_64__)
@@ -68,7 +78,8 @@ static void work(struct pool *p) {
 }
 
 static void *worker(void *arg) {
-    struct pool *p = arg;
+    struct pool *p = ((struct worker *)arg)->pool;
+    thread_index = ((struct worker *)arg)->index;
     uint32_t seen = 0;
     for (;;) {
         uint32_t now = atomic_load_explicit(&p->announced, memory_order_acquire);
@@ -102,9 +113,13 @@ struct pool *pool_create(int num_threads) {
     if (posix_memalign((void **)&p, 64, sizeof *p)) die("out of memory: thread pool");
     *p = (struct pool){.num_threads = num_threads};
     pthread_mutex_init(&p->turn, NULL);
-    p->threads = mem_zero((size_t)num_threads, sizeof *p->threads);
-    for (int i = 1; i < num_threads; i++)
-        if (pthread_create(&p->threads[i], NULL, worker, p)) die("cannot start thread %d", i);
+    p->workers = mem_zero((size_t)num_threads, sizeof *p->workers);
+    for (int i = 1; i < num_threads; i++) {
+        struct worker *w = &p->workers[i];
+        w->pool = p;
+        w->index = i;
+        if (pthread_create(&w->thread, NULL, worker, w)) die("cannot start thread %d", i);
+    }
     return p;
 }
 
@@ -112,9 +127,9 @@ void pool_destroy(struct pool *p) {
     if (!p) return;
     atomic_store(&p->stop, true);
     announce(p);
-    for (int i = 1; i < p->num_threads; i++) pthread_join(p->threads[i], NULL);
+    for (int i = 1; i < p->num_threads; i++) pthread_join(p->workers[i].thread, NULL);
     pthread_mutex_destroy(&p->turn);
-    free(p->threads);
+    free(p->workers);
     free(p);
 }
 

@@ -13,3 +13,7 @@ int pool_threads(const struct pool *p);
 // done. The caller works too. Calls from several threads take turns; fn must not call pool_run
 // itself. num_tasks < 2^24.
 void pool_run(struct pool *p, int num_tasks, void (*fn)(void *ctx, int task), void *ctx);
+
+// Inside fn: which of the pool's threads this is, in [0, pool_threads); 0 is the caller of
+// pool_run. For scratch memory only: a result must not depend on it.
+int pool_thread(void);

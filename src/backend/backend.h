@@ -1,0 +1,135 @@
+// A backend: memory, weights and a table of ops. The model is written once against this page and
+// ops.h; `ref` gives every op its meaning, the others are faster twins.
+//
+// Letters: R rows (tokens of a batch), C channels, H heads, N = C/H head size, F = 4C, V
+// vocabulary, D LoRA rank, S slots, L layers.
+#pragma once
+#include "backend/dtype.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct backend;
+struct ops;
+
+// ---- tensors
+// -------------------------------------------------------------------------------------
+
+// Backend memory. `host` is its address where the processor can reach it, else NULL.
+struct buffer {
+    struct backend *be;
+    void *host;
+    size_t bytes;
+};
+
+// A small contiguous row-major view, passed by value. It owns nothing. buf NULL means "absent".
+struct tensor {
+    struct buffer *buf;
+    size_t offset; // bytes
+    enum dtype dtype;
+    int ndim;
+    size_t dim[5];
+};
+
+struct tensor tensor_none(void);
+bool tensor_is(struct tensor t); // present?
+size_t tensor_count(struct tensor t);
+size_t tensor_bytes(struct tensor t);
+struct tensor tensor_at(struct tensor t, size_t i);                  // t[i]: one dimension less
+struct tensor tensor_slice(struct tensor t, size_t first, size_t n); // t[first : first+n]
+struct tensor tensor_shape(struct tensor t, int ndim, const size_t *dim); // same count, other dims
+void *tensor_host(struct tensor t);                                       // host backends only
+
+// Hands out aligned pieces of one buffer, or only counts them when buf is NULL: the same code plans
+// and allocates, so that a plan cannot disagree with what follows it.
+struct carver {
+    struct buffer *buf;
+    size_t used; // bytes
+};
+struct tensor carve(struct carver *c, enum dtype t, int ndim, const size_t *dim);
+
+// ---- weights
+// -------------------------------------------------------------------------------------
+
+// Matrices of the model, opaque: a backend packs, transposes or quantises them as it likes.
+struct weight;
+
+enum weight_layout {
+    WEIGHT_OUT_IN, // stored (O,K): y = x Wᵀ; every *.weight of the model
+    WEIGHT_IN_OUT, // stored (K,O): y = x W;  the LoRA matrices
+};
+
+// ---- batches
+// -------------------------------------------------------------------------------------
+
+// A run of consecutive rows that are consecutive tokens of one sequence.
+struct span {
+    int32_t first; // row
+    int32_t len;   // rows, ≥ 1
+    int32_t slot;  // where the sequence's state lives
+    int32_t pos;   // absolute position of the first token, anchors chunk grids
+};
+
+// What the ops that know time need of a batch, in backend memory. Spans cover all rows in order.
+struct batch {
+    int rows, spans;
+    struct tensor span; // (spans, 4) i32: struct span
+    struct tensor prev; // (R) i32: the row of the previous token, or -1-slot at a span's first row
+    struct tensor last; // (R) i32: the slot at a span's last row, else -1
+};
+
+// ---- the backend
+// ---------------------------------------------------------------------------------
+
+struct backend {
+    const char *name;
+    enum dtype real; // storage of activations, gradients, states and parameter vectors
+    const struct ops *ops;
+    const struct backend_class *class;
+};
+
+// The part of a backend that is not an op. One owner thread; everything before `sync` may be
+// queued.
+struct backend_class {
+    void (*destroy)(struct backend *be);
+
+    struct buffer *(*buffer_create)(struct backend *be, size_t bytes, struct error *err); // zeroed
+    void (*buffer_destroy)(struct buffer *b);
+    void (*upload)(struct backend *be, struct tensor dst,
+                   const void *src);                                    // tensor_bytes(dst) bytes
+    void (*download)(struct backend *be, void *dst, struct tensor src); // waits for it
+    int (*sync)(struct backend *be, struct error *err);                 // where device faults show
+
+    // src is a (rows, cols) tensor of this backend in any float storage; it may be freed
+    // afterwards. `trained` keeps what matmul_bwd_x needs. Values are rounded to `stored`.
+    struct weight *(*weight_create)(struct backend *be, struct tensor src,
+                                    enum weight_layout layout, enum dtype stored, bool trained);
+    void (*weight_refresh)(struct backend *be, struct weight *w, struct tensor src);
+    void (*weight_destroy)(struct weight *w);
+    size_t (*weight_bytes)(const struct backend *be, size_t rows, size_t cols, enum dtype stored,
+                           bool trained);
+
+    // Bytes that wkv7 saves for wkv7_bwd, for a batch of up to `rows` rows in `spans` spans.
+    size_t (*wkv7_saved_bytes)(const struct backend *be, int rows, int spans, int H, int N);
+};
+
+// Every weight begins with this: what ops.c checks shapes against.
+struct weight {
+    struct backend *be;
+    size_t in, out; // y (R,out) = x (R,in) · W
+    enum dtype stored;
+    enum weight_layout layout;
+    bool trained;
+};
+
+// Opens by name: "cpu", "ref" (float, one thread, the meaning) or "ref64" (the same in double).
+// num_threads 0: all. An unknown or absent backend is an error that lists the ones there are.
+int backend_open(struct backend **out, const char *name, int num_threads, struct error *err);
+void backend_destroy(struct backend *be); // NULL is fine
+const char *const *backend_names(void);   // NULL-terminated
+
+// Short forms.
+struct buffer *buffer_create(struct backend *be, size_t bytes, struct error *err);
+void buffer_destroy(struct buffer *b); // NULL is fine
+void weight_destroy(struct weight *w); // NULL is fine

@@ -1,0 +1,97 @@
+// The inner loops of the CPU backend: one text, compiled once for each level of the instruction set
+// (v1: the baseline; v3: AVX2 and FMA; v4: AVX-512), chosen at run time. Pure functions on plain
+// arrays: no threads, no memory, no tensors. All storage is f32 unless said.
+//
+// A row's result depends on the row alone, and on a machine always in the same order of operations.
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// Weights are packed into panels of 32 outputs: f32 as [out/32][in][32], bf16 as
+// [out/32][in/2][32][2], so that one 32-bit lane holds two neighbours in k. Outputs and k are
+// padded with zeros.
+enum { PANEL = 32 };
+
+struct gemm_kernels {
+    // y (rows, 32) = add + x · panel, k upward in one accumulator per output; add NULL: 0.
+    // x's element (row, k) is x[row·row_step + k·k_step]. Only `outs` ≤ 32 columns are written.
+    void (*f32)(float *y, size_t y_step, const float *x, size_t row_step, size_t k_step,
+                const float *panel, size_t rows, size_t K, size_t outs, const float *add,
+                size_t add_step);
+    // K even; the panel's odd last k is zero, x is read only below K_x.
+    void (*bf16)(float *y, size_t y_step, const float *x, size_t row_step, const uint16_t *panel,
+                 size_t rows, size_t K_x, size_t outs, const float *add, size_t add_step);
+};
+
+// β, 1-β and the bias corrections 1/(1-βᵗ), worked out in double: 1-0.99f is off by 1e-6.
+struct adamw_constants {
+    float factor; // on the gradient
+    float b1, e1, b2, e2, c1, c2, eps, lr, wd;
+};
+
+// One row unless said. C channels in heads of N. Gradients of parameter vectors go to `part`, which
+// the caller sums over blocks of rows in a fixed order.
+struct row_kernels {
+    void (*norm)(float *y, const float *x, const float *w, const float *b, size_t C, float eps);
+    void (*norm_bwd)(float *dx, float *part, const float *dy, const float *x, const float *w,
+                     const float *add, size_t C, float eps); // part: dw (C), db (C)
+    void (*mix)(float *m, const float *z, const float *before, const float *mix, size_t C);
+    // Adds one mix's share to dz (C) and part (C); dm_next and before NULL: none.
+    void (*mix_bwd)(float *dz, float *part, const float *dm, const float *dm_next, const float *z,
+                    const float *before, const float *mix, size_t C);
+    // n elements; y may be x
+    void (*act)(float *y, const float *x, size_t n, int f);
+    void (*act_bwd)(float *dx, const float *dy, const float *y, size_t n, int f);
+    void (*add)(float *y, const float *x, size_t n);
+    void (*scale)(float *y, size_t n, float s);
+    double (*sumsq)(const float *x, size_t n);
+    void (*adamw)(float *p, float *m, float *v, const float *g, size_t n,
+                  const struct adamw_constants *c);
+    // u, rkv, lora: the row's planes, `plane` floats apart
+    void (*key_prep)(float *u, const float *rkv, const float *lora, const float *v_first,
+                     const float *vecs, size_t plane, size_t C, size_t N);
+    void (*key_prep_bwd)(float *drkv, float *dlora, float *dv_first, float *part, const float *du,
+                         const float *rkv, const float *lora, const float *v_first,
+                         const float *vecs, size_t plane, size_t C, size_t N); // part: (5,C)
+    void (*readout)(float *o, const float *y, const float *r, const float *u, const float *g,
+                    const float *vecs, size_t plane, size_t C, size_t N);
+    void (*readout_bwd)(float *dy, float *dr, float *du, float *dg, float *part, const float *d_o,
+                        const float *y, const float *r, const float *u, const float *g,
+                        const float *vecs, size_t plane, size_t C, size_t N); // part: (3,C)
+    // Returns the loss; g NULL: no gradient; g may be x.
+    float (*xent)(float *g, const float *x, size_t V, int32_t target, float scale, bool l2wrap);
+    // p_i = exp((x_i - max)/temperature)
+    void (*exp_shifted)(float *p, const float *x, size_t n, float max, float inverse_temperature);
+    size_t (*argmax)(const float *x, size_t n); // the first of the largest
+};
+
+enum { WKV_CHUNK = 16 }; // a state is saved every so many tokens of a span
+
+// One head of one span. Sequences have `step` floats between tokens; u's planes are `plane` apart.
+struct wkv7_kernels {
+    // state (N,N) value-major, in and out; chunks (⌈len/16⌉,N,N) and s (len,N; `step`) receive what
+    // the backward pass wants, NULL: nothing. scratch: wkv7_scratch floats.
+    void (*forward)(float *y, float *state, float *chunks, float *s, const float *r, const float *u,
+                    size_t plane, size_t step, size_t len, size_t N, float *scratch);
+    // dstate (N,N): ∂ℓ/∂(final state) on entry, ∂ℓ/∂(initial state) on return.
+    // dr, du[K], du[V] +=; du[W], du[A], du[B] =.
+    void (*backward)(float *dr, float *du, float *dstate, const float *dy, const float *chunks,
+                     const float *s, const float *r, const float *u, size_t plane, size_t step,
+                     size_t len, size_t N, float *scratch);
+};
+
+size_t wkv7_scratch(size_t N); // floats, for either direction
+
+// The tables of each level that this build has; NULL: not on this architecture.
+struct kernels {
+    const char *isa; // "x86-64", "x86-64-v3", …
+    const struct gemm_kernels *gemm;
+    const struct row_kernels *rows;
+    const struct wkv7_kernels *wkv7;
+};
+
+// The best level of this machine, or the one that RWKV_ISA (v1, v3, v4) names if it is there.
+const struct kernels *kernels_pick(void);
+// Level i of those this machine can run, NULL past the last: for tests.
+const struct kernels *kernels_level(int i);

@@ -1,0 +1,88 @@
+// Vectors of this level's width through the compilers' vector extension, and the names of its
+// tables.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b)  JOIN_(a, b)
+#define LEVEL(name) JOIN(name, KERNEL_LEVEL) // gemm_kernels_v4 …
+
+#if defined(__AVX512F__)
+enum { LANES = 16, TILE_ROWS = 12 };
+#elif defined(__AVX2__)
+enum { LANES = 8, TILE_ROWS = 6 };
+#else
+enum { LANES = 4, TILE_ROWS = 4 };
+#endif
+
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store(float *p, vf v) {
+    memcpy(p, &v, sizeof v);
+}
+
+INLINE vf splat(float x) {
+    return x - (vf){0};
+}
+
+// Lanes in a fixed tree.
+INLINE float sum_lanes(vf v) {
+    float x[LANES];
+    memcpy(x, &v, sizeof v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
+}
+
+// e^x to 1 ulp or so: 2^n e^f, |f| ≤ ln 2 / 2, minimax polynomial (coefficients of Cephes' expf).
+// Branch-free, so that loops over it vectorise. Overflows to inf, underflows to 0 below -87.3.
+INLINE float exp_f(float x) {
+    const float top = x > 88.7228f ? INFINITY : 0;
+    const float clamped = x > 88.0f ? 88.0f : x < -87.3f ? -87.3f : x;
+    const float magic = 12582912.0f; // 1.5 · 2^23: adding it rounds to an integer
+    const float n = clamped * 1.44269504f + magic - magic;
+    const float f = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    // Between 88 and ln(FLT_MAX) the clamp would be felt: the rest is multiplied on.
+    const float rest = x > 88.0f ? 1.0f + (x - 88.0f) * (1.0f + (x - 88.0f) * 0.5f) : 1.0f;
+    const float y = x < -87.3f ? 0.0f : p * scale * rest;
+    return (x != x ? x : y) + top;
+}
+
+INLINE float sigmoid_f(float x) {
+    return 1.0f / (1.0f + exp_f(-x));
+}
+
+// Odd polynomial near 0, where 1 - 2/(e^{2x}+1) would cancel (coefficients of Cephes' tanhf).
+INLINE float tanh_f(float x) {
+    const float z = x * x;
+    float p = -5.70498872745e-3f;
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    const float near = p * z * x + x;
+    const float far = 1.0f - 2.0f / (exp_f(2.0f * fabsf(x)) + 1.0f);
+    return fabsf(x) < 0.625f ? near : x < 0 ? -far : far;
+}

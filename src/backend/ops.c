@@ -1,0 +1,389 @@
+// The checked callers: a wrong shape is our own mistake and ends the program with the op's name,
+// in every build, before it can spoil memory. RWKV_TRACE=1 prints each call.
+#include "backend/ops.h"
+
+#include "base/error.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+size_t sample_penalty_bytes(size_t V) {
+    return V * sizeof(float) + (V + 31) / 32 * 4;
+}
+
+#define OP(name)                                                                                   \
+    { #name, offsetof(struct ops, name) }
+
+static const struct {
+    const char *name;
+    size_t offset;
+} op_table[] = {
+    OP(embed),     OP(embed_bwd),     OP(gather_rows), OP(norm),         OP(norm_bwd),
+    OP(shift_mix), OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x), OP(matmul_bwd_w),
+    OP(act),       OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd), OP(wkv7),
+    OP(wkv7_bwd),  OP(readout),       OP(readout_bwd), OP(xent),         OP(sample),
+    OP(sumsq),     OP(adamw),         OP(fill),        OP(copy),         OP(add),
+};
+
+enum { OP_COUNT = sizeof op_table / sizeof op_table[0] };
+_Static_assert(sizeof(struct ops) == OP_COUNT * sizeof(void (*)(void)), "an op without a name");
+
+const char *op_name(int i) {
+    return i >= 0 && i < OP_COUNT ? op_table[i].name : NULL;
+}
+
+int ops_missing(const struct ops *ops, const char **missing) {
+    int n = 0;
+    for (int i = OP_COUNT - 1; i >= 0; i--) {
+        void (*f)(void);
+        memcpy(&f, (const char *)ops + op_table[i].offset, sizeof f);
+        if (f) continue;
+        *missing = op_table[i].name;
+        n++;
+    }
+    return n;
+}
+
+// ---- checks
+// --------------------------------------------------------------------------------------
+
+static void describe(char *out, size_t cap, struct tensor t) {
+    size_t len = (size_t)snprintf(out, cap, "%s", tensor_is(t) ? dtype_name(t.dtype) : "absent");
+    for (int d = 0; d < t.ndim && len < cap; d++)
+        len += (size_t)snprintf(out + len, cap - len, "%s%zu", d ? "," : " (", t.dim[d]);
+}
+
+static void wrong(const char *op, const char *name, struct tensor t, const char *want) {
+    char got[160];
+    describe(got, sizeof got, t);
+    die("bug: op %s: %s is %s), expected %s", op, name, got, want);
+}
+
+// One argument against the shape it must have.
+static void want(const char *op, const char *name, struct tensor t, enum dtype type, int ndim,
+                 size_t d0, size_t d1, size_t d2) {
+    const size_t dim[3] = {d0, d1, d2};
+    bool ok = tensor_is(t) && t.dtype == type && t.ndim == ndim;
+    for (int d = 0; ok && d < ndim; d++) ok = t.dim[d] == dim[d];
+    if (ok) return;
+    char text[160];
+    const struct tensor w = {.buf = t.buf, .dtype = type, .ndim = ndim, .dim = {d0, d1, d2}};
+    describe(text, sizeof text, w);
+    wrong(op, name, t, text);
+}
+
+static void maybe(const char *op, const char *name, struct tensor t, enum dtype type, int ndim,
+                  size_t d0, size_t d1, size_t d2) {
+    if (tensor_is(t)) want(op, name, t, type, ndim, d0, d1, d2);
+}
+
+static void require(const char *op, bool ok, const char *what) {
+    if (!ok) die("bug: op %s: %s", op, what);
+}
+
+static void trace(const char *op, struct tensor y) {
+    static int on = -1;
+    if (on < 0) on = getenv("RWKV_TRACE") != NULL;
+    if (!on) return;
+    char text[160];
+    describe(text, sizeof text, y);
+    fprintf(stderr, "op %s → %s)\n", op, text);
+}
+
+static void want_batch(const char *op, const struct batch *b, size_t R) {
+    require(op, b->rows >= 0 && (size_t)b->rows == R, "the batch has another number of rows");
+    want(op, "span", b->span, DT_I32, 2, (size_t)b->spans, 4, 0);
+    want(op, "prev", b->prev, DT_I32, 1, R, 0, 0);
+    want(op, "last", b->last, DT_I32, 1, R, 0, 0);
+}
+
+static bool same_shape(struct tensor a, struct tensor b) {
+    bool same = a.ndim == b.ndim;
+    for (int d = 0; same && d < a.ndim; d++) same = a.dim[d] == b.dim[d];
+    return same;
+}
+
+// ---- the callers
+// ---------------------------------------------------------------------------------
+
+void op_embed(struct backend *be, struct tensor y, struct tensor tokens, struct tensor table) {
+    require("embed", y.ndim == 2 && table.ndim == 2, "y and table have two dimensions");
+    want("embed", "y", y, be->real, 2, y.dim[0], table.dim[1], 0);
+    want("embed", "tokens", tokens, DT_I32, 1, y.dim[0], 0, 0);
+    trace("embed", y);
+    be->ops->embed(be, y, tokens, table);
+}
+
+void op_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
+                  struct tensor tokens) {
+    want("embed_bwd", "dtable", dtable, be->real, 2, dtable.dim[0], dy.dim[1], 0);
+    want("embed_bwd", "tokens", tokens, DT_I32, 1, dy.dim[0], 0, 0);
+    trace("embed_bwd", dtable);
+    be->ops->embed_bwd(be, dtable, dy, tokens);
+}
+
+void op_gather_rows(struct backend *be, struct tensor y, struct tensor x, struct tensor rows) {
+    want("gather_rows", "y", y, x.dtype, 2, rows.dim[0], x.dim[1], 0);
+    want("gather_rows", "rows", rows, DT_I32, 1, rows.dim[0], 0, 0);
+    trace("gather_rows", y);
+    be->ops->gather_rows(be, y, x, rows);
+}
+
+void op_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+             float eps) {
+    const size_t R = x.dim[0], C = x.dim[1];
+    want("norm", "x", x, be->real, 2, R, C, 0);
+    want("norm", "y", y, be->real, 2, R, C, 0);
+    want("norm", "w", w, be->real, 1, C, 0, 0);
+    want("norm", "b", b, be->real, 1, C, 0, 0);
+    trace("norm", y);
+    be->ops->norm(be, y, x, w, b, eps);
+}
+
+void op_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct tensor db,
+                 struct tensor dy, struct tensor x, struct tensor w, float eps, struct tensor add) {
+    const size_t R = x.dim[0], C = x.dim[1];
+    want("norm_bwd", "dx", dx, be->real, 2, R, C, 0);
+    want("norm_bwd", "dy", dy, be->real, 2, R, C, 0);
+    maybe("norm_bwd", "add", add, be->real, 2, R, C, 0);
+    want("norm_bwd", "w", w, be->real, 1, C, 0, 0);
+    want("norm_bwd", "dw", dw, be->real, 1, C, 0, 0);
+    want("norm_bwd", "db", db, be->real, 1, C, 0, 0);
+    trace("norm_bwd", dx);
+    be->ops->norm_bwd(be, dx, dw, db, dy, x, w, eps, add);
+}
+
+void op_shift_mix(struct backend *be, struct tensor m, struct tensor shift_out, struct tensor z,
+                  struct tensor shift_in, struct tensor mix, const struct batch *b) {
+    const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
+    want("shift_mix", "m", m, be->real, 3, n, R, C);
+    want("shift_mix", "mix", mix, be->real, 2, n, C, 0);
+    maybe("shift_mix", "shift_in", shift_in, be->real, 2, shift_in.dim[0], C, 0);
+    maybe("shift_mix", "shift_out", shift_out, be->real, 2, shift_out.dim[0], C, 0);
+    want_batch("shift_mix", b, R);
+    trace("shift_mix", m);
+    be->ops->shift_mix(be, m, shift_out, z, shift_in, mix, b);
+}
+
+void op_shift_mix_bwd(struct backend *be, struct tensor dz, struct tensor dmix, struct tensor dm,
+                      struct tensor z, struct tensor shift_in, struct tensor mix,
+                      const struct batch *b) {
+    const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
+    want("shift_mix_bwd", "dz", dz, be->real, 2, R, C, 0);
+    want("shift_mix_bwd", "dm", dm, be->real, 3, n, R, C);
+    want("shift_mix_bwd", "dmix", dmix, be->real, 2, n, C, 0);
+    maybe("shift_mix_bwd", "shift_in", shift_in, be->real, 2, shift_in.dim[0], C, 0);
+    want_batch("shift_mix_bwd", b, R);
+    trace("shift_mix_bwd", dz);
+    be->ops->shift_mix_bwd(be, dz, dmix, dm, z, shift_in, mix, b);
+}
+
+void op_matmul(struct backend *be, struct tensor y, struct tensor x, const struct weight *w,
+               struct tensor add) {
+    want("matmul", "x", x, be->real, 2, x.dim[0], w->in, 0);
+    want("matmul", "y", y, be->real, 2, x.dim[0], w->out, 0);
+    maybe("matmul", "add", add, be->real, 2, x.dim[0], w->out, 0);
+    trace("matmul", y);
+    be->ops->matmul(be, y, x, w, add);
+}
+
+void op_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy, const struct weight *w,
+                     struct tensor add) {
+    require("matmul_bwd_x", w->trained, "the weight was not created to be trained");
+    want("matmul_bwd_x", "dy", dy, be->real, 2, dy.dim[0], w->out, 0);
+    want("matmul_bwd_x", "dx", dx, be->real, 2, dy.dim[0], w->in, 0);
+    maybe("matmul_bwd_x", "add", add, be->real, 2, dy.dim[0], w->in, 0);
+    trace("matmul_bwd_x", dx);
+    be->ops->matmul_bwd_x(be, dx, dy, w, add);
+}
+
+void op_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
+                     enum weight_layout layout) {
+    const size_t K = x.dim[1], O = dy.dim[1];
+    require("matmul_bwd_w", x.dim[0] == dy.dim[0], "x and dy have the same rows");
+    if (layout == WEIGHT_OUT_IN)
+        want("matmul_bwd_w", "dw", dw, be->real, 2, O, K, 0);
+    else
+        want("matmul_bwd_w", "dw", dw, be->real, 2, K, O, 0);
+    trace("matmul_bwd_w", dw);
+    be->ops->matmul_bwd_w(be, dw, dy, x, layout);
+}
+
+void op_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
+    require("act", y.dtype == be->real && x.dtype == be->real && same_shape(y, x), "y is like x");
+    trace("act", y);
+    be->ops->act(be, y, x, f);
+}
+
+void op_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
+                enum act f) {
+    require("act_bwd", same_shape(dx, dy) && same_shape(dy, y), "dx and dy are like y");
+    trace("act_bwd", dx);
+    be->ops->act_bwd(be, dx, dy, y, f);
+}
+
+void op_key_prep(struct backend *be, struct tensor u, struct tensor rkv, struct tensor lora,
+                 struct tensor v_first, struct tensor vecs, int H) {
+    const size_t R = u.dim[1], C = u.dim[2];
+    want("key_prep", "u", u, be->real, 3, U_COUNT, R, C);
+    want("key_prep", "rkv", rkv, be->real, 3, RKV_COUNT, R, C);
+    want("key_prep", "lora", lora, be->real, 3, LORA_COUNT, R, C);
+    maybe("key_prep", "v_first", v_first, be->real, 2, R, C, 0);
+    want("key_prep", "vecs", vecs, be->real, 2, KEY_COUNT, C, 0);
+    require("key_prep", H > 0 && C % (size_t)H == 0, "H divides C");
+    trace("key_prep", u);
+    be->ops->key_prep(be, u, rkv, lora, v_first, vecs, H);
+}
+
+void op_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora,
+                     struct tensor dv_first, struct tensor dvecs, struct tensor du,
+                     struct tensor rkv, struct tensor lora, struct tensor v_first,
+                     struct tensor vecs, int H) {
+    const size_t R = du.dim[1], C = du.dim[2];
+    want("key_prep_bwd", "drkv", drkv, be->real, 3, RKV_COUNT, R, C);
+    want("key_prep_bwd", "dlora", dlora, be->real, 3, LORA_COUNT, R, C);
+    want("key_prep_bwd", "dvecs", dvecs, be->real, 2, KEY_COUNT, C, 0);
+    want("key_prep_bwd", "rkv", rkv, be->real, 3, RKV_COUNT, R, C);
+    want("key_prep_bwd", "lora", lora, be->real, 3, LORA_COUNT, R, C);
+    require("key_prep_bwd", tensor_is(v_first) == tensor_is(dv_first),
+            "v_first and dv_first come together");
+    maybe("key_prep_bwd", "v_first", v_first, be->real, 2, R, C, 0);
+    maybe("key_prep_bwd", "dv_first", dv_first, be->real, 2, R, C, 0);
+    require("key_prep_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
+    trace("key_prep_bwd", drkv);
+    be->ops->key_prep_bwd(be, drkv, dlora, dv_first, dvecs, du, rkv, lora, v_first, vecs, H);
+}
+
+// A state tensor (S,H,N,N) by its count: ndim 4 is one more than `want` compares.
+static void want_state(const char *op, const struct backend *be, struct tensor s, size_t C, int H) {
+    if (!tensor_is(s)) return;
+    const size_t N = C / (size_t)H;
+    require(op,
+            s.dtype == be->real && s.ndim == 4 && s.dim[1] == (size_t)H && s.dim[2] == N &&
+                s.dim[3] == N,
+            "a state is not (S,H,N,N)");
+}
+
+void op_wkv7(struct backend *be, struct tensor y, struct tensor state_out, struct tensor saved,
+             struct tensor r, struct tensor u, struct tensor state_in, const struct batch *b,
+             int H) {
+    const size_t R = r.dim[0], C = r.dim[1];
+    require("wkv7", H > 0 && C % (size_t)H == 0, "H divides C");
+    want("wkv7", "y", y, be->real, 2, R, C, 0);
+    want("wkv7", "r", r, be->real, 2, R, C, 0);
+    want("wkv7", "u", u, be->real, 3, U_COUNT, R, C);
+    want_state("wkv7", be, state_in, C, H);
+    want_state("wkv7", be, state_out, C, H);
+    want_batch("wkv7", b, R);
+    require("wkv7",
+            !tensor_is(saved) ||
+                tensor_bytes(saved) >=
+                    be->class->wkv7_saved_bytes(be, b->rows, b->spans, H, (int)C / H),
+            "saved is too small");
+    trace("wkv7", y);
+    be->ops->wkv7(be, y, state_out, saved, r, u, state_in, b, H);
+}
+
+void op_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct tensor dstate_in,
+                 struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
+                 struct tensor dstate_out, const struct batch *b, int H) {
+    const size_t R = r.dim[0], C = r.dim[1];
+    want("wkv7_bwd", "dr", dr, be->real, 2, R, C, 0);
+    want("wkv7_bwd", "du", du, be->real, 3, U_COUNT, R, C);
+    want("wkv7_bwd", "dy", dy, be->real, 2, R, C, 0);
+    want("wkv7_bwd", "u", u, be->real, 3, U_COUNT, R, C);
+    require("wkv7_bwd", tensor_is(saved), "saved is absent");
+    want_state("wkv7_bwd", be, dstate_in, C, H);
+    want_state("wkv7_bwd", be, dstate_out, C, H);
+    want_batch("wkv7_bwd", b, R);
+    trace("wkv7_bwd", du);
+    be->ops->wkv7_bwd(be, dr, du, dstate_in, dy, r, u, saved, dstate_out, b, H);
+}
+
+void op_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
+                struct tensor u, struct tensor g, struct tensor vecs, int H) {
+    const size_t R = y.dim[0], C = y.dim[1];
+    want("readout", "o", o, be->real, 2, R, C, 0);
+    want("readout", "y", y, be->real, 2, R, C, 0);
+    want("readout", "r", r, be->real, 2, R, C, 0);
+    want("readout", "u", u, be->real, 3, U_COUNT, R, C);
+    want("readout", "g", g, be->real, 2, R, C, 0);
+    want("readout", "vecs", vecs, be->real, 2, READ_COUNT, C, 0);
+    require("readout", H > 0 && C % (size_t)H == 0, "H divides C");
+    trace("readout", o);
+    be->ops->readout(be, o, y, r, u, g, vecs, H);
+}
+
+void op_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr, struct tensor du,
+                    struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
+                    struct tensor r, struct tensor u, struct tensor g, struct tensor vecs, int H) {
+    const size_t R = y.dim[0], C = y.dim[1];
+    want("readout_bwd", "dy", dy, be->real, 2, R, C, 0);
+    want("readout_bwd", "dr", dr, be->real, 2, R, C, 0);
+    want("readout_bwd", "du", du, be->real, 3, U_COUNT, R, C);
+    want("readout_bwd", "dg", dg, be->real, 2, R, C, 0);
+    want("readout_bwd", "dvecs", dvecs, be->real, 2, READ_COUNT, C, 0);
+    want("readout_bwd", "do", d_o, be->real, 2, R, C, 0);
+    require("readout_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
+    trace("readout_bwd", dy);
+    be->ops->readout_bwd(be, dy, dr, du, dg, dvecs, d_o, y, r, u, g, vecs, H);
+}
+
+void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, struct tensor logits,
+             struct tensor target, float scale, bool l2wrap) {
+    const size_t O = logits.dim[0], V = logits.dim[1];
+    want("xent", "logits", logits, be->real, 2, O, V, 0);
+    want("xent", "loss", loss, be->real, 1, O, 0, 0);
+    want("xent", "target", target, DT_I32, 1, O, 0, 0);
+    maybe("xent", "dlogits", dlogits, be->real, 2, O, V, 0);
+    trace("xent", loss);
+    be->ops->xent(be, loss, dlogits, logits, target, scale, l2wrap);
+}
+
+void op_sample(struct backend *be, struct tensor token, struct tensor logits, struct tensor rows,
+               struct tensor penalties) {
+    const size_t O = logits.dim[0], V = logits.dim[1];
+    want("sample", "logits", logits, be->real, 2, O, V, 0);
+    want("sample", "token", token, DT_I32, 1, O, 0, 0);
+    want("sample", "rows", rows, DT_U8, 2, O, sizeof(struct sample_row), 0);
+    maybe("sample", "penalties", penalties, DT_U8, 2, penalties.dim[0], sample_penalty_bytes(V), 0);
+    trace("sample", token);
+    be->ops->sample(be, token, logits, rows, penalties);
+}
+
+void op_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
+    want("sumsq", "sum", sum, DT_F64, 1, 1, 0, 0);
+    require("sumsq", x.dtype == be->real, "x is in the backend's storage");
+    trace("sumsq", x);
+    be->ops->sumsq(be, sum, x);
+}
+
+void op_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
+              struct tensor g, struct tensor norm2, const struct adamw *h) {
+    const size_t n = tensor_count(p);
+    require("adamw", tensor_count(m) == n && tensor_count(v) == n && tensor_count(g) == n,
+            "p, m, v and g have the same count");
+    require("adamw", h->step >= 1, "the first step is 1");
+    want("adamw", "norm2", norm2, DT_F64, 1, 1, 0, 0);
+    trace("adamw", p);
+    be->ops->adamw(be, p, m, v, g, norm2, h);
+}
+
+void op_fill(struct backend *be, struct tensor y, double value) {
+    trace("fill", y);
+    be->ops->fill(be, y, value);
+}
+
+void op_copy(struct backend *be, struct tensor y, struct tensor x) {
+    require("copy", tensor_count(y) == tensor_count(x), "y and x have the same count");
+    trace("copy", y);
+    be->ops->copy(be, y, x);
+}
+
+void op_add(struct backend *be, struct tensor y, struct tensor x) {
+    require("add", tensor_count(y) == tensor_count(x) && y.dtype == be->real && x.dtype == be->real,
+            "y and x have the same count");
+    trace("add", y);
+    be->ops->add(be, y, x);
+}

@@ -1,0 +1,219 @@
+// THE vocabulary: every operation of RWKV-7 training and inference, with shapes, formula, source.
+//
+// Ops cannot fail: memory, shapes and files are settled before the first one. Callers use the op_*
+// functions, which check shapes (a wrong one is our fault) and call the backend's table.
+//
+// Conventions: outputs come first. "=" overwrites, "+=" accumulates into what is there. Tensors are
+// in the backend's `real` storage unless said. An output may alias an input only where that is
+// said. Row r of a result depends on nothing but row r (and, in shift_mix and wkv7, on its
+// sequence), in a fixed order of operations: the same bits in any batch, on any number of threads.
+// Source of formulas: RWKV-7 (BlinkDL/RWKV-LM, x070); σ is the logistic sigmoid, c₀ = e^(-1/2).
+#pragma once
+#include "backend/backend.h"
+
+enum act { ACT_TANH, ACT_SIGMOID, ACT_RELU2 };
+
+// Planes of packed tensors: the token-shift mixes, the LoRA outputs, the inputs of wkv7, the
+// parameter vectors of key_prep and of readout.
+enum { MIX_R, MIX_W, MIX_K, MIX_V, MIX_A, MIX_G, MIX_COUNT };
+enum { RKV_R, RKV_K, RKV_V, RKV_COUNT };
+enum { LORA_W, LORA_A, LORA_V, LORA_G, LORA_COUNT };
+enum { U_W, U_K, U_V, U_A, U_B, U_COUNT };
+enum { KEY_W0, KEY_A0, KEY_V0, KEY_KK, KEY_KA, KEY_COUNT };
+enum { READ_WEIGHT, READ_BIAS, READ_RK, READ_COUNT };
+
+// How one row is sampled; the order of steps and the penalties are in docs/sampling.md.
+struct sample_row {
+    float temperature;  // 0: argmax, first index
+    float top_p, min_p; // 1 and 0: off
+    float presence, repetition, frequency, penalty_decay;
+    int32_t top_k; // 0: off; 1: argmax
+    int32_t slot;  // whose penalties
+    int32_t reserved;
+    uint64_t seed, position; // the draw is a pure function of both
+};
+
+// One AdamW step's constants; wd is decoupled and scaled by lr.
+struct adamw {
+    double lr, beta1, beta2, eps, weight_decay;
+    int64_t step; // t ≥ 1, for the bias corrections 1 - βᵗ
+    double clip;  // max global norm; 0: no clipping
+};
+
+struct ops {
+    // -- rows ----------------------------------------------------------------------------------
+    // y (R,C) = table (V,C)[tokens (R) i32]; the table in any float storage.
+    void (*embed)(struct backend *, struct tensor y, struct tensor tokens, struct tensor table);
+    // dtable (V,C) += dy at each row's token.
+    void (*embed_bwd)(struct backend *, struct tensor dtable, struct tensor dy,
+                      struct tensor tokens);
+
+    // y (O,C) = x (R,C)[rows (O) i32].
+    void (*gather_rows)(struct backend *, struct tensor y, struct tensor x, struct tensor rows);
+
+    // y = (x-μ)/√(var+ε) · w + b per row; population variance; w, b (C).
+    void (*norm)(struct backend *, struct tensor y, struct tensor x, struct tensor w,
+                 struct tensor b, float eps);
+    // dx = add + s(e - mean e - x̂ mean(e x̂)), e = dy·w, s = 1/√(var+ε); dw += Σ dy x̂; db += Σ dy.
+    // add (R,C) may be absent or dx itself: the gradient that flows past the norm.
+    void (*norm_bwd)(struct backend *, struct tensor dx, struct tensor dw, struct tensor db,
+                     struct tensor dy, struct tensor x, struct tensor w, float eps,
+                     struct tensor add);
+
+    // -- token shift -----------------------------------------------------------------------------
+    // d = z[prev] - z; m (n,R,C) = z + d · mix (n,C). The row before a span's first one is
+    // shift_in (S,C)[slot], zeros if absent; shift_out (S,C)[slot], if present, = the span's last
+    // z. shift_in and shift_out may be the same tensor.
+    void (*shift_mix)(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
+                      struct tensor shift_in, struct tensor mix, const struct batch *);
+    // dz (R,C) = Σ_n dm_t (1-mix) + dm_{t+1} mix; dmix (n,C) += Σ_t dm_t (z_{t-1} - z_t).
+    void (*shift_mix_bwd)(struct backend *, struct tensor dz, struct tensor dmix, struct tensor dm,
+                          struct tensor z, struct tensor shift_in, struct tensor mix,
+                          const struct batch *);
+
+    // -- matrices
+    // ---------------------------------------------------------------------------------- y (R,O) =
+    // add + x (R,K) · W. add (R,O) may be absent or y itself. Σ runs over k upward, one
+    // accumulator, whatever R is.
+    void (*matmul)(struct backend *, struct tensor y, struct tensor x, const struct weight *w,
+                   struct tensor add);
+    // dx (R,K) = add + dy (R,O) · Wᵀ. The weight was created with `trained`.
+    void (*matmul_bwd_x)(struct backend *, struct tensor dx, struct tensor dy,
+                         const struct weight *w, struct tensor add);
+    // dw += the outer products of rows, in the parameter's own layout: (O,K) or (K,O).
+    void (*matmul_bwd_w)(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
+                         enum weight_layout layout);
+
+    // y = f(x): tanh x, σ(x), max(x,0)². y may be x.
+    void (*act)(struct backend *, struct tensor y, struct tensor x, enum act f);
+    // dx = dy · f'(x) from y = f(x): 1-y², y(1-y), 2√y. dx may be dy.
+    void (*act_bwd)(struct backend *, struct tensor dx, struct tensor dy, struct tensor y,
+                    enum act f);
+
+    // -- time mix
+    // ---------------------------------------------------------------------------------- From rkv
+    // (3,R,C), lora (4,R,C) and vecs (5,C) the inputs of wkv7, u (5,R,C), per head of N:
+    //   U_W ω = w0 + lora_w (the decay logit);  a = σ(a0 + lora_a)
+    //   U_V v = v' + (v_first - v') σ(v0 + lora_v), v' = rkv_v; v_first (R,C) absent: v = v'
+    //   κ = k' k_k / max(‖k' k_k‖₂, 1e-12), k' = rkv_k;  U_A = -κ;  U_B = κ a
+    //   U_K k = k' (1 + (a-1) k_a)
+    void (*key_prep)(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,
+                     struct tensor v_first, struct tensor vecs, int H);
+    // drkv[K], drkv[V] = …; dlora[W], dlora[A] = …, dlora[V] = … (zeros if v_first is absent);
+    // dv_first (R,C) += if present; dvecs (5,C) +=. drkv[R] and dlora[G] are left alone.
+    void (*key_prep_bwd)(struct backend *, struct tensor drkv, struct tensor dlora,
+                         struct tensor dv_first, struct tensor dvecs, struct tensor du,
+                         struct tensor rkv, struct tensor lora, struct tensor v_first,
+                         struct tensor vecs, int H);
+
+    // The recurrence, per head; S (N,N): first index value channel, second key channel; fp32 or
+    // more.
+    //   w = exp(-c₀ σ(ω));  s_i = Σ_j S_ij a_j;  S_ij = S_ij w_j + s_i b_j + v_i k_j;  y_i = Σ_j
+    //   S_ij r_j
+    // y, r (R,C). state_in (S,H,N,N)[slot], zeros if absent; state_out, if present, receives the
+    // state after each span; both may be the same tensor. `saved` (bytes, wkv7_saved_bytes; absent
+    // in inference) keeps what wkv7_bwd wants.
+    void (*wkv7)(struct backend *, struct tensor y, struct tensor state_out, struct tensor saved,
+                 struct tensor r, struct tensor u, struct tensor state_in, const struct batch *,
+                 int H);
+    // dr += ; du[K], du[V] += ; du[W], du[A], du[B] = . dstate_out (S,H,N,N) = ∂ℓ/∂(final state),
+    // zeros if absent; dstate_in, if present, = ∂ℓ/∂(initial state). Formulas: SPEC §4.1 in
+    // docs/math.md.
+    void (*wkv7_bwd)(struct backend *, struct tensor dr, struct tensor du, struct tensor dstate_in,
+                     struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
+                     struct tensor dstate_out, const struct batch *, int H);
+
+    // o (R,C) = (GN(y) · weight + bias + (Σ_{j in head} r_j k_j r_k_j) v) · g; GN per head,
+    // population variance, ε = 64e-5. u supplies k and v; g (R,C) is lora[G]; vecs (3,C).
+    void (*readout)(struct backend *, struct tensor o, struct tensor y, struct tensor r,
+                    struct tensor u, struct tensor g, struct tensor vecs, int H);
+    // dy, dr, du[K], du[V], dg = …; dvecs (3,C) +=. The other planes of du are left alone.
+    void (*readout_bwd)(struct backend *, struct tensor dy, struct tensor dr, struct tensor du,
+                        struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
+                        struct tensor r, struct tensor u, struct tensor g, struct tensor vecs,
+                        int H);
+
+    // -- loss and sampling
+    // ------------------------------------------------------------------------- loss (O) = -log
+    // softmax(logits (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient. dlogits (O,V),
+    // absent or logits itself, = (softmax - onehot) · scale, plus, with l2wrap, 1e-4 · max · scale
+    // at the first argmax of the row.
+    void (*xent)(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
+                 struct tensor target, float scale, bool l2wrap);
+    // token (O) i32, drawn from logits (O,V) (left changed) as rows (O) struct sample_row in u8
+    // (O, sizeof) say. penalties (S, sample_penalty_bytes(V)) u8, or absent; updated with the
+    // token.
+    void (*sample)(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
+                   struct tensor penalties);
+
+    // -- optimizer
+    // --------------------------------------------------------------------------------- sum (1) f64
+    // = Σ x², in a fixed order.
+    void (*sumsq)(struct backend *, struct tensor sum, struct tensor x);
+    // g' = g · min(1, clip/(√norm2 + 1e-6)); m = β₁m + (1-β₁)g'; v = β₂v + (1-β₂)g'²;
+    // p -= lr ( (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε) + wd p ). norm2 (1) f64.
+    void (*adamw)(struct backend *, struct tensor p, struct tensor m, struct tensor v,
+                  struct tensor g, struct tensor norm2, const struct adamw *);
+
+    // -- memory
+    // ------------------------------------------------------------------------------------
+    void (*fill)(struct backend *, struct tensor y, double value);    // any float storage
+    void (*copy)(struct backend *, struct tensor y, struct tensor x); // converts between floats
+    // y += x.
+    void (*add)(struct backend *, struct tensor y, struct tensor x);
+};
+
+// Penalties of one slot: V f32 accumulators, then one bit per token that was generated.
+size_t sample_penalty_bytes(size_t V);
+
+// The checked callers: one per op, same arguments.
+void op_embed(struct backend *, struct tensor y, struct tensor tokens, struct tensor table);
+void op_embed_bwd(struct backend *, struct tensor dtable, struct tensor dy, struct tensor tokens);
+void op_gather_rows(struct backend *, struct tensor y, struct tensor x, struct tensor rows);
+void op_norm(struct backend *, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
+             float eps);
+void op_norm_bwd(struct backend *, struct tensor dx, struct tensor dw, struct tensor db,
+                 struct tensor dy, struct tensor x, struct tensor w, float eps, struct tensor add);
+void op_shift_mix(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
+                  struct tensor shift_in, struct tensor mix, const struct batch *);
+void op_shift_mix_bwd(struct backend *, struct tensor dz, struct tensor dmix, struct tensor dm,
+                      struct tensor z, struct tensor shift_in, struct tensor mix,
+                      const struct batch *);
+void op_matmul(struct backend *, struct tensor y, struct tensor x, const struct weight *w,
+               struct tensor add);
+void op_matmul_bwd_x(struct backend *, struct tensor dx, struct tensor dy, const struct weight *w,
+                     struct tensor add);
+void op_matmul_bwd_w(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
+                     enum weight_layout layout);
+void op_act(struct backend *, struct tensor y, struct tensor x, enum act f);
+void op_act_bwd(struct backend *, struct tensor dx, struct tensor dy, struct tensor y, enum act f);
+void op_key_prep(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,
+                 struct tensor v_first, struct tensor vecs, int H);
+void op_key_prep_bwd(struct backend *, struct tensor drkv, struct tensor dlora,
+                     struct tensor dv_first, struct tensor dvecs, struct tensor du,
+                     struct tensor rkv, struct tensor lora, struct tensor v_first,
+                     struct tensor vecs, int H);
+void op_wkv7(struct backend *, struct tensor y, struct tensor state_out, struct tensor saved,
+             struct tensor r, struct tensor u, struct tensor state_in, const struct batch *, int H);
+void op_wkv7_bwd(struct backend *, struct tensor dr, struct tensor du, struct tensor dstate_in,
+                 struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
+                 struct tensor dstate_out, const struct batch *, int H);
+void op_readout(struct backend *, struct tensor o, struct tensor y, struct tensor r,
+                struct tensor u, struct tensor g, struct tensor vecs, int H);
+void op_readout_bwd(struct backend *, struct tensor dy, struct tensor dr, struct tensor du,
+                    struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
+                    struct tensor r, struct tensor u, struct tensor g, struct tensor vecs, int H);
+void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
+             struct tensor target, float scale, bool l2wrap);
+void op_sample(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
+               struct tensor penalties);
+void op_sumsq(struct backend *, struct tensor sum, struct tensor x);
+void op_adamw(struct backend *, struct tensor p, struct tensor m, struct tensor v, struct tensor g,
+              struct tensor norm2, const struct adamw *);
+void op_fill(struct backend *, struct tensor y, double value);
+void op_copy(struct backend *, struct tensor y, struct tensor x);
+void op_add(struct backend *, struct tensor y, struct tensor x);
+
+// Names of the ops in table order, and how many a backend lacks (the first one's name in *missing).
+const char *op_name(int i); // NULL past the last
+int ops_missing(const struct ops *ops, const char **missing);

@@ -1,0 +1,63 @@
+#include "backend/backend.h"
+
+#include <assert.h>
+
+struct tensor tensor_none(void) {
+    return (struct tensor){0};
+}
+
+bool tensor_is(struct tensor t) {
+    return t.buf != NULL;
+}
+
+size_t tensor_count(struct tensor t) {
+    size_t n = 1;
+    for (int i = 0; i < t.ndim; i++) n *= t.dim[i];
+    return n;
+}
+
+size_t tensor_bytes(struct tensor t) {
+    return tensor_count(t) * dtype_size(t.dtype);
+}
+
+struct tensor tensor_at(struct tensor t, size_t i) {
+    if (!tensor_is(t)) return t;
+    assert(t.ndim >= 2 && i < t.dim[0]);
+    struct tensor v = {.buf = t.buf, .dtype = t.dtype, .ndim = t.ndim - 1};
+    for (int d = 1; d < t.ndim; d++) v.dim[d - 1] = t.dim[d];
+    v.offset = t.offset + i * tensor_bytes(v);
+    return v;
+}
+
+struct tensor tensor_slice(struct tensor t, size_t first, size_t n) {
+    if (!tensor_is(t)) return t;
+    assert(t.ndim >= 1 && first <= t.dim[0] && n <= t.dim[0] - first);
+    struct tensor v = t;
+    v.dim[0] = 1;
+    v.offset = t.offset + first * tensor_bytes(v);
+    v.dim[0] = n;
+    return v;
+}
+
+struct tensor tensor_shape(struct tensor t, int ndim, const size_t *dim) {
+    struct tensor v = {.buf = t.buf, .offset = t.offset, .dtype = t.dtype, .ndim = ndim};
+    assert(ndim >= 1 && ndim <= 5);
+    for (int d = 0; d < ndim; d++) v.dim[d] = dim[d];
+    assert(!tensor_is(t) || tensor_count(v) == tensor_count(t));
+    return v;
+}
+
+void *tensor_host(struct tensor t) {
+    if (!tensor_is(t)) return NULL;
+    assert(t.buf->host);
+    return (char *)t.buf->host + t.offset;
+}
+
+struct tensor carve(struct carver *c, enum dtype type, int ndim, const size_t *dim) {
+    struct tensor t = {.buf = c->buf, .dtype = type, .ndim = ndim};
+    for (int d = 0; d < ndim; d++) t.dim[d] = dim[d];
+    t.offset = (c->used + 63) & ~(size_t)63;
+    c->used = t.offset + tensor_bytes(t);
+    assert(!c->buf || c->used <= c->buf->bytes);
+    return t;
+}
