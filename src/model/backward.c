@@ -1,0 +1,171 @@
+// The mirror of forward.c: the same names from bottom to top. Parameter gradients accumulate.
+#include "model/run.h"
+
+#include "base/mem.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+const struct lora_ids lora_ids[LORA_COUNT] = {
+    [LORA_W] = {P_W1, P_W2, MIX_W, true, ACT_TANH},
+    [LORA_A] = {P_A1, P_A2, MIX_A, false, ACT_TANH},
+    [LORA_V] = {P_V1, P_V2, MIX_V, false, ACT_TANH},
+    [LORA_G] = {P_G1, P_G2, MIX_G, true, ACT_SIGMOID},
+};
+
+void grads_carve(struct grads *g, struct carver *c, const struct backend *be, const struct dims *d,
+                 int rows) {
+    const size_t R = (size_t)rows, C = (size_t)d->C;
+    const enum dtype t = be->real;
+    struct tensor *one[] = {&g->x, &g->v_first, &g->z, &g->o, &g->y};
+    for (size_t i = 0; i < sizeof one / sizeof one[0]; i++)
+        *one[i] = carve(c, t, 2, (size_t[]){R, C});
+    g->m = carve(c, t, 3, (size_t[]){MIX_COUNT, R, C});
+    g->rkv = carve(c, t, 3, (size_t[]){RKV_COUNT, R, C});
+    g->lora = carve(c, t, 3, (size_t[]){LORA_COUNT, R, C});
+    g->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
+    const int width[LORA_COUNT] = {
+        [LORA_W] = d->Dw, [LORA_A] = d->Da, [LORA_V] = d->Dv, [LORA_G] = d->Dg};
+    for (int l = 0; l < LORA_COUNT; l++)
+        g->hidden[l] = carve(c, t, 2, (size_t[]){R, (size_t)width[l]});
+    g->h = carve(c, t, 2, (size_t[]){R, 4 * C});
+}
+
+static struct tensor grad_of(const struct model *m, enum param_id id, int layer) {
+    return model_grad(m, params_index(id, layer));
+}
+
+static struct tensor vector_grad(const struct model *m, enum param_id first, int n, int layer) {
+    const struct param *p = &m->params[params_index(first, layer)];
+    const size_t C = (size_t)m->dims.C;
+    const struct tensor t = tensor_slice(m->grad, p->offset, (size_t)n * C);
+    return n == 1 ? t : tensor_shape(t, 2, (size_t[]){(size_t)n, C});
+}
+
+// y = x W: dW += , dx = add + dy Wᵀ
+static void linear_bwd(struct model *m, enum param_id id, int layer, struct tensor dx,
+                       struct tensor dy, struct tensor x, struct tensor add) {
+    const struct weight *w = model_weight(m, id, layer);
+    op_matmul_bwd_w(m->be, grad_of(m, id, layer), dy, x, w->layout);
+    op_matmul_bwd_x(m->be, dx, dy, w, add);
+}
+
+static void lora_bwd(struct model *m, int layer, struct acts *a, struct grads *g, int which,
+                     struct tensor add) {
+    const struct lora_ids *l = &lora_ids[which];
+    const struct tensor dh = g->hidden[which], h = a->hidden[which];
+    linear_bwd(m, l->w2, layer, dh, tensor_at(g->lora, (size_t)which), h, tensor_none());
+    if (l->has_act) op_act_bwd(m->be, dh, dh, h, l->act);
+    linear_bwd(m, l->w1, layer, tensor_at(g->m, (size_t)l->mix), dh,
+               tensor_at(a->m, (size_t)l->mix), add);
+}
+
+static void mix_norm_bwd(struct model *m, struct grads *g, struct tensor dm, struct tensor dmix,
+                         struct tensor mix, struct tensor z, struct tensor x, enum param_id ln_w,
+                         enum param_id ln_b, int layer, const struct batch *b) {
+    op_shift_mix_bwd(m->be, g->z, dmix, dm, z, tensor_none(), mix, b);
+    op_norm_bwd(m->be, g->x, vector_grad(m, ln_w, 1, layer), vector_grad(m, ln_b, 1, layer), g->z,
+                x, model_vector(m, ln_w, layer), LN_EPS, g->x);
+}
+
+// g->x holds ∂ℓ/∂(the layer's output) on entry and ∂ℓ/∂(its input x) on return.
+static void layer_backward(struct model *m, int i, struct acts *a, struct grads *g, struct tensor x,
+                           struct tensor v_first, const struct batch *b) {
+    struct backend *be = m->be;
+    const struct tensor none = tensor_none(), r = tensor_at(a->rkv, RKV_R);
+    const int H = m->dims.H;
+
+    // channel mix
+    const struct tensor dm2 = tensor_slice(g->m, 0, 1);
+    linear_bwd(m, P_FFN_VALUE, i, g->h, g->x, a->h, none);
+    op_act_bwd(be, g->h, g->h, a->h, ACT_RELU2);
+    linear_bwd(m, P_FFN_KEY, i, tensor_at(g->m, 0), g->h, tensor_at(a->m2, 0), none);
+    const struct param *x_k = &m->params[params_index(P_FFN_X_K, i)];
+    const size_t row[] = {1, (size_t)m->dims.C};
+    mix_norm_bwd(m, g, dm2, tensor_shape(tensor_slice(m->grad, x_k->offset, x_k->count), 2, row),
+                 model_vectors(m, P_FFN_X_K, 1, i), a->z2, a->x1, P_LN2_W, P_LN2_B, i, b);
+
+    // time mix
+    linear_bwd(m, P_OUTPUT, i, g->o, g->x, a->o, none);
+    op_readout_bwd(be, g->y, tensor_at(g->rkv, RKV_R), g->u, tensor_at(g->lora, LORA_G),
+                   vector_grad(m, P_LNX_W, READ_COUNT, i), g->o, a->y, r, a->u,
+                   tensor_at(a->lora, LORA_G), model_vectors(m, P_LNX_W, READ_COUNT, i), H);
+    op_wkv7_bwd(be, tensor_at(g->rkv, RKV_R), g->u, none, g->y, r, a->u, a->saved, none, b, H);
+    // Layer 0's values also serve every layer above.
+    if (i == 0) op_add(be, tensor_at(g->u, U_V), g->v_first);
+    op_key_prep_bwd(be, g->rkv, g->lora, i > 0 ? g->v_first : none,
+                    vector_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
+                    i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i), H);
+    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), tensor_at(g->rkv, RKV_R),
+               tensor_at(a->m, MIX_R), none);
+    linear_bwd(m, P_KEY, i, tensor_at(g->m, MIX_K), tensor_at(g->rkv, RKV_K),
+               tensor_at(a->m, MIX_K), none);
+    linear_bwd(m, P_VALUE, i, tensor_at(g->m, MIX_V), tensor_at(g->rkv, RKV_V),
+               tensor_at(a->m, MIX_V), none);
+    lora_bwd(m, i, a, g, LORA_W, none);
+    lora_bwd(m, i, a, g, LORA_A, none);
+    lora_bwd(m, i, a, g, LORA_G, none);
+    // The value's mix feeds the value LoRA too: its gradient adds to the projection's.
+    if (i > 0) lora_bwd(m, i, a, g, LORA_V, tensor_at(g->m, MIX_V));
+    mix_norm_bwd(m, g, g->m, vector_grad(m, P_X_R, MIX_COUNT, i),
+                 model_vectors(m, P_X_R, MIX_COUNT, i), a->z1, x, P_LN1_W, P_LN1_B, i, b);
+}
+
+// Head and loss in chunks of rows, so that logits never exist for all rows at once. Leaves
+// ∂ℓ/∂(normed) in g->z.
+static void head_loss(struct model *m, struct run *r, const struct feed *f, bool gradient,
+                      double scale, bool l2wrap) {
+    struct backend *be = m->be;
+    const size_t R = (size_t)f->batch.rows, chunk = (size_t)r->limits.head_rows;
+    for (size_t at = 0; at < R; at += chunk) {
+        const size_t n = R - at < chunk ? R - at : chunk;
+        const struct tensor x = tensor_slice(r->normed, at, n);
+        const struct tensor logits = tensor_slice(r->logits, 0, n);
+        op_matmul(be, logits, x, model_weight(m, P_HEAD, 0), tensor_none());
+        op_xent(be, tensor_slice(r->losses, at, n), gradient ? logits : tensor_none(), logits,
+                tensor_slice(f->targets, at, n), (float)scale, l2wrap);
+        if (gradient)
+            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), logits, x, tensor_none());
+    }
+}
+
+static double sum_losses(struct model *m, struct run *r, size_t R) {
+    m->be->class->download(m->be, r->host_losses, r->losses);
+    double sum = 0;
+    for (size_t i = 0; i < R; i++)
+        sum += m->be->real == DT_F64 ? ((const double *)r->host_losses)[i]
+                                     : (double)((const float *)r->host_losses)[i];
+    return sum;
+}
+
+double model_loss(struct model *m, struct run *r, const struct feed *f, bool gradient, double scale,
+                  bool l2wrap) {
+    const int L = m->dims.L;
+    struct backend *be = m->be;
+    struct grads *g = &r->grads;
+    assert(r->limits.mode != RUN_INFER && tensor_is(f->targets));
+    run_set(r, m, f);
+    embed_forward(m, r, f);
+    for (int i = 0; i < L; i++)
+        layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first, &f->batch,
+                      NULL);
+    op_norm(be, r->normed, run_x(r, L), model_vector(m, P_OUT_W, 0), model_vector(m, P_OUT_B, 0),
+            LN_EPS);
+    head_loss(m, r, f, gradient, scale, l2wrap);
+    if (gradient) {
+        op_norm_bwd(be, g->x, vector_grad(m, P_OUT_W, 1, 0), vector_grad(m, P_OUT_B, 1, 0), g->z,
+                    run_x(r, L), model_vector(m, P_OUT_W, 0), LN_EPS, tensor_none());
+        op_fill(be, g->v_first, 0);
+        for (int i = L - 1; i >= 0; i--) {
+            // Checkpointing: what the layer computed on the way up is computed once more.
+            if (r->limits.mode == RUN_CHECKPOINT && i < L - 1)
+                layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first,
+                              &f->batch, NULL);
+            layer_backward(m, i, run_acts(r, i), g, run_x(r, i), r->v_first, &f->batch);
+        }
+        op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 1, 0), vector_grad(m, P_LN0_B, 1, 0), g->x,
+                    r->e, model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());
+        op_embed_bwd(be, grad_of(m, P_EMB, 0), g->z, f->tokens);
+    }
+    return sum_losses(m, r, (size_t)f->batch.rows);
+}

@@ -1,0 +1,38 @@
+// One forward pass for training, prefill and decoding, and its mirror.
+#pragma once
+#include "model/feed.h"
+#include "model/model.h"
+#include "model/state.h"
+
+// How much a run remembers.
+enum run_mode {
+    RUN_INFER,      // one layer's intermediates, overwritten by the next
+    RUN_TRAIN,      // every layer's
+    RUN_CHECKPOINT, // every layer's input; the rest is computed again on the way back
+};
+
+struct run_limits {
+    int rows, spans, outs; // largest batch
+    int head_rows;         // rows of logits at a time in training; 0: 128
+    enum run_mode mode;
+};
+
+// The memory of forward passes: planned once, nothing is allocated in a step. One owner thread.
+struct run;
+int run_create(struct run **out, struct model *m, struct run_limits limits, struct error *err);
+void run_destroy(struct run *r); // NULL is fine
+size_t run_bytes(const struct backend *be, const struct dims *d, struct run_limits limits);
+
+// Logits (outs,V) of the rows that the feed asked for, valid until the next call. `state` carries
+// the sequences' slots and is updated; NULL: every span starts from zero and nothing is kept.
+struct tensor model_forward(struct model *m, struct run *r, const struct feed *f,
+                            struct state *state);
+
+// Sum of the losses over the feed's targets ≥ 0 (nats). The run's mode is not RUN_INFER when
+// `gradient` is set; then gradients of scale · Σ loss (and L2Wrap's share) are added to
+// model->grad.
+double model_loss(struct model *m, struct run *r, const struct feed *f, bool gradient, double scale,
+                  bool l2wrap);
+
+// The losses of each row of the last model_loss, (R) in the backend's storage.
+struct tensor run_losses(const struct run *r);

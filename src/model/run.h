@@ -1,0 +1,73 @@
+// Inside forward.c and backward.c: the intermediates of a pass. Shapes: R rows, C channels, F = 4C.
+#pragma once
+#include "model/forward.h"
+
+#include "backend/ops.h"
+
+#define LN_EPS 1e-5f
+
+// One layer's intermediates, in the order they come to be; names as in docs/math.md.
+struct acts {
+    struct tensor z1;                 // (R,C) LN1(x)
+    struct tensor m;                  // (6,R,C) token-shift mixes
+    struct tensor rkv;                // (3,R,C) projections
+    struct tensor hidden[LORA_COUNT]; // (R,D) after the activation
+    struct tensor lora;               // (4,R,C)
+    struct tensor u;                  // (5,R,C) inputs of wkv7
+    struct tensor saved;              // what wkv7 keeps for its backward pass; training only
+    struct tensor y, o;               // (R,C) readings of the state; gated readout
+    struct tensor x1;                 // (R,C) residual stream after the time mix
+    struct tensor z2;                 // (R,C) LN2(x1)
+    struct tensor m2;                 // (1,R,C)
+    struct tensor h;                  // (R,F) relu²
+};
+
+// Gradients of one layer's intermediates, shared by all layers, and of the residual stream.
+struct grads {
+    struct tensor x;                  // (R,C) ∂ℓ/∂(residual stream), travels down the layers
+    struct tensor v_first;            // (R,C) summed over the layers above 0
+    struct tensor z, o, y;            // (R,C)
+    struct tensor m;                  // (6,R,C); plane 0 also serves the channel mix
+    struct tensor rkv, lora, u;       // as in acts
+    struct tensor hidden[LORA_COUNT]; // (R,D)
+    struct tensor h;                  // (R,F)
+};
+
+struct run {
+    struct run_limits limits;
+    struct buffer *memory;
+    struct tensor e;       // (R,C) embedding rows
+    struct tensor v_first; // (R,C) layer 0's values
+    struct tensor x;    // (1 or L+1,R,C) residual stream at each layer's entry, and after the last
+    struct acts *acts;  // 1 or L
+    struct tensor last; // (O,C) inference: rows that want logits
+    struct tensor normed; // (O or R,C) LN_out
+    struct tensor logits; // (O or head_rows,V)
+    struct tensor losses; // (R) training
+    struct grads grads;   // training
+    void *host_losses;
+};
+
+// Which parameters make which LoRA, and the mix it reads.
+struct lora_ids {
+    enum param_id w1, w2;
+    int mix;
+    bool has_act;
+    enum act act;
+};
+extern const struct lora_ids lora_ids[LORA_COUNT];
+
+void acts_carve(struct acts *a, struct carver *c, const struct backend *be, const struct dims *d,
+                int rows, int spans, bool trained);
+void grads_carve(struct grads *g, struct carver *c, const struct backend *be, const struct dims *d,
+                 int rows);
+
+// Lays the run out for the feed's batch.
+void run_set(struct run *r, const struct model *m, const struct feed *f);
+struct acts *run_acts(struct run *r, int layer);
+struct tensor run_x(const struct run *r, int layer); // entry of the layer; L: after the last
+
+void embed_forward(struct model *m, struct run *r, const struct feed *f);
+// x_out may be x. Layer 0 writes v_first (R,C), the others read it.
+void layer_forward(struct model *m, int layer, struct acts *a, struct tensor x_out, struct tensor x,
+                   struct tensor v_first, const struct batch *b, struct state *s);

@@ -1,0 +1,86 @@
+#include "model/state.h"
+
+#include "backend/ops.h"
+#include "base/error.h"
+#include "base/mem.h"
+
+#include <stdlib.h>
+
+static void lay_out(struct carver *c, const struct backend *be, const struct dims *d, int slots,
+                    struct tensor *shift, struct tensor *wkv) {
+    const size_t L = (size_t)d->L, S = (size_t)slots, C = (size_t)d->C, H = (size_t)d->H;
+    *shift = carve(c, be->real, 4, (size_t[]){L, 2, S, C});
+    *wkv = carve(c, be->real, 5, (size_t[]){L, S, H, C / H, C / H});
+}
+
+size_t state_bytes(const struct backend *be, const struct dims *d, int slots) {
+    struct carver c = {0};
+    struct tensor shift, wkv;
+    lay_out(&c, be, d, slots, &shift, &wkv);
+    return c.used;
+}
+
+int state_create(struct state **out, struct backend *be, const struct dims *d, int slots,
+                 struct error *err) {
+    struct buffer *memory = buffer_create(be, state_bytes(be, d, slots), err);
+    if (!memory) return fail_in(err, "%d state slots", slots);
+    struct state *s = mem_zero(1, sizeof *s);
+    *s = (struct state){.be = be, .dims = *d, .slots = slots, .memory = memory};
+    lay_out(&(struct carver){.buf = memory}, be, d, slots, &s->shift, &s->wkv);
+    *out = s;
+    return 0;
+}
+
+void state_destroy(struct state *s) {
+    if (!s) return;
+    buffer_destroy(s->memory);
+    free(s);
+}
+
+// A slot's pieces in the order of state_get: 2L shifts, then L states. NULL tensor past the last.
+static struct tensor piece(const struct state *s, int slot, int i) {
+    const int L = s->dims.L;
+    if (i < 2 * L)
+        return tensor_slice(tensor_at(tensor_at(s->shift, (size_t)i / 2), (size_t)i % 2),
+                            (size_t)slot, 1);
+    if (i < 3 * L) return tensor_slice(tensor_at(s->wkv, (size_t)(i - 2 * L)), (size_t)slot, 1);
+    return tensor_none();
+}
+
+void state_zero(struct state *s, int slot) {
+    for (int i = 0; tensor_is(piece(s, slot, i)); i++) op_fill(s->be, piece(s, slot, i), 0);
+}
+
+void state_copy(struct state *s, int to, int from) {
+    for (int i = 0; tensor_is(piece(s, to, i)); i++)
+        op_copy(s->be, piece(s, to, i), piece(s, from, i));
+}
+
+size_t state_count(const struct dims *d) {
+    const size_t C = (size_t)d->C;
+    return (size_t)d->L * (2 * C + C * (C / (size_t)d->H));
+}
+
+void state_get(struct state *s, int slot, float *out) {
+    void *raw =
+        mem_alloc(tensor_bytes(piece(s, slot, 2 * s->dims.L)) + tensor_bytes(piece(s, slot, 0)));
+    for (int i = 0; tensor_is(piece(s, slot, i)); i++) {
+        const struct tensor t = piece(s, slot, i);
+        s->be->class->download(s->be, raw, t);
+        dtype_convert(out, DT_F32, raw, t.dtype, tensor_count(t));
+        out += tensor_count(t);
+    }
+    free(raw);
+}
+
+void state_set(struct state *s, int slot, const float *in) {
+    void *raw =
+        mem_alloc(tensor_bytes(piece(s, slot, 2 * s->dims.L)) + tensor_bytes(piece(s, slot, 0)));
+    for (int i = 0; tensor_is(piece(s, slot, i)); i++) {
+        const struct tensor t = piece(s, slot, i);
+        dtype_convert(raw, t.dtype, in, DT_F32, tensor_count(t));
+        s->be->class->upload(s->be, t, raw);
+        in += tensor_count(t);
+    }
+    free(raw);
+}

@@ -1,0 +1,28 @@
+// What a sequence carries from token to token: per layer the last ln1 and ln2 outputs and S. Its
+// size does not grow with the sequence, so a sequence is a slot number.
+#pragma once
+#include "backend/backend.h"
+#include "model/params.h"
+
+// Slots of many sequences. One owner thread.
+struct state {
+    struct backend *be;
+    struct dims dims;
+    int slots;
+    struct buffer *memory;
+    struct tensor shift; // (L, 2, S, C): ln1 output, ln2 output of the last token
+    struct tensor wkv;   // (L, S, H, N, N): [value][key]
+};
+
+int state_create(struct state **out, struct backend *be, const struct dims *d, int slots,
+                 struct error *err);
+void state_destroy(struct state *s); // NULL is fine
+size_t state_bytes(const struct backend *be, const struct dims *d, int slots);
+
+void state_zero(struct state *s, int slot);
+void state_copy(struct state *s, int to, int from);
+
+// One slot as numbers, in this order: shift (L,2,C), then wkv (L,H,N,N).
+size_t state_count(const struct dims *d); // numbers in a slot
+void state_get(struct state *s, int slot, float *out);
+void state_set(struct state *s, int slot, const float *in);
