@@ -131,7 +131,7 @@ void op_gather_rows(struct backend *be, struct tensor y, struct tensor x, struct
 }
 
 void op_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
-             float eps) {
+             double eps) {
     const size_t R = x.dim[0], C = x.dim[1];
     want("norm", "x", x, be->real, 2, R, C, 0);
     want("norm", "y", y, be->real, 2, R, C, 0);
@@ -142,7 +142,8 @@ void op_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor
 }
 
 void op_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct tensor db,
-                 struct tensor dy, struct tensor x, struct tensor w, float eps, struct tensor add) {
+                 struct tensor dy, struct tensor x, struct tensor w, double eps,
+                 struct tensor add) {
     const size_t R = x.dim[0], C = x.dim[1];
     want("norm_bwd", "dx", dx, be->real, 2, R, C, 0);
     want("norm_bwd", "dy", dy, be->real, 2, R, C, 0);

@@ -53,11 +53,11 @@ struct ops {
 
     // y = (x-μ)/√(var+ε) · w + b per row; population variance; w, b (C).
     void (*norm)(struct backend *, struct tensor y, struct tensor x, struct tensor w,
-                 struct tensor b, float eps);
+                 struct tensor b, double eps);
     // dx = add + s(e - mean e - x̂ mean(e x̂)), e = dy·w, s = 1/√(var+ε); dw += Σ dy x̂; db += Σ dy.
     // add (R,C) may be absent or dx itself: the gradient that flows past the norm.
     void (*norm_bwd)(struct backend *, struct tensor dx, struct tensor dw, struct tensor db,
-                     struct tensor dy, struct tensor x, struct tensor w, float eps,
+                     struct tensor dy, struct tensor x, struct tensor w, double eps,
                      struct tensor add);
 
     // -- token shift -----------------------------------------------------------------------------
@@ -171,9 +171,9 @@ void op_embed(struct backend *, struct tensor y, struct tensor tokens, struct te
 void op_embed_bwd(struct backend *, struct tensor dtable, struct tensor dy, struct tensor tokens);
 void op_gather_rows(struct backend *, struct tensor y, struct tensor x, struct tensor rows);
 void op_norm(struct backend *, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
-             float eps);
+             double eps);
 void op_norm_bwd(struct backend *, struct tensor dx, struct tensor dw, struct tensor db,
-                 struct tensor dy, struct tensor x, struct tensor w, float eps, struct tensor add);
+                 struct tensor dy, struct tensor x, struct tensor w, double eps, struct tensor add);
 void op_shift_mix(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
                   struct tensor shift_in, struct tensor mix, const struct batch *);
 void op_shift_mix_bwd(struct backend *, struct tensor dz, struct tensor dmix, struct tensor dm,

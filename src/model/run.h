@@ -4,7 +4,7 @@
 
 #include "backend/ops.h"
 
-#define LN_EPS 1e-5f
+#define LN_EPS 1e-5
 
 // One layer's intermediates, in the order they come to be; names as in docs/math.md.
 struct acts {

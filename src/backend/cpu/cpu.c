@@ -193,8 +193,9 @@ static void norm_rows(const struct rows_job *j, size_t first, size_t end, float 
 }
 
 static void cpu_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor w,
-                     struct tensor b, float eps) {
-    run_rows(be, x.dim[0], norm_rows, &(struct args){.y = y, .x = x, .w = w, .b = b, .scale = eps});
+                     struct tensor b, double eps) {
+    run_rows(be, x.dim[0], norm_rows,
+             &(struct args){.y = y, .x = x, .w = w, .b = b, .scale = (float)eps});
 }
 
 static void norm_bwd_rows(const struct rows_job *j, size_t first, size_t end, float *part) {
@@ -207,9 +208,9 @@ static void norm_bwd_rows(const struct rows_job *j, size_t first, size_t end, fl
 }
 
 static void cpu_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct tensor db,
-                         struct tensor dy, struct tensor x, struct tensor w, float eps,
+                         struct tensor dy, struct tensor x, struct tensor w, double eps,
                          struct tensor add) {
-    const struct args a = {.y = dx, .dy = dy, .x = x, .w = w, .add = add, .scale = eps};
+    const struct args a = {.y = dx, .dy = dy, .x = x, .w = w, .add = add, .scale = (float)eps};
     run_rows_sum(be, x.dim[0], norm_bwd_rows, &a, (struct tensor[]){dw, db}, 2);
 }
 

@@ -80,14 +80,14 @@ static void moments(const real *x, size_t n, double eps, double *mean, double *s
 }
 
 static void ref_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor w,
-                     struct tensor b, float eps) {
+                     struct tensor b, double eps) {
     (void)be;
     const size_t C = x.dim[1];
     for (size_t r = 0; r < x.dim[0]; r++) {
         const real *xr = data(x) + r * C;
         real *yr = data(y) + r * C;
         double mean, scale;
-        moments(xr, C, (double)eps, &mean, &scale);
+        moments(xr, C, eps, &mean, &scale);
         for (size_t c = 0; c < C; c++)
             yr[c] =
                 (real)(((double)xr[c] - mean) * scale * (double)data(w)[c] + (double)data(b)[c]);
@@ -108,7 +108,7 @@ static void normalise_bwd(double *dx, const double *e, const real *x, size_t n, 
 }
 
 static void ref_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct tensor db,
-                         struct tensor dy, struct tensor x, struct tensor w, float eps,
+                         struct tensor dy, struct tensor x, struct tensor w, double eps,
                          struct tensor add) {
     (void)be;
     const size_t C = x.dim[1];
@@ -116,7 +116,7 @@ static void ref_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw,
     for (size_t r = 0; r < x.dim[0]; r++) {
         const real *xr = data(x) + r * C, *g = data(dy) + r * C;
         double mean, scale;
-        moments(xr, C, (double)eps, &mean, &scale);
+        moments(xr, C, eps, &mean, &scale);
         for (size_t c = 0; c < C; c++) {
             e[c] = (double)g[c] * (double)data(w)[c];
             data(dw)[c] += (real)((double)g[c] * ((double)xr[c] - mean) * scale);
