@@ -11,6 +11,8 @@
 # Options: CC=clang  BUILD=dir  SAN=address,undefined  WERROR=1
 #          CUDA=1 and WGPU=1 are reserved for the GPU backends and refused until they exist.
 
+MAKEFLAGS += --no-builtin-rules
+
 CC      ?= cc
 BUILD   ?= build
 PREFIX  ?= /usr/local
