@@ -34,14 +34,6 @@ static const struct cli_option *options_of(const struct cli_command *command) {
 
 // Values
 
-static bool is_choice(const char *choices, const char *text) {
-    const size_t len = strlen(text);
-    for (const char *c = choices; c; c = strchr(c, '|'), c = c ? c + 1 : NULL) {
-        if (!strncmp(c, text, len) && (c[len] == '|' || c[len] == 0)) return true;
-    }
-    return false;
-}
-
 static int check_number(const struct cli_option *o, const char *text, struct error *err) {
     char *end = NULL;
     errno = 0;
@@ -61,7 +53,7 @@ static int check_number(const struct cli_option *o, const char *text, struct err
 
 static int check_value(const struct cli_option *o, const char *text, struct error *err) {
     if (o->type == CLI_INT || o->type == CLI_FLOAT) return check_number(o, text, err);
-    if (o->choices && !is_choice(o->choices, text))
+    if (o->choices && !str_among(o->choices, text))
         return fail(err, E_ARG, "%s%s is \"%s\", wanted one of %s", o->operand ? "" : "--", o->name,
                     text, o->choices);
     return 0;
@@ -197,15 +189,22 @@ static const struct cli_option *row_of(const struct cli_args *args, const char *
     return o;
 }
 
-const char *cli_string_at(const struct cli_args *args, const char *name, size_t i) {
-    for (size_t j = 0; j < args->count; j++) {
-        if (!strcmp(args->given[j].option->name, name) && i-- == 0) return args->given[j].text;
+const char *cli_string(const struct cli_args *args, const char *name) {
+    const struct cli_option *o = row_of(args, name);
+    for (size_t i = 0; i < args->count; i++) {
+        if (args->given[i].option == o) return args->given[i].text;
     }
-    return row_of(args, name)->fallback;
+    return o->fallback;
 }
 
-const char *cli_string(const struct cli_args *args, const char *name) {
-    return cli_string_at(args, name, 0);
+const char **cli_strings(const struct cli_args *args, const char *name) {
+    const struct cli_option *o = row_of(args, name);
+    const char **all = mem_zero(args->count + 1, sizeof *all);
+    size_t count = 0;
+    for (size_t i = 0; i < args->count; i++) {
+        if (args->given[i].option == o) all[count++] = args->given[i].text;
+    }
+    return all;
 }
 
 bool cli_flag(const struct cli_args *args, const char *name) {

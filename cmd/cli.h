@@ -57,7 +57,9 @@ const char *cli_string(const struct cli_args *args, const char *name); // NULL: 
 int64_t cli_int(const struct cli_args *args, const char *name);        // 0: not given, no fallback
 double cli_float(const struct cli_args *args, const char *name);       // 0: not given, no fallback
 size_t cli_count(const struct cli_args *args, const char *name);       // how often it was given
-const char *cli_string_at(const struct cli_args *args, const char *name, size_t i); // i < count
+
+// All values of a repeated option, cli_count of them. The array is freed by the caller.
+const char **cli_strings(const struct cli_args *args, const char *name);
 
 // Parses the words after the command's name. `args` is to be freed with cli_args_free. The words
 // --help and -h parse as nothing else: cli_wants_help says so, and nothing was checked then.

@@ -5,7 +5,10 @@
 
 #define RWKV_VERSION "0.1.0"
 
+extern const struct cli_command cmd_config;
+
 static const struct cli_command *const commands[] = {
+    &cmd_config,
     NULL,
 };
 

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int ran; // how often the command below ran, and what it is to return
@@ -74,7 +75,7 @@ static void values_come_from_the_line_or_the_table(void **state) {
                      0);
     assert_string_equal(cli_string(args, "IN"), "a");
     assert_int_equal(cli_count(args, "MORE"), 1);
-    assert_string_equal(cli_string_at(args, "MORE", 0), "b");
+    assert_string_equal(cli_string(args, "MORE"), "b");
     assert_int_equal(cli_int(args, "max-tokens"), 7);
     assert_int_equal(cli_int(args, "seed"), -3);
     assert_true(cli_float(args, "temperature") == 1.0);
@@ -82,7 +83,10 @@ static void values_come_from_the_line_or_the_table(void **state) {
     assert_string_equal(cli_string(args, "prompt"), "a=b");
     assert_string_equal(cli_string(args, "dtype"), "f32");
     assert_int_equal(cli_count(args, "set"), 2);
-    assert_string_equal(cli_string_at(args, "set", 1), "y=2");
+    const char **sets = cli_strings(args, "set");
+    assert_string_equal(sets[0], "x=1");
+    assert_string_equal(sets[1], "y=2");
+    free(sets);
     assert_true(cli_flag(args, "json"));
     cli_args_free(args);
 

@@ -215,6 +215,47 @@ char *path_join(const char *dir, const char *name) {
     return p;
 }
 
+char *path_absolute(const char *path) {
+    char *here = getcwd(NULL, 0); // NULL when the folder is gone: then the path stays as it is
+    char *absolute = here ? path_join(here, path) : mem_strdup(path);
+    free(here);
+    return absolute;
+}
+
+// Whether path[0, len) is a folder and no link.
+static bool is_plain_dir(char *path, size_t len) {
+    struct stat st;
+    const char after = path[len];
+    path[len] = 0;
+    const bool plain = !lstat(path, &st) && S_ISDIR(st.st_mode);
+    path[len] = after;
+    return plain;
+}
+
+void path_tidy(char *path) {
+    const char *from = path + (*path == '/');
+    char *const root = path + (*path == '/');
+    char *to = root; // what is kept ends here, without a slash behind
+    while (*from) {
+        const size_t len = strcspn(from, "/");
+        char *parent = to; // where the last kept name begins
+        while (parent > root && parent[-1] != '/') parent--;
+        const bool up = len == 2 && !memcmp(from, "..", 2);
+        const bool kept_up = to - parent == 2 && !memcmp(parent, "..", 2);
+        if (up && to > root && !kept_up && is_plain_dir(path, (size_t)(to - path))) {
+            to = parent > root ? parent - 1 : root;
+        } else if (len && !(len == 1 && *from == '.')) {
+            if (to > root) *to++ = '/';
+            memmove(to, from, len);
+            to += len;
+        }
+        from += len;
+        from += *from == '/';
+    }
+    if (to == path && *path) *to++ = '.'; // nothing is left but where we stand
+    *to = 0;
+}
+
 char *path_dir(const char *path) {
     const char *slash = strrchr(path, '/');
     if (!slash) return mem_strdup(".");

@@ -50,6 +50,11 @@ int file_sync_dir(const char *path, struct error *err);
 
 // "dir/name", or `name` itself when it is absolute. Freed by the caller.
 char *path_join(const char *dir, const char *name);
+// The path from the root, without looking whether it is there. Freed by the caller.
+char *path_absolute(const char *path);
+// Takes "." and "name/.." out of a path, in place, where that doesn't change what it names: `name`
+// must be a folder that is there, and no link.
+void path_tidy(char *path);
 // The folder a path lies in ("." when it names none). Freed by the caller.
 char *path_dir(const char *path);
 // Whether the path ends in ".ext" (ext without the dot), ignoring case.

@@ -65,3 +65,13 @@ int str_printf(struct str *s, const char *fmt, ...) {
     va_end(again);
     return rc;
 }
+
+bool str_among(const char *words, const char *text) {
+    const size_t len = strlen(text);
+    for (const char *word = words;; word++) {
+        const size_t word_len = strcspn(word, "|");
+        if (word_len == len && !memcmp(word, text, len)) return true;
+        word += word_len;
+        if (!*word) return false;
+    }
+}
