@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int fail(struct error *err, enum error_code code, const char *fmt, ...) {
+int fail_set(struct error *err, enum error_code code, const char *fmt, ...) {
     if (!err) return -1;
     err->code = code;
     va_list ap;
@@ -15,7 +15,7 @@ int fail(struct error *err, enum error_code code, const char *fmt, ...) {
     return -1;
 }
 
-int fail_in(struct error *err, const char *fmt, ...) {
+int fail_context(struct error *err, const char *fmt, ...) {
     if (!err) return -1;
     char context[sizeof err->msg];
     va_list ap;

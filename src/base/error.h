@@ -21,11 +21,19 @@ struct error {
 };
 
 // Fills `err` (which may be NULL) and returns -1, so that `return fail(err, …);` reads as it acts.
-int fail(struct error *err, enum error_code code, const char *fmt, ...)
+#define fail(...) fail_minus_one(fail_set(__VA_ARGS__))
+int fail_set(struct error *err, enum error_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
 // Puts "context: " in front of the message; each caller adds what only it knows, once. Returns -1.
-int fail_in(struct error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+#define fail_in(...) fail_minus_one(fail_context(__VA_ARGS__))
+int fail_context(struct error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+// The compiler sees the -1, hence that nothing after a failed call is read uninitialised.
+static inline int fail_minus_one(int rc) {
+    (void)rc;
+    return -1;
+}
 
 // The program cannot go on and has nothing to save: prints one line on stderr and exits with 1.
 _Noreturn void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -1,0 +1,172 @@
+#include "weights/internal.h"
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "base/mem.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ---- the list
+// ------------------------------------------------------------------------------------
+
+static size_t slot_of(const struct weights *w, const char *name) {
+    size_t i = hash64(name, strlen(name)) & (w->index_size - 1);
+    while (w->index[i] && strcmp(w->tensors[w->index[i] - 1].name, name))
+        i = (i + 1) & (w->index_size - 1);
+    return i;
+}
+
+static void grow_index(struct weights *w) {
+    free(w->index);
+    w->index_size = w->index_size ? 2 * w->index_size : 256;
+    w->index = mem_zero(w->index_size, sizeof *w->index);
+    for (size_t i = 0; i < w->count; i++) w->index[slot_of(w, w->tensors[i].name)] = i + 1;
+}
+
+int weights_add(struct weights *w, const struct weights_tensor *t, struct error *err) {
+    if (w->count == WEIGHTS_MAX_TENSORS)
+        return fail(err, E_LIMIT, "more than %d tensors", WEIGHTS_MAX_TENSORS);
+    if (2 * (w->count + 1) > w->index_size) grow_index(w);
+    const size_t slot = slot_of(w, t->name);
+    if (w->index[slot]) return fail(err, E_FORMAT, "tensor \"%s\" is there twice", t->name);
+    if (w->count == w->cap) {
+        w->cap = w->cap ? 2 * w->cap : 64;
+        w->tensors = mem_grow(w->tensors, w->cap, sizeof *w->tensors);
+    }
+    w->tensors[w->count++] = *t;
+    w->index[slot] = w->count;
+    return 0;
+}
+
+const char *weights_path(const struct weights *w) {
+    return w->path;
+}
+const char *weights_format(const struct weights *w) {
+    return w->format;
+}
+size_t weights_count(const struct weights *w) {
+    return w->count;
+}
+
+const struct weights_tensor *weights_at(const struct weights *w, size_t i) {
+    assert(i < w->count);
+    return &w->tensors[i];
+}
+
+const struct weights_tensor *weights_find(const struct weights *w, const char *name) {
+    if (!w->count) return NULL;
+    const size_t slot = slot_of(w, name);
+    return w->index[slot] ? &w->tensors[w->index[slot] - 1] : NULL;
+}
+
+int shape_count(size_t *out, int ndim, const size_t *dim) {
+    size_t n = 1;
+    if (ndim < 0 || ndim > WEIGHTS_MAX_DIMS) return -1;
+    for (int d = 0; d < ndim; d++)
+        if (__builtin_mul_overflow(n, dim[d], &n)) return -1;
+    *out = n;
+    return 0;
+}
+
+void weights_shape_text(char *out, size_t cap, int ndim, const size_t *dim) {
+    size_t len = (size_t)snprintf(out, cap, "(");
+    for (int d = 0; d < ndim && len < cap; d++)
+        len += (size_t)snprintf(out + len, cap - len, "%s%zu", d ? "," : "", dim[d]);
+    if (len < cap) snprintf(out + len, cap - len, ")");
+}
+
+// Innermost dimensions that lie in a row are converted at once, the rest is walked by an odometer.
+void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
+    if (!t->count) return;
+    int outer = t->ndim;
+    size_t run = 1;
+    while (outer > 0 && (t->stride[outer - 1] == run || t->dim[outer - 1] == 1))
+        run *= t->dim[--outer];
+    size_t at[WEIGHTS_MAX_DIMS] = {0};
+    char *to_bytes = out;
+    for (size_t done = 0; done < t->count; done += run) {
+        size_t offset = 0;
+        for (int d = 0; d < outer; d++) offset += at[d] * t->stride[d];
+        dtype_convert(to_bytes + done * dtype_size(to), to, t->data + offset * dtype_size(t->dtype),
+                      t->dtype, run);
+        for (int d = outer - 1; d >= 0 && ++at[d] == t->dim[d]; d--) at[d] = 0;
+    }
+}
+
+// ---- opening
+// -------------------------------------------------------------------------------------
+
+static bool starts(const struct file *f, const char *text) {
+    return f->len >= strlen(text) && memcmp(f->data, text, strlen(text)) == 0;
+}
+
+// What people hand over by mistake, and what helps.
+static const struct {
+    const char *start, *what;
+} strangers[] = {
+    {"GGUF",
+     "a GGUF file; reading GGUF comes later, use the .pth or .safetensors it was made from"},
+    {"ggmf", "an old ggml file; use the .pth it was made from"},
+    {"fmgg", "an rwkv.cpp file; use the .pth it was made from"},
+    {"version https://git-lfs", "a git-lfs pointer, not the weights; run `git lfs pull`"},
+    {"<!DOCTYPE", "a web page; the download went wrong"},
+    {"<html", "a web page; the download went wrong"},
+    {"NRUB", "a burn .bpk record; use the .pth it was made from"},
+    {"\x80\x02", "a bare pickle (torch before 1.6 saved those); load and save it again with torch"},
+    {"\x80\x04", "a bare pickle, not a checkpoint that torch.save wrote"},
+    {"{", "JSON text, not weights"},
+};
+
+static int read_format(struct weights *w, struct error *err) {
+    const struct file *f = &w->file;
+    if (!f->len) return fail(err, E_FORMAT, "the file is empty");
+    if (path_has_ext(w->path, "mpk"))
+        return fail(err, E_UNSUPPORTED,
+                    "burn's .mpk records cannot be read yet; use the .pth or .safetensors it was "
+                    "made from (`rwkv convert` turns one into the other)");
+    if (starts(f, "PK\x03\x04")) return pth_read(w, err);
+    for (size_t i = 0; i < sizeof strangers / sizeof strangers[0]; i++)
+        if (starts(f, strangers[i].start))
+            return fail(err, E_UNSUPPORTED, "this is %s", strangers[i].what);
+    if (f->len > 8 && f->data[8] == '{') return safetensors_read(w, err);
+    return fail(err, E_FORMAT,
+                "neither a .pth (zip) nor a .safetensors file: it starts with %02x %02x %02x %02x",
+                f->data[0], f->len > 1 ? f->data[1] : 0, f->len > 2 ? f->data[2] : 0,
+                f->len > 3 ? f->data[3] : 0);
+}
+
+int weights_open(struct weights **out, const char *path, struct error *err) {
+    struct weights *w = mem_zero(1, sizeof *w);
+    w->path = mem_strdup(path);
+    w->arena.max_bytes = (size_t)64 << 20;
+    if (file_map(&w->file, path, err)) goto bad;
+    if (read_format(w, err)) {
+        fail_in(err, "%s", path);
+        goto bad;
+    }
+    *out = w;
+    return 0;
+bad:
+    weights_close(w);
+    return -1;
+}
+
+void weights_close(struct weights *w) {
+    if (!w) return;
+    file_unmap(&w->file);
+    arena_free(&w->arena);
+    free(w->tensors);
+    free(w->index);
+    free(w->path);
+    free(w);
+}
+
+int weights_write(const char *path, const struct weights_source *sources, size_t count,
+                  struct error *err) {
+    if (path_has_ext(path, "safetensors")) return safetensors_write(path, sources, count, err);
+    if (path_has_ext(path, "pth")) return pth_write(path, sources, count, err);
+    return fail(err, E_ARG, "%s: weights are written as .pth or .safetensors", path);
+}

@@ -1,0 +1,57 @@
+// Named tensors in files: .safetensors and torch's .pth, read without running anything and written
+// so that others read them. Knows nothing of models.
+#pragma once
+#include "backend/dtype.h"
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+
+enum { WEIGHTS_MAX_DIMS = 8, WEIGHTS_MAX_TENSORS = 65536, WEIGHTS_MAX_NAME = 256 };
+
+// A tensor in a mapped file. Elements are little-endian and may be strided (pth).
+struct weights_tensor {
+    const char *name;
+    enum dtype dtype;                                       // DT_F64, DT_F32, DT_BF16 or DT_F16
+    int ndim;                                               // 0: a scalar
+    size_t dim[WEIGHTS_MAX_DIMS], stride[WEIGHTS_MAX_DIMS]; // in elements
+    size_t count;
+    const uint8_t *data; // of element (0,0,…); every element lies inside the file
+};
+
+// A read-only open file; tensors live until weights_close. Reading is thread-safe.
+struct weights;
+
+// By content, not by name. A "_forward_module." prefix (DeepSpeed) is stripped. Everything else
+// that people try (GGUF, mpk, git-lfs pointers, web pages, …) is refused with what to do about it.
+int weights_open(struct weights **out, const char *path, struct error *err);
+void weights_close(struct weights *w); // NULL is fine
+
+const char *weights_path(const struct weights *w);
+const char *weights_format(const struct weights *w); // "safetensors" or "pth"
+size_t weights_count(const struct weights *w);
+const struct weights_tensor *weights_at(const struct weights *w, size_t i); // in the file's order
+const struct weights_tensor *weights_find(const struct weights *w, const char *name); // or NULL
+
+// All elements, row-major, converted: `count` of type `to`.
+void weights_read(const struct weights_tensor *t, enum dtype to, void *out);
+
+// "(65536,768)"; the text is cut to fit.
+void weights_shape_text(char *out, size_t cap, int ndim, const size_t *dim);
+
+// ---- writing
+// -------------------------------------------------------------------------------------
+
+struct weights_source {
+    const char *name;
+    enum dtype dtype; // stored as; float types only
+    int ndim;
+    size_t dim[WEIGHTS_MAX_DIMS];
+    // Puts all elements, row-major, in `dtype`, at `out`.
+    void (*read)(const struct weights_source *s, void *out);
+    const void *context; // for read
+};
+
+// .safetensors or .pth by extension; beside and renamed. The .pth loads with torch.load.
+int weights_write(const char *path, const struct weights_source *sources, size_t count,
+                  struct error *err);
