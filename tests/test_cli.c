@@ -20,7 +20,7 @@ static enum error_code run_code;
 static int run(const struct cli_args *args, struct error *err) {
     ran++;
     assert_non_null(cli_string(args, "IN"));
-    return run_result ? (fail)(err, run_code, "the world is at fault") : 0;
+    return run_result ? fail_set(err, run_code, "the world is at fault") : 0;
 }
 
 static const struct cli_option options[] = {

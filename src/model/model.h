@@ -45,6 +45,9 @@ int model_open(struct model **out, struct backend *be, const char *path,
 // Official names and shapes, .pth or .safetensors by extension. Trained models only.
 int model_save(const struct model *m, const char *path, enum dtype stored, struct error *err);
 
+// The gradients, by the same names and shapes, in the backend's storage.
+int model_save_grads(const struct model *m, const char *path, struct error *err);
+
 // The official initialisation (SPEC-rwkv7 §5.1), a pure function of the seed. Trained models only.
 void model_init(struct model *m, uint64_t seed);
 

@@ -316,6 +316,15 @@ int tok_open(struct tok **out, const char *path, struct error *err) {
     return rc;
 }
 
+void tok_open_bytes(struct tok **out) {
+    struct str text;
+    struct error err;
+    str_init(&text, MAX_FILE);
+    for (int b = 0; b < 256; b++) str_printf(&text, "%d b'\\x%02x' 1\n", b + 1, (unsigned)b);
+    if (tok_parse(out, text.data, text.len, "bytes", &err)) die("bug: %s", err.msg);
+    str_free(&text);
+}
+
 void tok_close(struct tok *t) {
     if (!t) return;
     free(t->text);

@@ -16,6 +16,9 @@ struct tok;
 // text can be encoded. Errors name file and line.
 int tok_open(struct tok **out, const char *path, struct error *err);
 int tok_parse(struct tok **out, const char *text, size_t len, const char *name, struct error *err);
+// The built-in vocabulary of 256 tokens: byte b is token b + 1, as in World
+// (config/vocab/bytes.txt).
+void tok_open_bytes(struct tok **out);
 void tok_close(struct tok *t); // NULL is fine
 
 int tok_size(const struct tok *t);      // highest id + 1

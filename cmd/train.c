@@ -1,0 +1,87 @@
+// rwkv train: configuration → data → model → trainer.
+#include "cli.h"
+#include "common.h"
+#include "config.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "data/binidx.h"
+#include "model/model.h"
+#include "text/tok.h"
+#include "train/trainer.h"
+#include "train_setup.h"
+
+#include <signal.h>
+#include <stdlib.h>
+
+static void on_signal(int signal_number) {
+    trainer_stop();
+    signal(signal_number, SIG_DFL); // a second one ends the program at once
+}
+
+static int run(const struct cli_args *args, struct error *err) {
+    struct train_config config;
+    struct train_plan plan;
+    struct train_options options;
+    struct binidx *data = NULL, *validation = NULL;
+    struct backend *be = NULL;
+    struct model *model = NULL;
+    struct tok *tok = NULL;
+    struct trainer *trainer = NULL;
+    int rc = -1;
+
+    if (train_setup_config(&config, args, err)) return -1;
+    if (binidx_open(&data, config.dataset_prefix, err)) goto out;
+    if (config.validation_base && binidx_open(&validation, config.validation_base, err)) goto out;
+    if (config.tokenizer_vocab_path && vocab_open(&tok, config.tokenizer_vocab_path, err)) goto out;
+    if (train_config_plan(&plan, &config, (int64_t)data->num_tokens, err)) goto out;
+    if (train_setup_options(&options, &config, &plan, args, err)) goto out;
+
+    if (backend_open(&be, config.backend, (int)config.num_threads, err)) goto out;
+    if (train_setup_model(&model, be, &config, &options, err)) goto out;
+    if (trainer_create(&trainer, model, data, validation, tok, &options, err)) goto out;
+    if (train_setup_record(&config, err)) goto out;
+
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    rc = trainer_run(trainer, err);
+out:
+    trainer_destroy(trainer);
+    model_destroy(model);
+    backend_destroy(be);
+    tok_close(tok);
+    binidx_close(validation);
+    binidx_close(data);
+    train_config_free(&config);
+    return rc;
+}
+
+static const struct cli_option options[] = {
+    {"config-dir", "DIR", .fallback = "config", .help = "folder with model, train and infer in it"},
+    {"train-cfg", "NAME", .fallback = "rwkv-lm-0.1b", .help = "the file train/NAME.toml"},
+    {"backend", "NAME", .help = "what computes; overrides the configuration"},
+    {"resume", "auto|never", .fallback = "auto", .choices = "auto|never",
+     .help = "go on from the newest whole checkpoint of the run directory, or insist on a new run"},
+    {"set", "KEY=VALUE", .repeat = true, .help = "override a key of the configuration"},
+    {0},
+};
+
+const struct cli_command cmd_train = {
+    .name = "train",
+    .summary = "pretrain a model on a tokenised text",
+    .help =
+        "Everything about a run stands in a TOML file; `rwkv config keys` explains the keys.\n"
+        "\n"
+        "  rwkv data build --input text.jsonl --output data/text --vocab bytes\n"
+        "  rwkv train --config-dir config --train-cfg demo --set num_steps=1000\n"
+        "\n"
+        "The run directory (<experiment_log_base_path>/<experiment_name>) receives weights.pth, "
+        "the\n"
+        "newest model; step-N.ckpt, to go on from; log.jsonl, speed.jsonl, loss.svg, samples.txt.\n"
+        "Ctrl-C or SIGTERM writes a checkpoint and ends; the same command goes on, bit by bit as "
+        "if\n"
+        "it had never stopped.\n",
+    .options = options,
+    .run = run,
+};

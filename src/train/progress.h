@@ -1,0 +1,22 @@
+// The line that tells how far training is: rewritten in place on a terminal, one line every so
+// often elsewhere.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+struct progress_line {
+    int64_t first, last, every; // steps
+    double start_s, shown_s, step_s;
+    double tokens_per_s; // smoothed over the last steps
+    bool tty, shown;
+};
+
+void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every);
+// Before each step: what happens between steps (validation, saving) is not its speed.
+void progress_line_begin(struct progress_line *p);
+// After a step of so many tokens; val_loss NaN: none yet.
+void progress_line_step(struct progress_line *p, int64_t step, int64_t tokens, double loss,
+                        double lr, double val_loss);
+// Before anything else is printed.
+void progress_line_clear(struct progress_line *p);
+double progress_line_elapsed(const struct progress_line *p);
