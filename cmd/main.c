@@ -5,10 +5,11 @@
 
 #define RWKV_VERSION "0.1.0"
 
-extern const struct cli_command cmd_chat, cmd_config, cmd_eval, cmd_generate, cmd_train, cmd_verify;
+extern const struct cli_command cmd_chat, cmd_config, cmd_data, cmd_eval, cmd_generate, cmd_train,
+    cmd_verify;
 
 static const struct cli_command *const commands[] = {
-    &cmd_train, &cmd_generate, &cmd_chat, &cmd_eval, &cmd_verify, &cmd_config, NULL,
+    &cmd_data, &cmd_train, &cmd_generate, &cmd_chat, &cmd_eval, &cmd_verify, &cmd_config, NULL,
 };
 
 static const struct cli_command program = {
