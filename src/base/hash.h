@@ -5,6 +5,9 @@
 
 uint64_t hash64(const void *data, size_t len);
 
+// The checksum of zip, gzip and PNG (reflected polynomial 0xedb88320).
+uint32_t hash_crc32(const void *data, size_t len);
+
 // Many pieces, one digest. One owner thread.
 struct hasher;
 struct hasher *hasher_create(void);

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_MEMO = 1 << 22, MAX_PICKLE = 256 << 20 };
+// 65536 tensors take some two million values.
+enum { MAX_PICKLE = 64 << 20, MAX_THINGS = 1 << 22 };
 
 enum kind { NONE, BOOL, INT, TEXT, TUPLE, DICT, GLOBAL, STORAGE, TENSOR };
 
@@ -299,7 +300,7 @@ static int push_long(struct machine *m) {
 
 static int memo_put(struct machine *m, uint64_t at) {
     if (m->stack.count <= floor_of(m)) return fail(m->err, E_FORMAT, "nothing to remember");
-    if (at >= MAX_MEMO) return fail(m->err, E_LIMIT, "the pickle remembers too much");
+    if (at >= MAX_THINGS) return fail(m->err, E_LIMIT, "the pickle remembers too much");
     while (m->memo.count <= at) *(uint32_t *)list_add(&m->memo) = UINT32_MAX;
     *index_at(&m->memo, at) = *index_at(&m->stack, m->stack.count - 1);
     return 0;
@@ -343,6 +344,55 @@ static int tuple_of_last(struct machine *m, size_t n) {
     return 0;
 }
 
+// Opcodes that people meet when a checkpoint holds more than tensors, or that run things.
+static const struct {
+    uint8_t op;
+    const char *name;
+} refused[] = {
+    {'i', "INST"},
+    {'o', "OBJ"},
+    {0x81, "NEWOBJ"},
+    {0x92, "NEWOBJ_EX"},
+    {0x82, "EXT1"},
+    {0x83, "EXT2"},
+    {0x84, "EXT4"},
+    {'P', "PERSID"},
+    {']', "EMPTY_LIST"},
+    {'l', "LIST"},
+    {'a', "APPEND"},
+    {'e', "APPENDS"},
+    {'G', "BINFLOAT"},
+    {'F', "FLOAT"},
+    {'I', "INT"},
+    {'L', "LONG"},
+    {0x8b, "LONG4"},
+    {'S', "STRING"},
+    {'T', "BINSTRING"},
+    {'U', "SHORT_BINSTRING"},
+    {'V', "UNICODE"},
+    {'B', "BINBYTES"},
+    {'C', "SHORT_BINBYTES"},
+    {0x8d, "BINUNICODE8"},
+    {'d', "DICT"},
+    {'p', "PUT"},
+    {'g', "GET"},
+    {0x8f, "EMPTY_SET"},
+    {'0', "POP"},
+    {'1', "POP_MARK"},
+    {'2', "DUP"},
+    {0x96, "BYTEARRAY8"},
+};
+
+static int refuse_opcode(struct machine *m, uint8_t op) {
+    const char *name = "unknown";
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+        if (refused[i].op == op) name = refused[i].name;
+    return fail(m->err, E_UNSUPPORTED,
+                "pickle opcode 0x%02x (%s): it holds more than a flat dict of tensors; save just "
+                "the state dict with torch.save",
+                op, name);
+}
+
 static int step(struct machine *m, uint8_t op, bool *stop) {
     uint64_t n;
     size_t first;
@@ -383,9 +433,7 @@ static int step(struct machine *m, uint8_t op, bool *stop) {
     case 0x94: return memo_put(m, m->memo.count);
     case 'h': return number(m, 1, &n) ? -1 : memo_get(m, n);
     case 'j': return number(m, 4, &n) ? -1 : memo_get(m, n);
-    default:
-        return fail(m->err, E_UNSUPPORTED,
-                    "pickle opcode 0x%02x; torch's checkpoints of tensors do not use it", op);
+    default: return refuse_opcode(m, op);
     }
 }
 
@@ -433,15 +481,20 @@ int pickle_read(struct pickled_tensor **tensors, size_t *count, const uint8_t *d
                         .pairs.size = sizeof(struct pair),
                         .tensors.size = sizeof(struct pickled_tensor),
                         .err = err};
+    struct list *lists[] = {&m.values, &m.items, &m.stack, &m.marks, &m.memo, &m.pairs, &m.tensors};
+    const size_t num_lists = sizeof lists / sizeof lists[0];
     bool stop = false;
     int rc = 0;
     while (rc == 0 && !stop) {
         const uint8_t *op;
         rc = take(&m, 1, &op);
         if (rc == 0) rc = step(&m, *op, &stop);
+        // One step at most doubles a list, so that looking between steps is soon enough.
+        for (size_t i = 0; rc == 0 && i < num_lists; i++)
+            if (lists[i]->count > MAX_THINGS)
+                rc = fail(err, E_LIMIT, "the pickle makes more than %d things", MAX_THINGS);
     }
     if (rc == 0) rc = collect(&m, tensors, count);
-    struct list *lists[] = {&m.values, &m.items, &m.stack, &m.marks, &m.memo, &m.pairs, &m.tensors};
-    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) free(lists[i]->data);
+    for (size_t i = 0; i < num_lists; i++) free(lists[i]->data);
     return rc;
 }

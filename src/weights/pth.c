@@ -3,6 +3,7 @@
 #include "weights/internal.h"
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/mem.h"
 #include "base/str.h"
 
@@ -10,34 +11,51 @@
 #include <stdlib.h>
 #include <string.h>
 
+// A tensor expanded from fewer elements may repeat them, within reason: strides of 0 would make
+// terabytes out of a small file.
+enum { MAX_REPEATED = 1 << 24 };
+
 // ---- reading
 // -------------------------------------------------------------------------------------
 
-static bool ends_with(const struct zip_member *m, const char *tail) {
-    const size_t n = strlen(tail);
-    return m->name_len >= n && memcmp(m->name + m->name_len - n, tail, n) == 0;
-}
-
 struct archive {
-    struct zip_member *members;
+    struct zip_member *members; // sorted by name
     size_t count;
-    const char *top; // with its slash
+    const char *top; // with its slash; not NUL-terminated
     size_t top_len;
 };
 
-static int by_name(const void *a, const void *b) {
-    const struct zip_member *x = a, *y = b;
-    const size_t n = x->name_len < y->name_len ? x->name_len : y->name_len;
-    const int c = memcmp(x->name, y->name, n);
-    return c ? c : (x->name_len > y->name_len) - (x->name_len < y->name_len);
+// The member "<top><folder><key>", or NULL.
+static const struct zip_member *find_member(const struct archive *a, const char *folder,
+                                            const char *key, size_t key_len) {
+    char name[1200];
+    if (a->top_len + strlen(folder) + key_len >= sizeof name) return NULL;
+    const int len = snprintf(name, sizeof name, "%.*s%s%.*s", (int)a->top_len, a->top, folder,
+                             (int)key_len, key);
+    const struct zip_member wanted = {.name = name, .name_len = (size_t)len};
+    return bsearch(&wanted, a->members, a->count, sizeof wanted, zip_order);
 }
 
-static const struct zip_member *storage(const struct archive *a, const struct pickled_tensor *t) {
-    char name[1200];
-    const int len = snprintf(name, sizeof name, "%.*sdata/%.*s", (int)a->top_len, a->top,
-                             t->storage_len > 100 ? 100 : (int)t->storage_len, t->storage);
-    const struct zip_member key = {.name = name, .name_len = (size_t)len};
-    return bsearch(&key, a->members, a->count, sizeof key, by_name);
+// "<top>/data.pkl" names the top folder, which is arbitrary and the same for all members.
+static const struct zip_member *find_pickle(struct archive *a, struct error *err) {
+    static const char tail[] = "/data.pkl";
+    const struct zip_member *pickle = NULL;
+    for (size_t i = 0; i < a->count; i++) {
+        const struct zip_member *m = &a->members[i];
+        const char *slash = memchr(m->name, '/', m->name_len);
+        if (!slash || m->name + m->name_len - slash != sizeof tail - 1 ||
+            memcmp(slash, tail, sizeof tail - 1))
+            continue;
+        if (pickle) {
+            fail(err, E_FORMAT, "the zip archive holds several checkpoints");
+            return NULL;
+        }
+        pickle = m;
+        a->top = m->name;
+        a->top_len = (size_t)(slash - m->name) + 1;
+    }
+    if (!pickle) fail(err, E_FORMAT, "a zip archive without data.pkl is no torch checkpoint");
+    return pickle;
 }
 
 // The last element that the strides reach must lie inside the storage.
@@ -59,30 +77,23 @@ static int check_reach(const struct pickled_tensor *p, size_t count, size_t stor
 
 static int add_tensor(struct weights *w, const struct archive *a, const struct pickled_tensor *p,
                       struct error *err) {
-    static const char prefix[] = "_forward_module.";
-    const size_t skip =
-        p->name_len > sizeof prefix - 1 && memcmp(p->name, prefix, sizeof prefix - 1) == 0
-            ? sizeof prefix - 1
-            : 0;
-    if (p->name_len - skip > WEIGHTS_MAX_NAME)
-        return fail(err, E_LIMIT, "a name of %zu bytes", p->name_len);
-    if (memchr(p->name, 0, p->name_len)) return fail(err, E_FORMAT, "a name with a NUL byte");
     struct weights_tensor t = {.dtype = p->dtype, .ndim = p->ndim};
     memcpy(t.dim, p->dim, sizeof t.dim);
     memcpy(t.stride, p->stride, sizeof t.stride);
     if (shape_count(&t.count, t.ndim, t.dim)) return fail(err, E_LIMIT, "the shape overflows");
-    const struct zip_member *m = storage(a, p);
+    const struct zip_member *m = find_member(a, "data/", p->storage, p->storage_len);
     if (!m)
         return fail(err, E_FORMAT, "its storage \"%.*s\" is not in the archive",
                     p->storage_len > 100 ? 100 : (int)p->storage_len, p->storage);
     if (p->storage_count > m->len / dtype_size(p->dtype))
         return fail(err, E_FORMAT, "its storage should have %zu elements of %s but has %zu bytes",
                     p->storage_count, dtype_name(p->dtype), m->len);
+    if (t.count > p->storage_count && t.count > MAX_REPEATED)
+        return fail(err, E_LIMIT, "its %zu elements repeat the %zu of its storage", t.count,
+                    p->storage_count);
     if (check_reach(p, t.count, m->len, err)) return -1;
     t.data = m->data + (t.count ? p->offset * dtype_size(p->dtype) : 0);
-    t.name = arena_copy(&w->arena, p->name + skip, p->name_len - skip);
-    if (!t.name) return fail(err, E_LIMIT, "names take more than %zu bytes", w->arena.max_bytes);
-    return weights_add(w, &t, err);
+    return weights_add(w, &t, p->name, p->name_len, err);
 }
 
 int pth_read(struct weights *w, struct error *err) {
@@ -92,23 +103,14 @@ int pth_read(struct weights *w, struct error *err) {
     int rc = -1;
     w->format = "pth";
     if (zip_read(&a.members, &a.count, w->file.data, w->file.len, err)) return -1;
-    const struct zip_member *pickle = NULL;
-    for (size_t i = 0; i < a.count; i++)
-        if (ends_with(&a.members[i], "/data.pkl")) pickle = &a.members[i];
-    if (!pickle) {
-        fail(err, E_FORMAT, "a zip archive without data.pkl is no torch checkpoint");
+    const struct zip_member *pickle = find_pickle(&a, err);
+    if (!pickle) goto out;
+    const struct zip_member *order = find_member(&a, "", "byteorder", strlen("byteorder"));
+    if (order && (order->len != 6 || memcmp(order->data, "little", 6))) {
+        fail(err, E_UNSUPPORTED, "its byteorder is not \"little\"; save it on another machine");
         goto out;
     }
-    a.top = pickle->name;
-    a.top_len = pickle->name_len - strlen("data.pkl");
-    for (size_t i = 0; i < a.count; i++)
-        if (a.members[i].name_len == a.top_len + 9 && ends_with(&a.members[i], "/byteorder") &&
-            a.members[i].len == 3) {
-            fail(err, E_UNSUPPORTED, "the checkpoint is big-endian");
-            goto out;
-        }
     if (pickle_read(&tensors, &count, pickle->data, pickle->len, err)) goto out;
-    qsort(a.members, a.count, sizeof *a.members, by_name);
     for (size_t i = 0; i < count; i++)
         if (add_tensor(w, &a, &tensors[i], err)) {
             fail_in(err, "tensor \"%.*s\"",
@@ -127,7 +129,6 @@ out:
 
 enum { MAX_PICKLE = 64 << 20, RECORD_ALIGN = 64 };
 
-// Sizes from here on go into zip64 fields; a variable, so that a test can lower it.
 uint64_t pth_zip64_from = 0xffffffff;
 
 static void put(struct str *s, const char *bytes, size_t len) {
@@ -201,21 +202,6 @@ static int write_pickle(struct str *s, const struct weights_source *sources, siz
     return str_append(s, "u.", 2);
 }
 
-static uint32_t crc_table[256];
-
-static uint32_t crc32_of(const void *data, size_t len) {
-    if (!crc_table[1])
-        for (uint32_t i = 0; i < 256; i++) {
-            uint32_t c = i;
-            for (int k = 0; k < 8; k++) c = c & 1 ? 0xedb88320 ^ c >> 1 : c >> 1;
-            crc_table[i] = c;
-        }
-    uint32_t c = 0xffffffff;
-    const uint8_t *p = data;
-    for (size_t i = 0; i < len; i++) c = crc_table[(c ^ p[i]) & 255] ^ c >> 8;
-    return ~c;
-}
-
 struct zip_out {
     struct file_writer file;
     struct str directory;
@@ -242,7 +228,7 @@ static void put_common(struct str *s, uint32_t crc, uint64_t size) {
 static void add_member(struct zip_out *z, const char *name, const void *data, uint64_t size) {
     struct str head;
     const uint64_t at = z->file.written;
-    const uint32_t crc = crc32_of(data, size);
+    const uint32_t crc = hash_crc32(data, size);
     const bool wide = size >= pth_zip64_from, far = at >= pth_zip64_from;
     str_init(&head, 4096);
     put_little(&head, 0x04034b50, 4);
@@ -335,7 +321,7 @@ int pth_write(const char *path, const struct weights_source *sources, size_t cou
     if (file_create(&z.file, path, err)) goto out;
     add_member(&z, "archive/data.pkl", pickle.data, pickle.len);
     add_member(&z, "archive/byteorder", "little", 6);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && !z.file.failed; i++) {
         char name[40];
         snprintf(name, sizeof name, "archive/data/%zu", i);
         const uint64_t bytes = elements(&sources[i]) * dtype_size(sources[i].dtype);

@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_HEADER = 100 << 20 }; // the format's own ceiling
+// The format allows 100 MB. Parsed JSON takes up to 30 times its text, and the largest models need
+// less than one.
+enum { MAX_HEADER = 16 << 20, MAX_NOTES = 4096 };
 
 static const struct {
     const char *name;
@@ -104,6 +106,31 @@ static int check_cover(struct extent *x, size_t count, size_t data_len, struct e
     return 0;
 }
 
+static int read_notes(struct weights *w, const struct json *entry, struct error *err) {
+    if (json_check_kind(entry, JSON_KIND_OBJECT, "__metadata__", err)) return -1;
+    const size_t count = json_length(entry);
+    if (count > MAX_NOTES)
+        return fail(err, E_LIMIT, "__metadata__ has %zu entries, at most %d are supported", count,
+                    MAX_NOTES);
+    w->notes = arena_alloc(&w->arena, count * sizeof *w->notes);
+    void *at = NULL;
+    const char *key;
+    const struct json *value;
+    while (w->notes && json_next(entry, &at, &key, &value)) {
+        const char *text;
+        size_t len;
+        if (json_read_text(&text, &len, value, "a text of __metadata__", err)) return -1;
+        struct weights_note *note = &w->notes[w->num_notes];
+        note->key = arena_copy(&w->arena, key, strlen(key));
+        note->value = arena_copy(&w->arena, text, len);
+        if (!note->key || !note->value) break;
+        w->num_notes++;
+    }
+    if (w->num_notes < count)
+        return fail(err, E_LIMIT, "__metadata__ takes more than %zu bytes", w->arena.max_bytes);
+    return 0;
+}
+
 static int read_entries(struct weights *w, const struct json *header, const uint8_t *data,
                         size_t data_len, struct error *err) {
     if (json_check_kind(header, JSON_KIND_OBJECT, "the header", err)) return -1;
@@ -114,26 +141,17 @@ static int read_entries(struct weights *w, const struct json *header, const uint
     const char *key;
     const struct json *entry;
     while (json_next(header, &at, &key, &entry)) {
-        if (strcmp(key, "__metadata__") == 0) continue;
-        static const char prefix[] = "_forward_module.";
-        const char *name = strncmp(key, prefix, sizeof prefix - 1) ? key : key + sizeof prefix - 1;
-        struct weights_tensor t = {0};
-        if (strlen(name) > WEIGHTS_MAX_NAME) {
-            fail(err, E_LIMIT, "a tensor's name has %zu bytes, at most %d are supported",
-                 strlen(name), WEIGHTS_MAX_NAME);
-            goto out;
+        if (strcmp(key, "__metadata__") == 0) {
+            if (read_notes(w, entry, err)) goto out;
+            continue;
         }
-        if (read_tensor(&t, &extents[count], entry, data, data_len, err)) {
-            fail_in(err, "tensor \"%s\"", name);
+        struct weights_tensor t = {0};
+        if (read_tensor(&t, &extents[count], entry, data, data_len, err) ||
+            weights_add(w, &t, key, strlen(key), err)) {
+            fail_in(err, "tensor \"%.100s\"", key);
             goto out;
         }
         count++;
-        t.name = arena_copy(&w->arena, name, strlen(name));
-        if (!t.name) {
-            fail(err, E_LIMIT, "names take more than %zu bytes", w->arena.max_bytes);
-            goto out;
-        }
-        if (weights_add(w, &t, err)) goto out;
     }
     rc = check_cover(extents, count, data_len, err);
 out:
@@ -146,9 +164,12 @@ int safetensors_read(struct weights *w, struct error *err) {
     uint64_t header_len = 0;
     w->format = "safetensors";
     for (int i = 0; i < 8; i++) header_len |= (uint64_t)f->data[i] << 8 * i;
-    if (header_len > MAX_HEADER || header_len > f->len - 8)
+    if (header_len > f->len - 8)
         return fail(err, E_FORMAT, "the header claims %llu bytes; the file has %zu",
                     (unsigned long long)header_len, f->len);
+    if (header_len > MAX_HEADER)
+        return fail(err, E_LIMIT, "the header has %llu bytes, at most %d are supported",
+                    (unsigned long long)header_len, MAX_HEADER);
     struct json *header;
     if (json_parse(&header, (const char *)f->data + 8, header_len, MAX_HEADER, "header", err))
         return -1;
@@ -209,7 +230,7 @@ int safetensors_write(const char *path, const struct weights_source *sources, si
     for (int i = 0; i < 8; i++) len[i] = (uint8_t)((uint64_t)header.len >> 8 * i);
     file_write(&f, len, sizeof len);
     file_write(&f, header.data, header.len);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && !f.failed; i++) {
         size_t elements = 1;
         for (int d = 0; d < sources[i].ndim; d++) elements *= sources[i].dim[d];
         const size_t bytes = elements * dtype_size(sources[i].dtype);

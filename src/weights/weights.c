@@ -3,11 +3,13 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/mem.h"
+#include "base/unicode.h"
 
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 // ---- the list
 // ------------------------------------------------------------------------------------
@@ -26,17 +28,42 @@ static void grow_index(struct weights *w) {
     for (size_t i = 0; i < w->count; i++) w->index[slot_of(w, w->tensors[i].name)] = i + 1;
 }
 
-int weights_add(struct weights *w, const struct weights_tensor *t, struct error *err) {
+// Names are printed and written into other files, so what would upset a terminal stays outside.
+static int check_name(const char *name, size_t len, struct error *err) {
+    if (!len || len > WEIGHTS_MAX_NAME)
+        return fail(err, E_LIMIT, "a tensor's name has %zu bytes, expected 1 to %d", len,
+                    WEIGHTS_MAX_NAME);
+    for (size_t i = 0, step; i < len; i += step) {
+        uint32_t code;
+        step = unicode_decode(name + i, len - i, &code);
+        if (!step || code < ' ' || code == 0x7f)
+            return fail(err, E_FORMAT, "a tensor's name is not printable UTF-8");
+    }
+    return 0;
+}
+
+int weights_add(struct weights *w, const struct weights_tensor *t, const char *name,
+                size_t name_len, struct error *err) {
+    static const char prefix[] = "_forward_module.";
+    const size_t prefix_len = sizeof prefix - 1;
+    if (name_len > prefix_len && memcmp(name, prefix, prefix_len) == 0) {
+        name += prefix_len;
+        name_len -= prefix_len;
+    }
+    if (check_name(name, name_len, err)) return -1;
     if (w->count == WEIGHTS_MAX_TENSORS)
         return fail(err, E_LIMIT, "more than %d tensors", WEIGHTS_MAX_TENSORS);
     if (2 * (w->count + 1) > w->index_size) grow_index(w);
-    const size_t slot = slot_of(w, t->name);
-    if (w->index[slot]) return fail(err, E_FORMAT, "tensor \"%s\" is there twice", t->name);
+    const char *copy = arena_copy(&w->arena, name, name_len);
+    if (!copy) return fail(err, E_LIMIT, "names take more than %zu bytes", w->arena.max_bytes);
+    const size_t slot = slot_of(w, copy);
+    if (w->index[slot]) return fail(err, E_FORMAT, "the name \"%s\" is there twice", copy);
     if (w->count == w->cap) {
         w->cap = w->cap ? 2 * w->cap : 64;
         w->tensors = mem_grow(w->tensors, w->cap, sizeof *w->tensors);
     }
-    w->tensors[w->count++] = *t;
+    w->tensors[w->count] = *t;
+    w->tensors[w->count++].name = copy;
     w->index[slot] = w->count;
     return 0;
 }
@@ -49,6 +76,11 @@ const char *weights_format(const struct weights *w) {
 }
 size_t weights_count(const struct weights *w) {
     return w->count;
+}
+
+const struct weights_note *weights_notes(const struct weights *w, size_t *count) {
+    *count = w->num_notes;
+    return w->notes;
 }
 
 const struct weights_tensor *weights_at(const struct weights *w, size_t i) {
@@ -99,8 +131,9 @@ void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
 // ---- opening
 // -------------------------------------------------------------------------------------
 
+// Ignoring case: web pages begin with <!DOCTYPE and <!doctype.
 static bool starts(const struct file *f, const char *text) {
-    return f->len >= strlen(text) && memcmp(f->data, text, strlen(text)) == 0;
+    return f->len >= strlen(text) && strncasecmp((const char *)f->data, text, strlen(text)) == 0;
 }
 
 // What people hand over by mistake, and what helps.
@@ -116,7 +149,11 @@ static const struct {
     {"<html", "a web page; the download went wrong"},
     {"NRUB", "a burn .bpk record; use the .pth it was made from"},
     {"\x80\x02", "a bare pickle (torch before 1.6 saved those); load and save it again with torch"},
+    {"\x80\x03", "a bare pickle, not a checkpoint that torch.save wrote"},
     {"\x80\x04", "a bare pickle, not a checkpoint that torch.save wrote"},
+    {"\x80\x05", "a bare pickle, not a checkpoint that torch.save wrote"},
+    {"\x1f\x8b", "gzip-compressed; unpack it with gunzip"},
+    {"\x28\xb5\x2f\xfd", "zstd-compressed; unpack it with unzstd"},
     {"{", "JSON text, not weights"},
 };
 
@@ -128,10 +165,15 @@ static int read_format(struct weights *w, struct error *err) {
                     "burn's .mpk records cannot be read yet; use the .pth or .safetensors it was "
                     "made from (`rwkv convert` turns one into the other)");
     if (starts(f, "PK\x03\x04")) return pth_read(w, err);
+    // Before the strangers: a length of 640 begins like a pickle, one of 123 like JSON. A length
+    // below 4 GiB and a brace make none of them.
+    const bool brace = f->len > 8 && f->data[8] == '{';
+    if (brace && !(f->data[4] | f->data[5] | f->data[6] | f->data[7]))
+        return safetensors_read(w, err);
     for (size_t i = 0; i < sizeof strangers / sizeof strangers[0]; i++)
         if (starts(f, strangers[i].start))
             return fail(err, E_UNSUPPORTED, "this is %s", strangers[i].what);
-    if (f->len > 8 && f->data[8] == '{') return safetensors_read(w, err);
+    if (brace) return safetensors_read(w, err);
     return fail(err, E_FORMAT,
                 "neither a .pth (zip) nor a .safetensors file: it starts with %02x %02x %02x %02x",
                 f->data[0], f->len > 1 ? f->data[1] : 0, f->len > 2 ? f->data[2] : 0,
@@ -166,6 +208,9 @@ void weights_close(struct weights *w) {
 
 int weights_write(const char *path, const struct weights_source *sources, size_t count,
                   struct error *err) {
+    for (size_t i = 0; i < count; i++)
+        assert(sources[i].dtype >= DT_F64 && sources[i].dtype <= DT_F16 &&
+               sources[i].ndim <= WEIGHTS_MAX_DIMS);
     if (path_has_ext(path, "safetensors")) return safetensors_write(path, sources, count, err);
     if (path_has_ext(path, "pth")) return pth_write(path, sources, count, err);
     return fail(err, E_ARG, "%s: weights are written as .pth or .safetensors", path);

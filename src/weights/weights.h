@@ -24,6 +24,7 @@ struct weights;
 
 // By content, not by name. A "_forward_module." prefix (DeepSpeed) is stripped. Everything else
 // that people try (GGUF, mpk, git-lfs pointers, web pages, …) is refused with what to do about it.
+// Names are unique, printable UTF-8 and at most WEIGHTS_MAX_NAME bytes.
 int weights_open(struct weights **out, const char *path, struct error *err);
 void weights_close(struct weights *w); // NULL is fine
 
@@ -33,7 +34,13 @@ size_t weights_count(const struct weights *w);
 const struct weights_tensor *weights_at(const struct weights *w, size_t i); // in the file's order
 const struct weights_tensor *weights_find(const struct weights *w, const char *name); // or NULL
 
-// All elements, row-major, converted: `count` of type `to`.
+// What a safetensors file says about itself, in the file's order; none in a pth.
+struct weights_note {
+    const char *key, *value;
+};
+const struct weights_note *weights_notes(const struct weights *w, size_t *count);
+
+// All elements, row-major, converted: `count` of type `to`, a float type.
 void weights_read(const struct weights_tensor *t, enum dtype to, void *out);
 
 // "(65536,768)"; the text is cut to fit.

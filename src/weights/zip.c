@@ -19,6 +19,9 @@ enum {
     MAX_MEMBERS = 1 << 20,
 };
 
+// Bits of a member's flags.
+enum { ENCRYPTED = 1, SIZES_FOLLOW = 8 };
+
 static uint64_t little(const uint8_t *p, int bytes) {
     uint64_t v = 0;
     for (int i = 0; i < bytes; i++) v |= (uint64_t)p[i] << 8 * i;
@@ -95,7 +98,7 @@ static int read_member(struct zip_member *m, const uint8_t *c, const uint8_t *da
     m->name_len = name_len;
     if (check_name(m->name, name_len, err)) return -1;
     if (read_zip64(&size, &packed, &offset, c + 46 + name_len, extra_len, err)) return -1;
-    if (little(c + 8, 2) & 1) return fail(err, E_UNSUPPORTED, "encrypted");
+    if (little(c + 8, 2) & ENCRYPTED) return fail(err, E_UNSUPPORTED, "encrypted");
     if (little(c + 10, 2) != 0)
         return fail(err, E_UNSUPPORTED,
                     "compressed (method %u); torch stores its members, so this is another archive",
@@ -106,21 +109,39 @@ static int read_member(struct zip_member *m, const uint8_t *c, const uint8_t *da
     const uint8_t *l = data + offset;
     const size_t l_name = little(l + 26, 2), l_extra = little(l + 28, 2);
     if (len - offset - 30 < l_name + l_extra || l_name != name_len ||
-        memcmp(l + 30, m->name, name_len) || little(l + 8, 2) != 0)
+        memcmp(l + 30, m->name, name_len) || little(l + 8, 2) != 0 ||
+        little(l + 6, 2) != little(c + 8, 2))
         return fail(err, E_FORMAT, "its local header disagrees with the directory");
     uint64_t l_packed = little(l + 18, 4), l_size = little(l + 22, 4), none = 0;
-    // With bit 3 the sizes follow the data and the header may say 0: the directory rules then.
-    const bool later = little(l + 6, 2) & 8;
     if (read_zip64(&l_size, &l_packed, &none, l + 30 + l_name, l_extra, err)) return -1;
-    if (!(later && l_size == 0) && l_size != size)
-        return fail(err, E_FORMAT, "its local header says %llu bytes, the directory %llu",
-                    (unsigned long long)l_size, (unsigned long long)size);
+    // Checksum and sizes may follow the data; the header says 0 then, and the directory rules.
+    const bool later = little(l + 6, 2) & SIZES_FOLLOW && !l_size && !l_packed;
+    if (!later && (l_size != size || l_packed != size || little(l + 14, 4) != little(c + 16, 4)))
+        return fail(err, E_FORMAT, "its local header says %llu bytes, the directory %llu%s",
+                    (unsigned long long)l_size, (unsigned long long)size,
+                    l_size == size ? ", and the rest differs" : "");
     const uint64_t start = offset + 30 + l_name + l_extra;
     if (size > len - start)
         return fail(err, E_FORMAT, "its %llu bytes reach past the end of the file",
                     (unsigned long long)size);
     m->data = data + start;
     m->len = size;
+    return 0;
+}
+
+int zip_order(const void *a, const void *b) {
+    const struct zip_member *x = a, *y = b;
+    const size_t n = x->name_len < y->name_len ? x->name_len : y->name_len;
+    const int c = memcmp(x->name, y->name, n);
+    return c ? c : (x->name_len > y->name_len) - (x->name_len < y->name_len);
+}
+
+// Two members of one name: which of them counts would be a matter of taste.
+static int check_unique(const struct zip_member *sorted, size_t count, struct error *err) {
+    for (size_t i = 1; i < count; i++)
+        if (zip_order(&sorted[i - 1], &sorted[i]) == 0)
+            return fail(err, E_FORMAT, "the zip member \"%.*s\" is there twice",
+                        sorted[i].name_len > 100 ? 100 : (int)sorted[i].name_len, sorted[i].name);
     return 0;
 }
 
@@ -151,6 +172,12 @@ int zip_read(struct zip_member **members, size_t *count, const uint8_t *data, si
         c += bytes;
         left -= bytes;
     }
+    if (left) {
+        fail(err, E_FORMAT, "%zu bytes follow the zip directory's last member", left);
+        goto bad;
+    }
+    if (d.count) qsort(list, d.count, sizeof *list, zip_order);
+    if (check_unique(list, d.count, err)) goto bad;
     *members = list;
     *count = d.count;
     return 0;
