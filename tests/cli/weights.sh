@@ -1,0 +1,57 @@
+#!/bin/bash
+# `rwkv convert` and `rwkv info` from outside; what is written loads with torch where that is there.
+set -u
+rwkv=${BUILD:-build}/rwkv
+files=tests/fixtures/weights
+dir=$(mktemp -d)
+trap 'rm -r "$dir"' EXIT
+passed=0 failed=0 skipped=0
+
+check() { # name exit-code text command…
+    local name=$1 want=$2 text=$3 out rc=0
+    shift 3
+    out=$("$@" 2>&1) || rc=$?
+    if [ $rc = "$want" ] && [[ $out == *"$text"* ]]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        printf '%s: exit %d, wanted %d and "%s" in:\n%s\n' "$name" $rc "$want" "$text" "$out"
+    fi
+}
+
+# There and back through both containers and a wider type: the same bytes.
+check safetensors 0 "3 tensors, 44 bytes" $rwkv convert $files/shared.pth "$dir/1.safetensors"
+check pth 0 "3 tensors, 44 bytes" $rwkv convert "$dir/1.safetensors" "$dir/2.pth"
+check back 0 "3 tensors" $rwkv convert "$dir/2.pth" "$dir/3.safetensors"
+check again 0 "" cmp "$dir/1.safetensors" "$dir/3.safetensors"
+check bf16 0 "22 bytes" $rwkv convert "$dir/2.pth" "$dir/4.pth" --dtype bf16
+check f32 0 "44 bytes" $rwkv convert "$dir/4.pth" "$dir/4.pth" --dtype f32
+check in-place 0 "" cmp "$dir/2.pth" "$dir/4.pth"
+
+check extension 2 "written as .pth or .safetensors" $rwkv convert "$dir/2.pth" "$dir/5.gguf"
+check dtype 2 "keep|f32|bf16|f16" $rwkv convert "$dir/2.pth" "$dir/5.pth" --dtype int8
+check range 1 "emb.weight holds 1 numbers beyond f16's 65504" \
+    $rwkv convert $files/rwkv7a.safetensors "$dir/5.pth" --dtype f16
+check evil 1 "posix.system" $rwkv convert $files/evil.pth "$dir/5.pth"
+check nothing 0 "" test ! -e "$dir/5.pth" -a ! -e "$dir/5.pth.tmp" -a ! -e "$dir/5.gguf"
+check folder 1 "cannot create" $rwkv convert "$dir/2.pth" "$dir/absent/5.pth"
+
+check table 0 "a       f32    (2,3)" $rwkv info "$dir/2.pth"
+check model 0 "1 layers, width 16 (1 heads of 16), vocabulary 4, ranks w 1 a 1 v 1 g 1" \
+    $rwkv info $files/rwkv7a.safetensors
+check extra 0 "extra: blocks.0.ffn.s0: rwkv7a's DeepEmbed" $rwkv info $files/rwkv7a.safetensors
+check stranger 0 'no RWKV-7 model' $rwkv info $files/plain.safetensors
+check finite 0 "all numbers are finite" $rwkv info --check $files/rwkv7a.safetensors
+check nan 1 "emb.weight: 1 NaN, 0 infinite of 64 numbers" $rwkv info --check $files/nan.safetensors
+check absent 1 "cannot open" $rwkv info "$dir/absent.ckpt"
+
+if python3 -c 'import torch' 2>/dev/null; then
+    check torch 0 "[-1.0, -0.5, 0.25, 8.0]" python3 -c \
+        "import torch; print(torch.load('$dir/2.pth', weights_only=True)['b'].tolist())"
+else
+    echo "SKIP torch.load of what rwkv convert writes: python3 has no torch"
+    skipped=1
+fi
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]
