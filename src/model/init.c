@@ -148,20 +148,22 @@ static void fill(float *out, const struct param *p, const struct dims *d, uint64
     }
 }
 
+void model_init_param(struct model *m, int param, uint64_t seed, struct pool *pool) {
+    const struct param *p = &m->params[param];
+    const struct tensor t = model_master(m, param);
+    float *values = mem_alloc(p->count * sizeof *values);
+    void *raw = mem_alloc(tensor_bytes(t));
+    fill(values, p, &m->dims, seed, (uint64_t)param, pool);
+    dtype_convert(raw, t.dtype, values, DT_F32, p->count);
+    m->be->class->upload(m->be, t, raw);
+    free(values);
+    free(raw);
+}
+
 void model_init(struct model *m, uint64_t seed) {
     assert(m->options.trained);
     struct pool *pool = pool_create(0);
-    for (int i = 0; i < m->num_params; i++) {
-        const struct param *p = &m->params[i];
-        const struct tensor t = model_master(m, i);
-        float *values = mem_alloc(p->count * sizeof *values);
-        void *raw = mem_alloc(tensor_bytes(t));
-        fill(values, p, &m->dims, seed, (uint64_t)i, pool);
-        dtype_convert(raw, t.dtype, values, DT_F32, p->count);
-        m->be->class->upload(m->be, t, raw);
-        free(values);
-        free(raw);
-    }
+    for (int i = 0; i < m->num_params; i++) model_init_param(m, i, seed, pool);
     pool_destroy(pool);
     model_refresh(m);
 }

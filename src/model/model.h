@@ -50,6 +50,9 @@ int model_save_grads(const struct model *m, const char *path, struct error *err)
 
 // The official initialisation (SPEC-rwkv7 §5.1), a pure function of the seed. Trained models only.
 void model_init(struct model *m, uint64_t seed);
+// One parameter of it; the matrices are not packed again.
+struct pool;
+void model_init_param(struct model *m, int param, uint64_t seed, struct pool *pool);
 
 // After master changed: packs the matrices again. Trained models only.
 void model_refresh(struct model *m);
