@@ -2,6 +2,7 @@
 // tables.
 #pragma once
 #include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -47,12 +48,12 @@ INLINE float sum_lanes(vf v) {
 }
 
 // e^x to 1 ulp or so: 2^n e^f, |f| ≤ ln 2 / 2, minimax polynomial (coefficients of Cephes' expf).
-// Branch-free, so that loops over it vectorise. Overflows to inf, underflows to 0 below -87.3.
+// Branch-free, so that loops over it vectorise. Overflows to inf, underflows to 0 below -87.3 (no
+// denormals); NaN stays NaN.
 INLINE float exp_f(float x) {
-    const float top = x > 88.7228f ? INFINITY : 0;
-    const float clamped = x > 88.0f ? 88.0f : x < -87.3f ? -87.3f : x;
+    const float clamped = x > 89.0f ? 89.0f : x < -87.3f ? -87.3f : x;
     const float magic = 12582912.0f; // 1.5 · 2^23: adding it rounds to an integer
-    const float n = clamped * 1.44269504f + magic - magic;
+    const float shifted = clamped * 1.44269504f + magic, n = shifted - magic;
     const float f = clamped - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * f + 1.3981999507e-3f;
@@ -61,17 +62,29 @@ INLINE float exp_f(float x) {
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
     p = p * f * f + f + 1.0f;
-    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    // n from the bits of `shifted`. 2^128 is no float: 2^(n-64) · 2^64 · p is.
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4);
+    const bool high = x > 87.0f;
+    bits = (bits - 0x4b400000u + (high ? 63u : 127u)) << 23;
     float scale;
     memcpy(&scale, &bits, 4);
-    // Between 88 and ln(FLT_MAX) the clamp would be felt: the rest is multiplied on.
-    const float rest = x > 88.0f ? 1.0f + (x - 88.0f) * (1.0f + (x - 88.0f) * 0.5f) : 1.0f;
-    const float y = x < -87.3f ? 0.0f : p * scale * rest;
-    return (x != x ? x : y) + top;
+    const float y = p * scale * (high ? 0x1p64f : 1.0f);
+    return x < -87.3f ? 0.0f : y;
 }
 
 INLINE float sigmoid_f(float x) {
     return 1.0f / (1.0f + exp_f(-x));
+}
+
+// σ and its slope σ(1-σ), which 1 - σ would lose where σ is near 1.
+struct gate {
+    float value, slope;
+};
+
+INLINE struct gate gate_f(float x) {
+    const float e = exp_f(-fabsf(x)), q = 1.0f / (1.0f + e);
+    return (struct gate){.value = x < 0 ? e * q : q, .slope = e * q * q};
 }
 
 // Odd polynomial near 0, where 1 - 2/(e^{2x}+1) would cancel (coefficients of Cephes' tanhf).

@@ -21,11 +21,17 @@ INLINE float sum3(const float *a, const float *b, const float *c, size_t n) {
     return sum;
 }
 
+// The mean is counted from the first number on: that of equal numbers is exact, and numbers close
+// together lose nothing to their distance from zero.
 INLINE void moments(const float *x, size_t n, float eps, float *mean, float *scale) {
-    const float mu = sum3(x, NULL, NULL, n) / (float)n;
     vf acc = {0};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
+    for (; i + LANES <= n; i += LANES) acc += load(x + i) - x[0];
+    float sum = sum_lanes(acc);
+    for (; i < n; i++) sum += x[i] - x[0];
+    const float mu = x[0] + sum / (float)n;
+    acc = (vf){0};
+    for (i = 0; i + LANES <= n; i += LANES) {
         const vf d = load(x + i) - mu;
         acc += d * d;
     }
@@ -202,9 +208,10 @@ static void key_prep_bwd(float *restrict drkv, float *restrict dlora, float *res
             for (int l = 0; l < 16; l++) along += t[l];
         }
         for (size_t c = h; c < h + N; c++) {
-            const float a = sigmoid_f(a0[c] + la[c]), kappa = k[c] * k_k[c] * inverse;
+            const struct gate gate = gate_f(a0[c] + la[c]);
+            const float a = gate.value, kappa = k[c] * k_k[c] * inverse;
             const float dtilde = (db[c] * a - da[c] - kappa * along) * inverse;
-            const float dlogit = (db[c] * kappa + dk[c] * k[c] * k_a[c]) * (a * (1.0f - a));
+            const float dlogit = (db[c] * kappa + dk[c] * k[c] * k_a[c]) * gate.slope;
             dk0[c] = dtilde * k_k[c] + dk[c] * (1.0f + (a - 1.0f) * k_a[c]);
             dlw[c] = dw[c];
             dla[c] = dlogit;
@@ -220,10 +227,10 @@ static void key_prep_bwd(float *restrict drkv, float *restrict dlora, float *res
         return;
     }
     for (size_t c = 0; c < C; c++) {
-        const float s = sigmoid_f(v0[c] + lv[c]);
-        const float dlogit = dv[c] * (v_first[c] - v[c]) * (s * (1.0f - s));
-        dv_first[c] += dv[c] * s;
-        dv0[c] = dv[c] * (1.0f - s);
+        const struct gate gate = gate_f(v0[c] + lv[c]);
+        const float dlogit = dv[c] * (v_first[c] - v[c]) * gate.slope;
+        dv_first[c] += dv[c] * gate.value;
+        dv0[c] = dv[c] * (1.0f - gate.value);
         dlv[c] = dlogit;
         pv0[c] += dlogit;
     }

@@ -160,10 +160,7 @@ INLINE void token_backward(struct token_grads d, float *G, float *T, const float
 // ∂ℓ/∂ω from ∂ℓ/∂w: w = exp(-c₀ σ(ω)).
 static void decay_bwd(float *restrict domega, const float *restrict dw, const float *restrict w,
                       const float *restrict omega, size_t N) {
-    for (size_t j = 0; j < N; j++) {
-        const float gate = sigmoid_f(omega[j]);
-        domega[j] = -c0 * dw[j] * w[j] * (gate * (1.0f - gate));
-    }
+    for (size_t j = 0; j < N; j++) domega[j] = -c0 * dw[j] * w[j] * gate_f(omega[j]).slope;
 }
 
 INLINE void backward(float *dr, float *du, float *dstate, const float *dy, const float *chunks,
