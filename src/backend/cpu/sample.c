@@ -5,7 +5,7 @@
 #include "backend/ops.h"
 #include "base/rng.h"
 
-#include <string.h>
+#include <float.h>
 
 struct sample_job {
     const struct row_kernels *k;
@@ -103,7 +103,9 @@ static void sample_task(void *ctx, int task) {
     if (row->temperature > 0 && row->top_k != 1) {
         float *p = j->scratch + (size_t)pool_thread() * 3 * V;
         const bool plain = row->top_k <= 0 && row->top_p >= 1 && row->min_p <= 0;
-        j->k->exp_shifted(p, x, V, x[best], 1.0f / row->temperature);
+        // Near 0 the temperature has no reciprocal: 0 · inf would be NaN where the maximum is.
+        const float inverse = 1.0f / row->temperature;
+        j->k->exp_shifted(p, x, V, x[best], inverse < FLT_MAX ? inverse : FLT_MAX);
         chosen = draw(p, V, row, plain ? -1 : cut(p, (int32_t *)(p + V), V, row, best));
     }
     j->token[task] = chosen;
