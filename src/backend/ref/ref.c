@@ -67,11 +67,12 @@ static void ref_gather_rows(struct backend *be, struct tensor y, struct tensor x
         memcpy(data(y) + o * C, data(x) + (size_t)row[o] * C, C * sizeof(real));
 }
 
-// Mean and 1/√(var+ε) of n numbers; two passes.
+// Mean and 1/√(var+ε) of n numbers; two passes. Counted from the first number on, so that the mean
+// of equal numbers is that number and what is left of them is zero, not rounding times 1/√ε.
 static void moments(const real *x, size_t n, double eps, double *mean, double *scale) {
     double sum = 0, square = 0;
-    for (size_t i = 0; i < n; i++) sum += (double)x[i];
-    *mean = sum / (double)n;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] - (double)x[0];
+    *mean = (double)x[0] + sum / (double)n;
     for (size_t i = 0; i < n; i++) {
         const double d = (double)x[i] - *mean;
         square += d * d;
@@ -398,11 +399,12 @@ static void state_step(real *S, real *s, const real *w, const real *k, const rea
         double sum = 0;
         for (size_t j = 0; j < N; j++) sum += (double)S[i * N + j] * (double)a[j];
         s[i] = (real)sum;
-        for (size_t j = 0; j < N; j++) {
-            const double decay = exp(-c0 * sigmoid((double)w[j]));
-            S[i * N + j] = (real)((double)S[i * N + j] * decay + sum * (double)b[j] +
+    }
+    for (size_t j = 0; j < N; j++) {
+        const double decay = exp(-c0 * sigmoid((double)w[j]));
+        for (size_t i = 0; i < N; i++)
+            S[i * N + j] = (real)((double)S[i * N + j] * decay + (double)s[i] * (double)b[j] +
                                   (double)v[i] * (double)k[j]);
-        }
     }
 }
 
@@ -580,10 +582,11 @@ static void ref_readout_bwd(struct backend *be, struct tensor dy, struct tensor 
 // ---- loss and sampling
 // ---------------------------------------------------------------------------
 
+// The first of the largest; NaN is never it, unless there is nothing else.
 static size_t argmax(const real *x, size_t n) {
     size_t best = 0;
     for (size_t i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
+        if (x[i] > x[best] || (isnan(x[best]) && !isnan(x[i]))) best = i;
     return best;
 }
 
