@@ -145,7 +145,7 @@ static const struct config_key train_keys[] = {
      .doc = "What a sample text continues; empty: the end of a document"},
     {"sample_tokens", CONFIG_INT, TRAIN(sample_tokens), "100", .min = 1, .max = 65536,
      .doc = "Tokens of a sample text"},
-    {"level", CONFIG_STRING, TRAIN(level), "\"warn\"", .choices = "debug|info|warn|error",
+    {"level", CONFIG_STRING, TRAIN(level), "\"info\"", .choices = "debug|info|warn|error",
      .doc = "Messages below this level are not printed; progress always is"},
     {"use_tui", CONFIG_BOOL, TRAIN(use_tui), "true",
      .doc = "On a terminal, redraw one line of progress; false: print plain lines"},

@@ -74,6 +74,7 @@ int train_setup_options(struct train_options *out, const struct train_config *c,
         .sample_every = c->sample_every_steps,
         .sample_tokens = (int)c->sample_tokens,
         .sample_prompt = c->sample_prompt ? c->sample_prompt : "",
+        .plain_progress = !c->use_tui,
     };
     return 0;
 }

@@ -20,7 +20,7 @@ say "text: the King James Bible, whole books held out"
 mkdir -p $data
 tools/kjv.sh $data
 for part in train val; do
-    ./rwkv data build $data/$part.jsonl $data/$part --vocab $vocab
+    ./rwkv data build --input $data/$part.jsonl --output $data/$part --vocab $vocab
 done
 
 say "training; the curve will be $run/loss.svg"
@@ -31,7 +31,7 @@ say "what counting alone can do: an order-2 byte table"
 ./rwkv eval --order2 $data/train --data $data/val | tee $run/order2.txt
 
 say "the model continues a text (it has no other trick: it is a base model)"
-./rwkv generate --weights $run/final.safetensors --vocab $vocab --max-tokens 400 \
+./rwkv generate --weights $run/weights.pth --vocab $vocab --max-tokens 400 \
     --temperature 0.8 --prompt "And it came to pass in those days, that "
 echo
 

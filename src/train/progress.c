@@ -6,20 +6,23 @@
 #include <stdio.h>
 #include <unistd.h>
 
-void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every) {
+void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every,
+                         bool plain) {
     const double now = clock_s();
     *p = (struct progress_line){.first = first,
                                 .last = last,
                                 .every = every > 0 ? every : 1,
                                 .start_s = now,
-                                .tty = isatty(2) == 1};
+                                .tty = !plain && isatty(2) == 1};
 }
 
 double progress_line_elapsed(const struct progress_line *p) {
     return clock_s() - p->start_s;
 }
 
-void progress_line_begin(struct progress_line *p) { p->step_s = clock_s(); }
+void progress_line_begin(struct progress_line *p) {
+    p->step_s = clock_s();
+}
 
 static void duration(char *out, size_t cap, double seconds) {
     const long s = lround(seconds);

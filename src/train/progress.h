@@ -11,7 +11,9 @@ struct progress_line {
     bool tty, shown;
 };
 
-void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every);
+// plain: lines even on a terminal.
+void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every,
+                         bool plain);
 // Before each step: what happens between steps (validation, saving) is not its speed.
 void progress_line_begin(struct progress_line *p);
 // After a step of so many tokens; val_loss NaN: none yet.

@@ -302,7 +302,7 @@ static bool due(int64_t step, int64_t every) {
 
 int trainer_run(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;
-    progress_line_start(&t->line, t->done.step, o->num_steps, o->log_every);
+    progress_line_start(&t->line, t->done.step, o->num_steps, o->log_every, o->plain_progress);
     if (t->validation && t->done.step == 0 && o->val_every > 0 && validate(t, err)) return -1;
     while (t->done.step < o->num_steps && !stop_wanted) {
         if (train_step(t, err)) return -1;

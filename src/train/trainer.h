@@ -32,6 +32,7 @@ struct train_options {
     int64_t sample_every; // 0: never
     int sample_tokens;
     const char *sample_prompt;
+    bool plain_progress; // lines instead of one line redrawn
 };
 
 // Bytes that a run will take, by what for.
