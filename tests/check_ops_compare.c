@@ -1,0 +1,383 @@
+// Every op of every backend against the reference in double, and the laws that need no reference:
+// the same bits whatever the batch, the number of threads and the day.
+#include "check_ops.h"
+
+#include "backend/cpu/kernels/kernels.h"
+#include "base/mem.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Largest |value| before and after, plane by plane: what an error is relative to.
+static void plane_scales(double *scale, const struct run *truth, int arg) {
+    const struct arg *a = &truth->c->arg[arg];
+    const size_t n = arg_count(a), plane = a->ndim == 3 ? n / a->dim[0] : n;
+    for (size_t p = 0; p * plane < n; p++) {
+        scale[p] = 0;
+        for (size_t i = p * plane; i < (p + 1) * plane; i++) {
+            const char mode = arg_mode(truth->c, a, i);
+            const double x = mode == '=' || mode == '+' ? fabs(run_get(truth, arg, i)) : 0;
+            const double was = mode == '+' ? fabs(run_was(truth, arg, i)) : 0;
+            if (x > scale[p] && isfinite(x)) scale[p] = x;
+            if (was > scale[p]) scale[p] = was;
+        }
+    }
+}
+
+// One output against the truth. *worst: the largest error, relative to the plane.
+static int compare_arg(const struct run *got, const struct run *truth, int arg, double *worst,
+                       char *what, size_t cap) {
+    const struct arg *a = &got->c->arg[arg];
+    const size_t n = arg_count(a), plane = a->ndim == 3 ? n / a->dim[0] : n;
+    const double tolerance = got->c->op->tolerance;
+    double scale[8];
+    plane_scales(scale, truth, arg);
+    for (size_t i = 0; i < n; i++) {
+        const char mode = arg_mode(got->c, a, i);
+        if (mode != '=' && mode != '+') continue;
+        const double x = run_get(got, arg, i), want = run_get(truth, arg, i);
+        if (x == want) continue;
+        const double error = fabs(x - want), allowed = tolerance * scale[i / plane];
+        if (error / scale[i / plane] > *worst && error > (double)FLT_MIN)
+            *worst = error / scale[i / plane];
+        // Below FLT_MIN floats thin out; a relative error means nothing there.
+        if (error <= allowed + (tolerance > 0 ? (double)FLT_MIN : 0)) continue;
+        snprintf(what, cap, "%s[%zu] is %.9g, expected %.9g (scale %.3g, tolerance %.1g)", a->name,
+                 i, x, want, scale[i / plane], tolerance);
+        return -1;
+    }
+    return 0;
+}
+
+static int compare_runs(const struct run *got, const struct run *truth, double *worst, char *what,
+                        size_t cap) {
+    for (int i = 0; i < got->c->args; i++)
+        if (got->c->arg[i].ndim && !got->c->arg[i].shares &&
+            compare_arg(got, truth, i, worst, what, cap))
+            return -1;
+    return run_check_edges(got, what, cap);
+}
+
+// Walks all calls of an op: sizes, variants, fills, optional arguments, aliases.
+struct walk {
+    const struct op_case *op;
+    int size, variant, fill, option;
+};
+
+static bool next_call(struct walk *w, struct call *c) {
+    for (;; w->option++) {
+        if (w->option == 4) w->option = 0, w->fill++;
+        if (w->fill == FILL_COUNT) w->fill = 0, w->variant++;
+        if (w->variant == w->op->variants) w->variant = 0, w->size++;
+        if (w->op->sizes[w->size].R < 0) return false;
+        const bool bare = w->option & 1, aliased = w->option & 2;
+        if ((bare && !w->op->can_bare) || (aliased && !w->op->can_alias)) continue;
+        if (w->option && w->fill != FILL_RANDOM)
+            continue; // what is where has nothing to do with
+                      // how large it is
+        call_init(c, w->op, w->op->sizes[w->size], w->variant, (enum fill)w->fill, bare, aliased);
+        w->option++;
+        return true;
+    }
+}
+
+enum { MAX_SUBJECTS = 8 };
+
+struct subject {
+    struct backend *be;
+    char name[32];
+    double worst;
+    bool failed;
+};
+
+static int open_subjects(struct subject *s) {
+    int n = 0;
+    s[n++] = (struct subject){.be = open_backend("ref", NULL, 1), .name = "ref"};
+    for (int i = 0; kernels_level(i); i++) {
+        const char *isa = kernels_level(i)->isa;
+        s[n] = (struct subject){.be = open_backend("cpu", isa, 2)};
+        snprintf(s[n].name, sizeof s[n].name, "cpu %s", isa);
+        n++;
+    }
+    return n;
+}
+
+static void compare_op(struct tally *t, const struct op_case *op, struct backend *ref,
+                       struct subject *s, int n) {
+    struct call *c = mem_alloc(sizeof *c);
+    for (int i = 0; i < n; i++) s[i].worst = 0, s[i].failed = false;
+    for (struct walk w = {.op = op}; next_call(&w, c);) {
+        struct run truth, got;
+        run_open(&truth, c, ref);
+        run_go(&truth);
+        for (int i = 0; i < n; i++) {
+            char what[256], text[256];
+            run_open(&got, c, s[i].be);
+            run_go(&got);
+            if (!s[i].failed && compare_runs(&got, &truth, &s[i].worst, what, sizeof what)) {
+                call_text(text, sizeof text, c);
+                s[i].failed = true;
+                tally_one(t, false, "compare %s: %s: %s", s[i].name, text, what);
+            }
+            run_close(&got);
+        }
+        run_close(&truth);
+    }
+    for (int i = 0; i < n; i++)
+        if (!s[i].failed)
+            tally_one(t, true, "compare %s %s: within %.1e of ref64 (allowed %.1e)", s[i].name,
+                      op->name, s[i].worst, op->tolerance);
+    free(c);
+}
+
+void check_compare(struct tally *t) {
+    struct subject s[MAX_SUBJECTS];
+    struct backend *ref = open_backend("ref64", NULL, 1);
+    const int n = open_subjects(s);
+    for (int i = 0; op_name(i); i++) {
+        const struct op_case *op = op_case_find(op_name(i));
+        if (!op)
+            tally_one(t, false, "op %s has no case in check_ops_table.c", op_name(i));
+        else if (!t->only || strcmp(t->only, op->name) == 0)
+            compare_op(t, op, ref, s, n);
+    }
+    for (int i = 0; i < n; i++) backend_destroy(s[i].be);
+    backend_destroy(ref);
+}
+
+// ---- laws
+// ----------------------------------------------------------------------------------------
+
+static bool judged(const struct run *r, int arg) {
+    const struct arg *a = &r->c->arg[arg];
+    return a->ndim && !a->shares && strcmp(a->name, "saved") != 0 && strchr(a->mode, 'i') == NULL &&
+           a->mode[0] != '~';
+}
+
+static int same_bits(const struct run *a, const struct run *b, char *what, size_t cap) {
+    for (int i = 0; i < a->c->args; i++) {
+        if (!judged(a, i) || !memcmp(run_bytes(a, i), run_bytes(b, i), run_size(a, i))) continue;
+        const size_t n = arg_count(&a->c->arg[i]), size = run_size(a, i) / n;
+        for (size_t e = 0; e < n; e++)
+            if (memcmp((const char *)run_bytes(a, i) + e * size,
+                       (const char *)run_bytes(b, i) + e * size, size))
+                return snprintf(what, cap, "%s[%zu] is %.9g and %.9g", a->c->arg[i].name, e,
+                                run_get(a, i, e), run_get(b, i, e)),
+                       -1;
+    }
+    return 0;
+}
+
+// The rows of a part against the same rows of the whole.
+static int same_rows(const struct run *part, const struct run *whole, char *what, size_t cap) {
+    const struct call *c = part->c;
+    for (int i = 0; i < c->args; i++) {
+        const struct arg *a = &c->arg[i];
+        if (!judged(part, i) || a->row_axis < 0) continue;
+        size_t inner = 1, outer = 1;
+        for (int d = a->row_axis + 1; d < a->ndim; d++) inner *= a->dim[d];
+        for (int d = 0; d < a->row_axis; d++) outer *= a->dim[d];
+        const size_t rows = a->dim[a->row_axis], size = run_size(part, i) / arg_count(a);
+        for (size_t o = 0; o < outer; o++)
+            for (size_t r = 0; r < rows; r++) {
+                const size_t here = (o * rows + r) * inner;
+                const size_t there = (o * (size_t)c->whole_rows + (size_t)c->row_map[r]) * inner;
+                for (size_t e = 0; e < inner; e++)
+                    if (memcmp((const char *)run_bytes(part, i) + (here + e) * size,
+                               (const char *)run_bytes(whole, i) + (there + e) * size, size))
+                        return snprintf(what, cap,
+                                        "%s of row %d is %.9g in the part, %.9g in the "
+                                        "whole",
+                                        a->name, c->row_map[r], run_get(part, i, here + e),
+                                        run_get(whole, i, there + e)),
+                               -1;
+            }
+    }
+    return 0;
+}
+
+static void report(struct tally *t, const struct call *c, int rc, const char *law,
+                   const char *what) {
+    char text[256];
+    call_text(text, sizeof text, c);
+    if (rc)
+        tally_one(t, false, "%s: %s: %s", law, text, what);
+    else
+        tally_one(t, true, "%s: %s", law, c->op->name);
+}
+
+static struct size law_size(const struct op_case *op) {
+    struct size best = op->sizes[0];
+    for (const struct size *s = op->sizes; s->R >= 0; s++)
+        if ((size_t)s->R * (size_t)s->C * (size_t)s->V >
+            (size_t)best.R * (size_t)best.C * (size_t)best.V)
+            best = *s;
+    return best;
+}
+
+static void law_threads(struct tally *t, const struct op_case *op, const char *isa) {
+    struct call *c = mem_alloc(sizeof *c);
+    char what[256] = "";
+    int rc = 0;
+    for (int variant = 0; variant < op->variants && !rc; variant++) {
+        struct run one, many;
+        struct backend *alone = open_backend("cpu", isa, 1);
+        call_init(c, op, law_size(op), variant, FILL_RANDOM, false, false);
+        run_open(&one, c, alone);
+        run_go(&one);
+        for (int threads = 1; threads <= 3 && !rc; threads++) {
+            struct backend *be = open_backend("cpu", isa, threads);
+            run_open(&many, c, be);
+            run_go(&many);
+            rc = same_bits(&one, &many, what, sizeof what);
+            run_close(&many);
+            backend_destroy(be);
+        }
+        run_close(&one);
+        backend_destroy(alone);
+    }
+    report(t, c, rc, "1, 2 and 3 threads give the same bits", what);
+    free(c);
+}
+
+static void part_init(struct call *part, const struct call *whole, const int *rows, int n) {
+    struct size size = whole->size;
+    size.R = n;
+    call_init(part, whole->op, size, whole->variant, whole->fill, whole->bare, false);
+    part->seed = whole->seed;
+    part->row_map = rows;
+    part->whole_rows = whole->size.R;
+    part->S = whole->S;
+    call_reshape(part);
+}
+
+// Rows alone, and rows in pieces of odd sizes: the tiles of products and the vectors of row kernels
+// end elsewhere, the bits may not change.
+static void law_rows(struct tally *t, const struct op_case *op, struct backend *be) {
+    static const int pieces[] = {1, 2, 3, 5, 7, 11, 13, 64};
+    struct call *whole = mem_alloc(2 * sizeof *whole), *part = whole + 1;
+    char what[256] = "";
+    int rc = 0;
+    for (int variant = 0; variant < op->variants && !rc; variant++) {
+        struct run all, some;
+        call_init(whole, op, law_size(op), variant, FILL_RANDOM, false, false);
+        run_open(&all, whole, be);
+        run_go(&all);
+        int rows[MAX_ROWS];
+        for (int first = 0, p = 0; first < whole->size.R && !rc; p++) {
+            int n = pieces[p % 8];
+            if (n > whole->size.R - first) n = whole->size.R - first;
+            for (int i = 0; i < n; i++) rows[i] = first + n - 1 - i; // and backwards
+            part_init(part, whole, rows, n);
+            run_open(&some, part, be);
+            run_go(&some);
+            rc = same_rows(&some, &all, what, sizeof what);
+            run_close(&some);
+            first += n;
+        }
+        run_close(&all);
+    }
+    report(t, whole, rc, "a row's bits do not depend on the batch", what);
+    free(whole);
+}
+
+// ---- spans
+// ---------------------------------------------------------------------------------------
+
+// Splits the whole's spans into pieces of `piece` tokens (0: whole spans, one a call) and carries
+// the state from call to call; every row and the last states must come out the same.
+static int run_in_pieces(const struct call *whole, const struct run *all, struct backend *be,
+                         int piece, const char *in, const char *out, char *what, size_t cap) {
+    struct call *part = mem_alloc(sizeof *part);
+    const int ai = call_arg(whole, in), ao = call_arg(whole, out);
+    const size_t bytes = run_size(all, ai);
+    unsigned char *carry = mem_alloc(bytes);
+    memcpy(carry, run_bytes(all, ai), bytes);
+    int done[MAX_SPANS] = {0}, rows[MAX_ROWS], rc = 0;
+    for (int round = 0; !rc; round++) {
+        struct span spans[MAX_SPANS];
+        int n = 0, R = 0;
+        // Every other round takes the spans in reverse order.
+        for (int i = 0; i < whole->spans; i++) {
+            const int s = round & 1 ? whole->spans - 1 - i : i;
+            const struct span *from = &whole->span[s];
+            int len = from->len - done[s];
+            if (piece && len > piece) len = piece;
+            if (!len || (!piece && n)) continue;
+            spans[n++] = (struct span){.first = R, .len = len, .slot = from->slot, .pos = done[s]};
+            for (int k = 0; k < len; k++) rows[R++] = from->first + done[s] + k;
+            done[s] += len;
+        }
+        if (!n) break;
+        part_init(part, whole, rows, R);
+        call_set_spans(part, spans, n);
+        call_reshape(part);
+        part->arg[ai].given = carry;
+        struct run some;
+        run_open(&some, part, be);
+        run_go(&some);
+        rc = same_rows(&some, all, what, cap);
+        const size_t slot_bytes = bytes / (size_t)whole->S;
+        for (int i = 0; i < n; i++) {
+            const size_t at = (size_t)spans[i].slot * slot_bytes;
+            memcpy(carry + at, (const char *)run_bytes(&some, ao) + at, slot_bytes);
+        }
+        run_close(&some);
+    }
+    for (int s = 0; s < whole->spans && !rc; s++) {
+        const size_t slot_bytes = bytes / (size_t)whole->S;
+        const size_t at = (size_t)whole->span[s].slot * slot_bytes;
+        if (memcmp(carry + at, (const char *)run_bytes(all, ao) + at, slot_bytes)) {
+            snprintf(what, cap, "the last state of span %d differs", s);
+            rc = -1;
+        }
+    }
+    free(carry);
+    free(part);
+    return rc;
+}
+
+static void law_spans(struct tally *t, const struct op_case *op, struct backend *be, const char *in,
+                      const char *out) {
+    static const struct {
+        int tokens;
+        const char *law;
+    } pieces[] = {{0, "spans together = alone"},
+                  {1, "spans whole = token by token"},
+                  {7, "spans whole = in pieces of 7 with carried state"},
+                  {16, "spans whole = in pieces of 16 with carried state"}};
+    struct call *whole = mem_alloc(sizeof *whole);
+    for (int p = 0; p < 4; p++) {
+        char what[256] = "";
+        int rc = 0;
+        for (const struct size *s = op->sizes; s->R >= 0 && !rc; s++) {
+            struct run all;
+            call_init(whole, op, *s, 0, FILL_RANDOM, false, false);
+            run_open(&all, whole, be);
+            run_go(&all);
+            rc = run_in_pieces(whole, &all, be, pieces[p].tokens, in, out, what, sizeof what);
+            run_close(&all);
+        }
+        report(t, whole, rc, pieces[p].law, what);
+    }
+    free(whole);
+}
+
+void check_laws(struct tally *t) {
+    for (int level = 0; kernels_level(level); level++) {
+        const char *isa = kernels_level(level)->isa;
+        struct backend *be = open_backend("cpu", isa, 2);
+        for (int i = 0; i < op_case_count; i++) {
+            const struct op_case *op = &op_cases[i];
+            if (t->only && strcmp(t->only, op->name) != 0) continue;
+            law_threads(t, op, isa);
+            if (op->rowwise) law_rows(t, op, be);
+            if (strcmp(op->name, "shift_mix") == 0) law_spans(t, op, be, "shift_in", "shift_out");
+            if (strcmp(op->name, "wkv7") == 0) law_spans(t, op, be, "state_in", "state_out");
+        }
+        backend_destroy(be);
+    }
+}

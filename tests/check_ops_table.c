@@ -1,0 +1,589 @@
+// The list: shapes and calls of every op.
+#include "check_ops.h"
+
+#include <string.h>
+
+// ---- arguments
+// -----------------------------------------------------------------------------------
+
+static struct arg *put(struct call *c, const char *name, const char *mode, int ndim,
+                       const size_t *dim, int row_axis) {
+    struct arg *a = &c->arg[c->args++];
+    *a = (struct arg){.name = name, .mode = mode, .ndim = ndim, .row_axis = row_axis};
+    for (int d = 0; d < ndim; d++) a->dim[d] = dim[d];
+    return a;
+}
+
+static struct arg *put_vector(struct call *c, const char *name, const char *mode, size_t n) {
+    struct arg *a = put(c, name, mode, 1, &n, -1);
+    a->value = value_param;
+    return a;
+}
+
+static struct arg *put_rows(struct call *c, const char *name, const char *mode, size_t cols) {
+    return put(c, name, mode, 2, (size_t[]){(size_t)c->size.R, cols}, 0);
+}
+
+static struct arg *put_planes(struct call *c, const char *name, const char *mode, size_t n) {
+    return put(c, name, mode, 3, (size_t[]){n, (size_t)c->size.R, (size_t)c->size.C}, 1);
+}
+
+static struct arg *put_params(struct call *c, const char *name, const char *mode, size_t n) {
+    struct arg *a = put(c, name, mode, 2, (size_t[]){n, (size_t)c->size.C}, -1);
+    a->value = value_param;
+    return a;
+}
+
+static struct arg *put_ids(struct call *c, const char *name,
+                           double (*value)(const struct call *, const struct arg *, size_t)) {
+    struct arg *a = put(c, name, "i", 1, (size_t[]){(size_t)c->size.R}, 0);
+    a->dtype = DT_I32;
+    a->value = value;
+    return a;
+}
+
+static struct arg *put_shift(struct call *c, const char *name, const char *mode) {
+    struct arg *a = put(c, name, mode, 2, (size_t[]){(size_t)c->S, (size_t)c->size.C}, -1);
+    a->slots = true;
+    return a;
+}
+
+static struct arg *put_state(struct call *c, const char *name, const char *mode) {
+    const size_t N = (size_t)c->size.N;
+    struct arg *a = put(c, name, mode, 4, (size_t[]){(size_t)c->S, (size_t)c->H, N, N}, -1);
+    a->slots = true;
+    return a;
+}
+
+// Stands for an argument that is not there; t[] keeps its place.
+static void put_none(struct call *c, const char *name) {
+    *put(c, name, "i", 0, NULL, -1) = (struct arg){.name = name, .mode = "i", .row_axis = -1};
+}
+
+static void put_batch(struct call *c) {
+    static const char *const names[] = {"span", "prev", "last"};
+    const size_t dims[3][2] = {{(size_t)c->spans, 4}, {(size_t)c->size.R}, {(size_t)c->size.R}};
+    const void *const given[] = {c->span, c->prev, c->last};
+    for (int i = 0; i < 3; i++) {
+        struct arg *a = put(c, names[i], "i", i ? 1 : 2, dims[i], -1);
+        a->dtype = DT_I32;
+        a->given = given[i];
+    }
+}
+
+// ---- rows
+// ----------------------------------------------------------------------------------------
+
+#define UNUSED     __attribute__((unused))
+#define CALL(name) STEP(call, name)
+#define STEP(step, name)                                                                           \
+    static void step##_##name(struct backend *be, const struct tensor *t,                          \
+                              UNUSED const struct weight *w, UNUSED const struct batch *b,         \
+                              UNUSED const struct call *c)
+
+static void shape_embed(struct call *c) {
+    static const enum dtype stored[] = {DT_NONE, DT_BF16, DT_F16};
+    put_rows(c, "y", "=", (size_t)c->size.C);
+    put_ids(c, "tokens", value_token);
+    put(c, "table", "i", 2, (size_t[]){(size_t)c->size.V, (size_t)c->size.C}, -1)->dtype =
+        stored[c->variant];
+}
+CALL(embed) {
+    op_embed(be, t[0], t[1], t[2]);
+}
+
+static void shape_embed_bwd(struct call *c) {
+    put(c, "dtable", "+", 2, (size_t[]){(size_t)c->size.V, (size_t)c->size.C}, -1);
+    put_rows(c, "dy", "i", (size_t)c->size.C);
+    put_ids(c, "tokens", value_token);
+}
+CALL(embed_bwd) {
+    op_embed_bwd(be, t[0], t[1], t[2]);
+}
+
+static void shape_gather_rows(struct call *c) {
+    const int rows = c->row_map ? c->whole_rows : c->size.R;
+    put_rows(c, "y", "=", (size_t)c->size.C);
+    put(c, "x", "i", 2, (size_t[]){(size_t)rows, (size_t)c->size.C}, -1);
+    put_ids(c, "rows", value_any_row);
+}
+CALL(gather_rows) {
+    op_gather_rows(be, t[0], t[1], t[2]);
+}
+
+static void shape_norm(struct call *c) {
+    const size_t C = (size_t)c->size.C;
+    put_rows(c, "y", "=", C);
+    put_rows(c, "x", "i", C);
+    put_vector(c, "w", "i", C);
+    put_vector(c, "b", "i", C);
+}
+CALL(norm) {
+    op_norm(be, t[0], t[1], t[2], t[3], 1e-5);
+}
+
+static void shape_norm_bwd(struct call *c) {
+    const size_t C = (size_t)c->size.C;
+    put_rows(c, "dx", c->aliased ? "+" : "=", C);
+    put_vector(c, "dw", "+", C);
+    put_vector(c, "db", "+", C);
+    put_rows(c, "dy", "i", C);
+    put_rows(c, "x", "i", C);
+    put_vector(c, "w", "i", C);
+    if (c->bare)
+        put_none(c, "add");
+    else
+        put_rows(c, "add", "i", C)->shares = "dx";
+}
+CALL(norm_bwd) {
+    op_norm_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], 1e-5, t[6]);
+}
+
+static size_t mixes(const struct call *c) {
+    return c->variant ? 1 : MIX_COUNT;
+}
+
+static void shape_shift_mix(struct call *c) {
+    put_planes(c, "m", "=", mixes(c));
+    if (c->bare)
+        put_none(c, "shift_out");
+    else
+        put_shift(c, "shift_out", c->aliased ? "+" : "=");
+    put_rows(c, "z", "i", (size_t)c->size.C);
+    if (c->bare)
+        put_none(c, "shift_in");
+    else
+        put_shift(c, "shift_in", "i")->shares = "shift_out";
+    put_params(c, "mix", "i", mixes(c));
+    put_batch(c);
+}
+CALL(shift_mix) {
+    op_shift_mix(be, t[0], t[1], t[2], t[3], t[4], b);
+}
+
+static void shape_shift_mix_bwd(struct call *c) {
+    put_rows(c, "dz", "=", (size_t)c->size.C);
+    put_params(c, "dmix", "+", mixes(c));
+    put_planes(c, "dm", "i", mixes(c));
+    put_rows(c, "z", "i", (size_t)c->size.C);
+    if (c->bare)
+        put_none(c, "shift_in");
+    else
+        put_shift(c, "shift_in", "i");
+    put_params(c, "mix", "i", mixes(c));
+    put_batch(c);
+}
+CALL(shift_mix_bwd) {
+    op_shift_mix_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], b);
+}
+
+// ---- matrices
+// ------------------------------------------------------------------------------------
+
+// Variants: f32 or bf16 weights, stored (O,K) or (K,O).
+static void put_weight(struct call *c, bool trained) {
+    const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
+    c->stored = c->variant & 1 ? DT_BF16 : DT_F32;
+    c->layout = c->variant & 2 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN;
+    c->trained = trained;
+    const bool oi = c->layout == WEIGHT_OUT_IN;
+    put(c, "weight", "i", 2, (size_t[]){oi ? O : K, oi ? K : O}, -1)->value = value_param;
+}
+
+static void put_add(struct call *c, const char *with, size_t cols) {
+    if (c->bare)
+        put_none(c, "add");
+    else
+        put_rows(c, "add", "i", cols)->shares = with;
+}
+
+static void shape_matmul(struct call *c) {
+    put_rows(c, "y", c->aliased ? "+" : "=", (size_t)c->size.V);
+    put_rows(c, "x", "i", (size_t)c->size.C);
+    put_add(c, "y", (size_t)c->size.V);
+    put_weight(c, false);
+}
+CALL(matmul) {
+    op_matmul(be, t[0], t[1], w, t[2]);
+}
+
+static void shape_matmul_bwd_x(struct call *c) {
+    put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C);
+    put_rows(c, "dy", "i", (size_t)c->size.V);
+    put_add(c, "dx", (size_t)c->size.C);
+    put_weight(c, true);
+}
+CALL(matmul_bwd_x) {
+    op_matmul_bwd_x(be, t[0], t[1], w, t[2]);
+}
+
+static void shape_matmul_bwd_w(struct call *c) {
+    const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
+    put(c, "dweight", "+", 2, (size_t[]){c->variant & 2 ? K : O, c->variant & 2 ? O : K}, -1);
+    put_rows(c, "dy", "i", O);
+    put_rows(c, "x", "i", K);
+}
+CALL(matmul_bwd_w) {
+    op_matmul_bwd_w(be, t[0], t[1], t[2], c->variant & 2 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN);
+}
+
+static void shape_act(struct call *c) {
+    put_rows(c, "y", c->aliased ? "+" : "=", (size_t)c->size.C);
+    put_rows(c, "x", "i", (size_t)c->size.C)->shares = "y";
+}
+CALL(act) {
+    op_act(be, t[0], t[1], (enum act)c->variant);
+}
+
+static void shape_act_bwd(struct call *c) {
+    put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C);
+    put_rows(c, "dy", "i", (size_t)c->size.C)->shares = "dx";
+    put_rows(c, "y", "i", (size_t)c->size.C)->value = value_activated;
+}
+CALL(act_bwd) {
+    op_act_bwd(be, t[0], t[1], t[2], (enum act)c->variant);
+}
+
+// ---- time mix
+// ------------------------------------------------------------------------------------
+
+static void shape_key_prep(struct call *c) {
+    put_planes(c, "u", "=", U_COUNT);
+    put_planes(c, "rkv", "i", RKV_COUNT);
+    put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
+    if (c->bare)
+        put_none(c, "v_first");
+    else
+        put_rows(c, "v_first", "i", (size_t)c->size.C);
+    put_params(c, "vecs", "i", KEY_COUNT);
+}
+CALL(key_prep) {
+    op_key_prep(be, t[0], t[1], t[2], t[3], t[4], c->H);
+}
+
+static void shape_key_prep_bwd(struct call *c) {
+    put_planes(c, "drkv", ".==", RKV_COUNT);
+    put_planes(c, "dlora", "===.", LORA_COUNT);
+    if (c->bare)
+        put_none(c, "dv_first");
+    else
+        put_rows(c, "dv_first", "+", (size_t)c->size.C);
+    put_params(c, "dvecs", "+", KEY_COUNT);
+    put_planes(c, "du", "i", U_COUNT);
+    put_planes(c, "rkv", "i", RKV_COUNT);
+    put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
+    if (c->bare)
+        put_none(c, "v_first");
+    else
+        put_rows(c, "v_first", "i", (size_t)c->size.C);
+    put_params(c, "vecs", "i", KEY_COUNT);
+}
+CALL(key_prep_bwd) {
+    op_key_prep_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], c->H);
+}
+
+static void put_saved(struct call *c) {
+    struct arg *a = put(c, "saved", "~", 1, (size_t[]){1}, -1);
+    a->dtype = DT_U8;
+    a->aligned = true; // its size is the backend's business: run_open asks
+}
+
+static void shape_wkv7(struct call *c) {
+    put_rows(c, "y", "=", (size_t)c->size.C);
+    if (c->bare)
+        put_none(c, "state_out");
+    else
+        put_state(c, "state_out", c->aliased ? "+" : "=");
+    if (c->bare || c->variant)
+        put_none(c, "saved");
+    else
+        put_saved(c);
+    put_rows(c, "r", "i", (size_t)c->size.C);
+    put_planes(c, "u", "i", U_COUNT)->value = value_wkv_input;
+    if (c->bare)
+        put_none(c, "state_in");
+    else
+        put_state(c, "state_in", "i")->shares = "state_out";
+    put_batch(c);
+}
+CALL(wkv7) {
+    op_wkv7(be, t[0], t[1], t[2], t[3], t[4], t[5], b, c->H);
+}
+
+static void shape_wkv7_bwd(struct call *c) {
+    put_rows(c, "dr", "+", (size_t)c->size.C);
+    put_planes(c, "du", "=++==", U_COUNT);
+    if (c->bare)
+        put_none(c, "dstate_in");
+    else
+        put_state(c, "dstate_in", "=");
+    put_rows(c, "dy", "i", (size_t)c->size.C);
+    put_rows(c, "r", "i", (size_t)c->size.C);
+    put_planes(c, "u", "i", U_COUNT)->value = value_wkv_input;
+    put_saved(c);
+    if (c->bare)
+        put_none(c, "dstate_out");
+    else
+        put_state(c, "dstate_out", "i");
+    if (c->bare)
+        put_none(c, "state_in");
+    else
+        put_state(c, "state_in", "i");
+    put_rows(c, "y", "=", (size_t)c->size.C);
+    put_batch(c);
+}
+// What the forward pass saves is the backend's own affair, so it must have run.
+STEP(prepare, wkv7_bwd) {
+    op_wkv7(be, t[9], tensor_none(), t[6], t[4], t[5], t[8], b, c->H);
+}
+CALL(wkv7_bwd) {
+    op_wkv7_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], b, c->H);
+}
+
+static void shape_readout(struct call *c) {
+    const size_t C = (size_t)c->size.C;
+    put_rows(c, "o", "=", C);
+    put_rows(c, "y", "i", C);
+    put_rows(c, "r", "i", C);
+    put_planes(c, "u", "i", U_COUNT);
+    put_rows(c, "g", "i", C);
+    put_params(c, "vecs", "i", READ_COUNT);
+}
+CALL(readout) {
+    op_readout(be, t[0], t[1], t[2], t[3], t[4], t[5], c->H);
+}
+
+static void shape_readout_bwd(struct call *c) {
+    const size_t C = (size_t)c->size.C;
+    put_rows(c, "dy", "=", C);
+    put_rows(c, "dr", "=", C);
+    put_planes(c, "du", ".==..", U_COUNT);
+    put_rows(c, "dg", "=", C);
+    put_params(c, "dvecs", "+", READ_COUNT);
+    put_rows(c, "do", "i", C);
+    put_rows(c, "y", "i", C);
+    put_rows(c, "r", "i", C);
+    put_planes(c, "u", "i", U_COUNT);
+    put_rows(c, "g", "i", C);
+    put_params(c, "vecs", "i", READ_COUNT);
+}
+CALL(readout_bwd) {
+    op_readout_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], c->H);
+}
+
+// ---- loss, sampling, optimizer, memory
+// -----------------------------------------------------------
+
+static void shape_xent(struct call *c) {
+    put(c, "loss", "=", 1, (size_t[]){(size_t)c->size.R}, 0);
+    if (c->bare)
+        put_none(c, "dlogits");
+    else
+        put_rows(c, "dlogits", c->aliased ? "+" : "=", (size_t)c->size.V);
+    put_rows(c, "logits", "i", (size_t)c->size.V)->shares = "dlogits";
+    put_ids(c, "target", value_target);
+}
+CALL(xent) {
+    op_xent(be, t[0], t[1], t[2], t[3], 0.125f, c->variant);
+}
+
+static void shape_sample(struct call *c) {
+    const size_t R = (size_t)c->size.R, V = (size_t)c->size.V;
+    if (!c->row_map) c->whole_rows = c->size.R;
+    struct arg *a = put(c, "token", "=", 1, &R, 0);
+    a->dtype = DT_I32;
+    put_rows(c, "logits", "~", V);
+    a = put_rows(c, "rows", "i", sizeof(struct sample_row));
+    a->dtype = DT_U8;
+    a->aligned = true;
+    a->value = value_sample_rows;
+    if (c->bare) {
+        put_none(c, "penalties");
+        return;
+    }
+    a = put(c, "penalties", "+", 2, (size_t[]){(size_t)c->whole_rows, sample_penalty_bytes(V)}, -1);
+    a->dtype = DT_U8;
+    a->aligned = true;
+    a->value = value_sample_penalties;
+}
+CALL(sample) {
+    op_sample(be, t[0], t[1], t[2], t[3]);
+}
+
+static void shape_sumsq(struct call *c) {
+    struct arg *a = put(c, "sum", "=", 1, (size_t[]){1}, -1);
+    a->dtype = DT_F64;
+    a->aligned = true;
+    put_rows(c, "x", "i", (size_t)c->size.C);
+}
+CALL(sumsq) {
+    op_sumsq(be, t[0], t[1]);
+}
+
+static void shape_adamw(struct call *c) {
+    const size_t C = (size_t)c->size.C;
+    put_rows(c, "p", "+", C);
+    put_rows(c, "m", "+", C)->value = value_gradient;
+    put_rows(c, "v", "+", C)->value = value_gradient_squared;
+    put_rows(c, "g", "i", C)->value = value_gradient;
+    struct arg *a = put(c, "norm2", "i", 1, (size_t[]){1}, -1);
+    a->dtype = DT_F64;
+    a->aligned = true;
+    a->value = value_norm2;
+}
+CALL(adamw) {
+    const struct adamw h = {.lr = 6e-4,
+                            .beta1 = 0.9,
+                            .beta2 = 0.99,
+                            .eps = 1e-18,
+                            .weight_decay = c->variant ? 0.1 : 0,
+                            .step = c->variant ? 1000 : 1,
+                            .clip = c->variant == 2 ? 0 : 1};
+    op_adamw(be, t[0], t[1], t[2], t[3], t[4], &h);
+}
+
+static const enum dtype floats[] = {DT_NONE, DT_BF16, DT_F16, DT_F64};
+
+static void shape_fill(struct call *c) {
+    put_rows(c, "y", "=", (size_t)c->size.C)->dtype = floats[c->variant % 4];
+}
+CALL(fill) {
+    op_fill(be, t[0], c->variant < 4 ? 0.1f : 0);
+}
+
+static void shape_copy(struct call *c) {
+    put_rows(c, "y", "=", (size_t)c->size.C)->dtype = floats[c->variant % 4];
+    put_rows(c, "x", "i", (size_t)c->size.C)->dtype = floats[c->variant / 4];
+}
+CALL(copy) {
+    op_copy(be, t[0], t[1]);
+}
+
+static void shape_add(struct call *c) {
+    put_rows(c, "y", "+", (size_t)c->size.C);
+    put_rows(c, "x", "i", (size_t)c->size.C);
+}
+CALL(add) {
+    op_add(be, t[0], t[1]);
+}
+
+// ---- the list
+// ------------------------------------------------------------------------------------
+
+#define END                                                                                        \
+    { .R = -1 }
+
+// One channel would leave a norm nothing but rounding to divide.
+static const struct size flat_sizes[] = {{1, 1, 1, 3},     {0, 48, 16, 5},   {3, 33, 11, 2},
+                                         {17, 100, 4, 50}, {70, 260, 4, 11}, END};
+static const struct size rows_sizes[] = {{1, 3, 1, 3},     {0, 48, 16, 5},   {1, 7, 7, 9},
+                                         {3, 33, 11, 2},   {17, 100, 4, 50}, {33, 64, 16, 7},
+                                         {5, 200, 8, 300}, {70, 260, 4, 11}, END};
+static const struct size span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
+                                         {37, 100, 4, 1}, {70, 48, 16, 1}, END};
+static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
+                                         {5, 48, 16, 1},   {19, 96, 32, 1},
+                                         {37, 128, 64, 1}, {34, 192, 64, 1},
+                                         {18, 240, 80, 1}, END};
+// Heads that are no multiple of a vector: not for wkv7.
+static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
+                                             {0, 64, 64, 1},
+                                             {5, 33, 11, 1},
+                                             {19, 96, 32, 1},
+                                             {37, 128, 64, 1},
+                                             {18, 200, 40, 1},
+                                             END};
+static const struct size product_sizes[] = {{1, 1, 1, 1},     {0, 16, 1, 32},   {1, 7, 1, 5},
+                                            {3, 33, 1, 31},   {13, 100, 1, 70}, {25, 64, 1, 96},
+                                            {100, 17, 1, 33}, {2, 259, 1, 64},  END};
+static const struct size loss_sizes[] = {{1, 1, 1, 1},     {0, 1, 1, 7},    {3, 1, 1, 7},
+                                         {17, 1, 1, 1001}, {5, 1, 1, 4099}, END};
+
+static const struct size rows_bench[] = {
+    {1, 768, 64, 65536}, {32, 768, 64, 65536}, {512, 768, 64, 65536}, {1024, 192, 64, 256}, END};
+static const struct size wide_bench[] = {
+    {1, 3072, 64, 1}, {32, 3072, 64, 1}, {512, 3072, 64, 1}, {1024, 768, 64, 1}, END};
+static const struct size product_bench[] = {{1, 768, 1, 768},
+                                            {32, 768, 1, 768},
+                                            {512, 768, 1, 768},
+                                            {1, 768, 1, 3072},
+                                            {32, 768, 1, 3072},
+                                            {512, 768, 1, 3072},
+                                            {512, 3072, 1, 768},
+                                            {1, 768, 1, 65536},
+                                            {512, 768, 1, 64},
+                                            {512, 64, 1, 768},
+                                            {1024, 192, 1, 192},
+                                            {1024, 192, 1, 768},
+                                            END};
+static const struct size loss_bench[] = {{1, 1, 1, 65536},
+                                         {32, 1, 1, 65536},
+                                         {1024, 1, 1, 256},
+                                         END};
+static const struct size flat_bench[] = {{1, 768, 1, 1}, {768, 768, 1, 1}, {3072, 3072, 1, 1}, END};
+
+#define NAMED(op) .name = #op, .shape = shape_##op, .call = call_##op
+
+// In the order of ops.h. A tolerance is what single precision costs with the sums of these sizes,
+// at most three times the worst error measured.
+const struct op_case op_cases[] = {
+    {NAMED(embed), .sizes = flat_sizes, .bench = rows_bench, .variants = 3, .rowwise = true},
+    {NAMED(embed_bwd), .sizes = rows_sizes, .bench = rows_bench, .variants = 1, .tolerance = 1e-6,
+     .forward = "embed"},
+    {NAMED(gather_rows), .sizes = flat_sizes, .bench = rows_bench, .variants = 1, .rowwise = true},
+    {NAMED(norm), .sizes = rows_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
+     .tolerance = 1e-6},
+    {NAMED(norm_bwd), .sizes = rows_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
+     .can_bare = true, .can_alias = true, .tolerance = 2e-6, .forward = "norm"},
+    {NAMED(shift_mix), .sizes = span_sizes, .bench = rows_bench, .variants = 2, .can_bare = true,
+     .can_alias = true, .tolerance = 3e-7},
+    {NAMED(shift_mix_bwd), .sizes = span_sizes, .bench = rows_bench, .variants = 2,
+     .can_bare = true, .tolerance = 1e-6, .forward = "shift_mix"},
+    {NAMED(matmul), .bench_variants = 3u, .sizes = product_sizes, .bench = product_bench,
+     .variants = 4, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
+     .flops = flops_matmul},
+    {NAMED(matmul_bwd_x), .sizes = product_sizes, .bench = product_bench, .variants = 4,
+     .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6, .forward = "matmul",
+     .flops = flops_matmul},
+    {NAMED(matmul_bwd_w), .sizes = product_sizes, .bench = product_bench, .variants = 4,
+     .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
+    {NAMED(act), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,
+     .rowwise = true, .can_alias = true, .tolerance = 3e-7, .flops = flops_act},
+    {NAMED(act_bwd), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,
+     .rowwise = true, .can_alias = true, .tolerance = 3e-7, .forward = "act"},
+    {NAMED(key_prep), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
+     .can_bare = true, .tolerance = 1e-6, .flops = flops_key_prep},
+    {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1,
+     .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
+     .flops = flops_key_prep_bwd},
+    {NAMED(wkv7), .sizes = head_sizes, .bench = rows_bench, .variants = 2, .can_bare = true,
+     .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
+    {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .sizes = head_sizes, .bench = rows_bench,
+     .variants = 1, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
+     .flops = flops_wkv7_bwd},
+    {NAMED(readout), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
+     .tolerance = 1e-6},
+    {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1,
+     .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
+    {NAMED(xent), .bench_variants = 2u, .sizes = loss_sizes, .bench = loss_bench, .variants = 2,
+     .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 1e-6, .forward = "xent",
+     .flops = flops_xent},
+    {NAMED(sample), .sizes = loss_sizes, .bench = loss_bench, .variants = 1, .can_bare = true},
+    {NAMED(sumsq), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .tolerance = 1e-12},
+    {NAMED(adamw), .sizes = flat_sizes, .bench = flat_bench, .variants = 3, .rowwise = true,
+     .tolerance = 1e-6},
+    {NAMED(fill), .bench_variants = 17u, .sizes = flat_sizes, .bench = flat_bench, .variants = 8,
+     .rowwise = true},
+    {NAMED(copy), .bench_variants = 19u, .sizes = flat_sizes, .bench = flat_bench, .variants = 16,
+     .rowwise = true},
+    {NAMED(add), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .rowwise = true,
+     .tolerance = 1e-7},
+};
+
+const int op_case_count = sizeof op_cases / sizeof op_cases[0];
+
+const struct op_case *op_case_find(const char *name) {
+    for (int i = 0; i < op_case_count; i++)
+        if (strcmp(op_cases[i].name, name) == 0) return &op_cases[i];
+    return NULL;
+}
