@@ -20,6 +20,8 @@ enum { MAX_PROMPT = 64 << 20 };
 
 static int read_prompt(struct str *out, const struct cli_args *args, struct error *err) {
     str_init(out, MAX_PROMPT);
+    const bool continued = cli_given(args, "state-in") && !cli_given(args, "prompt-file");
+    if (!cli_given(args, "prompt") && continued) return 0; // the state knows what came before
     if (cli_given(args, "prompt") == cli_given(args, "prompt-file"))
         return fail(err, E_ARG, "wanted one of --prompt TEXT and --prompt-file FILE");
     if (cli_given(args, "prompt-file")) return file_read(out, cli_string(args, "prompt-file"), err);
@@ -32,10 +34,12 @@ static int read_prompt(struct str *out, const struct cli_args *args, struct erro
 static void write_text(struct writer *w, const struct tok *tok, const struct str *prompt,
                        const struct cli_args *args) {
     const struct writer_options o = sampling_from(args);
-    int32_t *tokens = mem_zero(prompt->len + 1, sizeof *tokens); // token 0 starts a document
-    const size_t len = tok_encode(tok, prompt->data, prompt->len, tokens + 1);
+    int32_t *tokens = mem_zero(prompt->len + 1, sizeof *tokens);
+    // Token 0 starts a document; a state that was loaded is already inside one.
+    const size_t begin = cli_given(args, "state-in") ? 0 : 1;
+    const size_t len = begin + tok_encode(tok, prompt->data, prompt->len, tokens + begin);
     const double start = clock_s();
-    writer_feed(w, tokens, len + 1);
+    if (len) writer_feed(w, tokens, len);
     const double fed = clock_s();
     struct utf8 utf8 = {0};
     struct str text;
@@ -57,8 +61,8 @@ static void write_text(struct writer *w, const struct tok *tok, const struct str
     fwrite(text.data, 1, text.len, stdout);
     putchar('\n');
     if (cli_flag(args, "stats"))
-        fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %lld tokens, %.1f tok/s\n",
-                len + 1, (double)(len + 1) / (fed - start + 1e-9), (long long)n,
+        fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %lld tokens, %.1f tok/s\n", len,
+                (double)len / (fed - start + 1e-9), (long long)n,
                 (double)n / (clock_s() - fed + 1e-9));
     str_free(&text);
     free(tokens);
@@ -76,8 +80,10 @@ static int run(const struct cli_args *args, struct error *err) {
     if (model_open_args(&be, &model, args, err)) goto out;
     if (vocab_check(tok, model, err)) goto out;
     if (writer_create(&writer, model, err)) goto out;
+    const char *in = cli_string(args, "state-in"), *keep = cli_string(args, "state-out");
+    if (in && writer_load(writer, in, tok_hash(tok), err)) goto out;
     write_text(writer, tok, &prompt, args);
-    rc = 0;
+    rc = keep ? writer_save(writer, keep, tok_hash(tok), err) : 0;
 out:
     writer_destroy(writer);
     model_destroy(model);
@@ -94,6 +100,8 @@ static const struct cli_option options[] = {
     {"prompt-file", "FILE", .help = "the text to continue, from a file"},
     {"max-tokens", "N", .fallback = "200", .type = CLI_INT, .min = 1, .max = 1e9,
      .help = "stop after so many tokens, if the model does not end the document before"},
+    {"state-in", "FILE", .help = "go on from a state that --state-out wrote"},
+    {"state-out", "FILE", .help = "write the state after the text, to go on from later"},
     {"only-new", .type = CLI_FLAG, .help = "don't print the prompt"},
     {"ignore-end", .type = CLI_FLAG, .help = "go on past the end of a document"},
     {"stats", .type = CLI_FLAG, .help = "print the speed on stderr"},

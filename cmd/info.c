@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/sections.h"
 #include "base/str.h"
 #include "model/model.h"
 #include "train/checkpoint.h"
@@ -172,17 +173,17 @@ static bool is_checkpoint(const char *path) {
 }
 
 static int put_checkpoint(struct str *out, const char *path, bool check, struct error *err) {
-    struct checkpoint *c;
-    if (checkpoint_open(&c, path, err)) return -1;
+    struct sections *c;
+    if (sections_open(&c, path, CHECKPOINT_MAGIC, err)) return -1;
     str_printf(out, "%s: checkpoint of a training run, %d sections\n\nsection           bytes\n",
-               path, checkpoint_count(c));
-    for (int i = 0; i < checkpoint_count(c); i++) {
-        const struct section *s = checkpoint_at(c, i);
+               path, sections_count(c));
+    for (int i = 0; i < sections_count(c); i++) {
+        const struct section *s = sections_at(c, i);
         str_printf(out, "%-*.*s  %llu\n", SECTION_NAME, SECTION_NAME, s->name, (ull)s->bytes);
     }
-    const int rc = check ? checkpoint_verify(c, err) : 0;
+    const int rc = check ? sections_verify(c, err) : 0;
     if (check && rc == 0) str_puts(out, "\nall checksums are right\n");
-    checkpoint_close(c);
+    sections_close(c);
     return rc;
 }
 

@@ -423,6 +423,64 @@ static void writer_and_scorer_agree(void **state) {
     bench_close(&b);
 }
 
+static void a_saved_sequence_goes_on_as_if_nothing_had_happened(void **state) {
+    (void)state;
+    static const char path[] = "/tmp/rwkv-test.state";
+    struct bench b = bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
+    const struct writer_options o = {.temperature = 1,
+                                     .top_p = 0.9f,
+                                     .presence = 0.3f,
+                                     .repetition = 0.2f,
+                                     .penalty_decay = 0.99f,
+                                     .seed = 5};
+    struct writer *w, *other;
+    struct error err;
+    assert_int_equal(writer_create(&w, b.m, &err), 0);
+    assert_int_equal(writer_create(&other, b.m, &err), 0);
+    writer_feed(w, (const int32_t[]){0, 3, 9}, 3);
+    for (int i = 0; i < 10; i++) writer_next(w, &o);
+    if (writer_save(w, path, 77, &err)) fail_msg("%s", err.msg);
+    if (writer_load(other, path, 77, &err)) fail_msg("%s", err.msg);
+    for (int i = 0; i < 40; i++) assert_int_equal(writer_next(w, &o), writer_next(other, &o));
+    assert_int_equal(writer_load(other, path, 78, &err), -1);
+    assert_non_null(strstr(err.msg, "another vocabulary"));
+
+    // Every damaged byte is noticed, and so is every length.
+    struct str whole;
+    str_init(&whole, 1 << 20);
+    assert_int_equal(file_read(&whole, path, &err), 0);
+    for (size_t i = 0; i < whole.len; i += i < 400 ? 1 : 997) {
+        whole.data[i] ^= 4;
+        assert_int_equal(file_replace(path, whole.data, whole.len, &err), 0);
+        whole.data[i] ^= 4;
+        // The bytes between sections say nothing.
+        if (writer_load(other, path, 77, &err) == 0) assert_int_equal(whole.data[i], 0);
+        assert_int_equal(file_replace(path, whole.data, i, &err), 0);
+        assert_int_equal(writer_load(other, path, 77, &err), -1);
+    }
+    str_free(&whole);
+
+    // Other weights of the same shape: refused, not garbage.
+    struct bench trained =
+        bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", true, 1);
+    model_init(trained.m, 3);
+    assert_int_equal(model_save(trained.m, "/tmp/rwkv-test-other.pth", DT_F32, &err), 0);
+    struct bench another = bench_open("cpu", "/tmp/rwkv-test-other.pth", false, 1);
+    struct writer *third;
+    assert_int_equal(writer_create(&third, another.m, &err), 0);
+    assert_int_equal(writer_save(w, path, 0, &err), 0);
+    assert_int_equal(writer_load(third, path, 0, &err), -1);
+    assert_non_null(strstr(err.msg, "other weights"));
+    remove(path);
+    remove("/tmp/rwkv-test-other.pth");
+    writer_destroy(w);
+    writer_destroy(other);
+    writer_destroy(third);
+    bench_close(&b);
+    bench_close(&trained);
+    bench_close(&another);
+}
+
 // ---- initialisation and sizes
 // --------------------------------------------------------------------
 
@@ -605,6 +663,7 @@ int main(void) {
         cmocka_unit_test(a_saved_model_is_the_same_model),
         cmocka_unit_test(the_wrong_model_is_refused_naming_both_sides),
         cmocka_unit_test(writer_and_scorer_agree),
+        cmocka_unit_test(a_saved_sequence_goes_on_as_if_nothing_had_happened),
         cmocka_unit_test(initialisation_is_official),
         cmocka_unit_test(initial_vectors_match_the_recorded_ones),
         cmocka_unit_test(sizes_match_the_recorded_ones),

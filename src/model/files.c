@@ -1,5 +1,6 @@
 // Models from and to weight files: strict by name and shape, naming both sides of a mismatch.
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/mem.h"
 #include "model/model.h"
 #include "weights/weights.h"
@@ -137,6 +138,25 @@ static int load_matrix(struct model *m, int i, const struct weights_tensor *t, s
     return 0;
 }
 
+// Of the sizes and of every number as it is stored: the same weights hash the same in .pth and
+// .safetensors. Strided tensors are hashed in order.
+static uint64_t hash_of(const struct model *m, const struct weights *w) {
+    struct hasher *h = hasher_create();
+    hasher_add(h, &m->dims, sizeof m->dims);
+    for (int i = 0; i < m->num_params; i++) {
+        const struct weights_tensor *t = weights_find(w, m->params[i].name);
+        if (!t || m->params[i].unused) continue;
+        const size_t bytes = t->count * dtype_size(t->dtype);
+        void *flat = mem_alloc(bytes);
+        weights_read(t, t->dtype, flat);
+        hasher_add(h, flat, bytes);
+        free(flat);
+    }
+    const uint64_t hash = hasher_digest(h);
+    hasher_destroy(h);
+    return hash ? hash : 1;
+}
+
 int model_load(struct model *m, const struct weights *w, struct error *err) {
     for (int i = 0; i < m->num_params; i++) {
         const struct param *p = &m->params[i];
@@ -156,6 +176,7 @@ int model_load(struct model *m, const struct weights *w, struct error *err) {
             return fail_in(err, "%s: %s", weights_path(w), p->name);
     }
     if (m->options.trained) model_refresh(m);
+    m->hash = hash_of(m, w);
     return 0;
 }
 

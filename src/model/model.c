@@ -93,6 +93,7 @@ void model_destroy(struct model *m) {
 
 void model_refresh(struct model *m) {
     assert(m->options.trained);
+    m->hash = 0;
     for (int i = 0; i < m->num_params; i++)
         if (m->weights[i])
             m->be->class->weight_refresh(m->be, m->weights[i], view_of(m->master, &m->params[i]));

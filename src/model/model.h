@@ -24,6 +24,7 @@ struct model {
     struct tensor grad;      // the same layout; trained only
     struct tensor embedding; // (V,C)
     struct weight **weights; // one per parameter, NULL for vectors and unused ones
+    uint64_t hash;           // of sizes and numbers as loaded; 0: changed or never loaded
 };
 
 // All parameters zero. DT_F32 and DT_BF16 matrices; dims checked.

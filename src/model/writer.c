@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "model/state_file.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -15,7 +16,8 @@ struct writer {
     struct state *state;
     struct buffer *memory;
     struct tensor token, rows, penalties;
-    struct tensor logits; // of the last token fed; absent: nothing fed yet
+    struct tensor restored; // (1,V) logits that came from a file
+    struct tensor logits;   // of the last token fed; absent: nothing fed yet
     uint64_t position;
     int32_t pending; // drawn, not yet fed; -1: none
 };
@@ -33,6 +35,7 @@ int writer_create(struct writer **out, struct model *m, struct error *err) {
         w->token = carve(&plan, DT_I32, 1, &(size_t){1});
         w->rows = carve(&plan, DT_U8, 2, (size_t[]){1, sizeof(struct sample_row)});
         w->penalties = carve(&plan, DT_U8, 2, (size_t[]){1, penalty});
+        w->restored = carve(&plan, m->be->real, 2, (size_t[]){1, V});
     }
     const struct run_limits limits = {.rows = CHUNK, .spans = 1, .outs = 1, .mode = RUN_INFER};
     if (run_create(&w->run, m, limits, err) ||
@@ -115,4 +118,51 @@ void writer_logits(struct writer *w, float *out) {
     be->class->download(be, raw, w->logits);
     dtype_convert(out, DT_F32, raw, w->logits.dtype, tensor_count(w->logits));
     free(raw);
+}
+
+int writer_save(struct writer *w, const char *path, uint64_t vocab_hash, struct error *err) {
+    const size_t V = (size_t)w->model->dims.V;
+    float *logits = NULL;
+    void *penalties = mem_alloc(tensor_bytes(w->penalties));
+    feed_pending(w);
+    if (tensor_is(w->logits)) {
+        logits = mem_alloc(V * sizeof *logits);
+        writer_logits(w, logits);
+    }
+    w->model->be->class->download(w->model->be, penalties, w->penalties);
+    const struct state_extra extra = {.vocab_hash = vocab_hash,
+                                      .tokens = w->position,
+                                      .last_token = -1,
+                                      .logits = logits,
+                                      .penalties = penalties};
+    const int rc = state_save(path, w->model, w->state, 0, &extra, err);
+    free(logits);
+    free(penalties);
+    return rc;
+}
+
+int writer_load(struct writer *w, const char *path, uint64_t vocab_hash, struct error *err) {
+    struct backend *be = w->model->be;
+    const size_t V = (size_t)w->model->dims.V;
+    float *logits = mem_alloc(V * sizeof *logits);
+    void *penalties = mem_zero(tensor_bytes(w->penalties), 1);
+    struct state_extra extra;
+    const int rc =
+        state_load(path, w->model, w->state, 0, &extra, vocab_hash, logits, penalties, err);
+    if (rc == 0) {
+        w->position = extra.tokens;
+        w->pending = -1;
+        be->class->upload(be, w->penalties, penalties);
+        w->logits = tensor_none();
+        if (extra.logits) {
+            void *raw = mem_alloc(V * dtype_size(be->real));
+            dtype_convert(raw, be->real, logits, DT_F32, V);
+            be->class->upload(be, w->restored, raw);
+            w->logits = w->restored;
+            free(raw);
+        }
+    }
+    free(logits);
+    free(penalties);
+    return rc;
 }

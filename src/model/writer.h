@@ -25,3 +25,8 @@ int32_t writer_next(struct writer *w, const struct writer_options *o);
 
 // Logits (V, f32) after the last token fed; copied to `out`.
 void writer_logits(struct writer *w, float *out);
+
+// The whole sequence to and from a file (model/state_file.h): what is written after loading is what
+// would have been written without. vocab_hash 0: not known.
+int writer_save(struct writer *w, const char *path, uint64_t vocab_hash, struct error *err);
+int writer_load(struct writer *w, const char *path, uint64_t vocab_hash, struct error *err);

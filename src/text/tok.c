@@ -12,7 +12,7 @@
 enum { MAX_FILE = 64 << 20 };
 
 // The trie lies in breadth-first order: the children of a node are neighbours, sorted by their
-// byte. 9 bytes a node; the World vocabulary takes about 2.5 MB.
+// byte. 9 bytes a node; the World vocabulary takes 1.7 MB in all.
 struct node {
     uint32_t first; // child
     uint16_t token; // 0: none ends here

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "base/sections.h"
 #include "model/model.h"
 #include "train/checkpoint.h"
 #include "train/optimizer.h"
@@ -52,7 +53,7 @@ int progress_save(const char *path, const struct optimizer *o, const struct prog
             s->data = copies[i];
         }
     }
-    const int rc = checkpoint_write(path, sections, 4, err);
+    const int rc = sections_write(path, CHECKPOINT_MAGIC, sections, 4, err);
     for (int i = 0; i < 3; i++) free(copies[i]);
     return rc;
 }
@@ -90,10 +91,10 @@ static int compare(const struct meta *have, const struct meta *want, const char 
 }
 
 int progress_load(const char *path, struct optimizer *o, struct progress *p, struct error *err) {
-    struct checkpoint *c;
-    if (checkpoint_open(&c, path, err)) return -1;
-    int rc = checkpoint_verify(c, err);
-    const struct section *s = checkpoint_find(c, "progress");
+    struct sections *c;
+    if (sections_open(&c, path, CHECKPOINT_MAGIC, err)) return -1;
+    int rc = sections_verify(c, err);
+    const struct section *s = sections_find(c, "progress");
     struct meta have, want = meta_of(o, p);
     if (rc == 0 && (!s || s->bytes != sizeof have))
         rc = fail(err, E_FORMAT, "%s: section \"progress\" is missing or of another size", path);
@@ -102,18 +103,18 @@ int progress_load(const char *path, struct optimizer *o, struct progress *p, str
         rc = compare(&have, &want, path, err);
     }
     for (int i = 0; rc == 0 && i < 3; i++) {
-        s = checkpoint_find(c, names[i]);
+        s = sections_find(c, names[i]);
         if (!s || s->bytes != tensor_bytes(part(o, i)))
             rc = fail(err, E_FORMAT, "%s: section \"%s\" is missing or of another size", path,
                       names[i]);
     }
     for (int i = 0; rc == 0 && i < 3; i++)
-        o->model->be->class->upload(o->model->be, part(o, i), checkpoint_find(c, names[i])->data);
+        o->model->be->class->upload(o->model->be, part(o, i), sections_find(c, names[i])->data);
     if (rc == 0) {
         *p = have.progress;
         model_refresh(o->model);
     }
-    checkpoint_close(c);
+    sections_close(c);
     return rc;
 }
 
