@@ -5,12 +5,12 @@
 
 #define RWKV_VERSION "0.1.0"
 
-extern const struct cli_command cmd_chat, cmd_config, cmd_convert, cmd_data, cmd_eval, cmd_generate,
-    cmd_info, cmd_train, cmd_verify;
+extern const struct cli_command cmd_bench, cmd_chat, cmd_config, cmd_convert, cmd_data, cmd_eval,
+    cmd_generate, cmd_info, cmd_train, cmd_verify;
 
 static const struct cli_command *const commands[] = {
-    &cmd_data,   &cmd_train,   &cmd_generate, &cmd_chat,   &cmd_eval,
-    &cmd_verify, &cmd_convert, &cmd_info,     &cmd_config, NULL,
+    &cmd_data,    &cmd_train, &cmd_generate, &cmd_chat,   &cmd_eval, &cmd_verify,
+    &cmd_convert, &cmd_info,  &cmd_bench,    &cmd_config, NULL,
 };
 
 static const struct cli_command program = {

@@ -167,3 +167,47 @@ void model_init(struct model *m, uint64_t seed) {
     pool_destroy(pool);
     model_refresh(m);
 }
+
+// Vectors as at the start of training, matrices uniform with rows of norm about 1.
+int model_randomise(struct model *m, uint64_t seed, struct error *err) {
+    for (int i = 0; i < m->num_params; i++) {
+        const struct param *p = &m->params[i];
+        if (p->unused) continue;
+        if (!p->matrix && p->id != P_EMB) {
+            model_init_param(m, i, seed, NULL);
+            continue;
+        }
+        const double size = sqrt(3.0 / (double)p->dim[p->layout == WEIGHT_OUT_IN ? 1 : 0]);
+        const bool own = p->id == P_EMB || m->options.trained; // else only the packed form stays
+        struct buffer *b = NULL;
+        struct tensor t = p->id == P_EMB ? m->embedding : tensor_none();
+        if (own && p->id != P_EMB) t = model_master(m, i);
+        if (!own) {
+            if (!(b = buffer_create(m->be, p->count * dtype_size(m->be->real), err))) return -1;
+            t = (struct tensor){.buf = b,
+                                .dtype = m->be->real,
+                                .ndim = 2,
+                                .dim = {p->dim[0], p->dim[1]}};
+        }
+        float *values = mem_alloc(p->count * sizeof *values);
+        void *raw = mem_alloc(tensor_bytes(t));
+        for (size_t k = 0; k < p->count; k += 4) {
+            uint32_t block[4];
+            rng_block(block, seed, (uint64_t)i, k);
+            for (size_t l = 0; l < 4 && k + l < p->count; l++)
+                values[k + l] = (float)(size * ((double)block[l] * 0x1p-31 - 1));
+        }
+        dtype_convert(raw, t.dtype, values, DT_F32, p->count);
+        m->be->class->upload(m->be, t, raw);
+        if (!own) {
+            weight_destroy(m->weights[i]);
+            m->weights[i] =
+                m->be->class->weight_create(m->be, t, p->layout, m->options.stored, false);
+        }
+        free(values);
+        free(raw);
+        buffer_destroy(b);
+    }
+    if (m->options.trained) model_refresh(m);
+    return 0;
+}

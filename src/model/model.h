@@ -51,7 +51,9 @@ int model_save_grads(const struct model *m, const char *path, struct error *err)
 
 // The official initialisation (SPEC-rwkv7 §5.1), a pure function of the seed. Trained models only.
 void model_init(struct model *m, uint64_t seed);
-// One parameter of it; the matrices are not packed again.
+// Random numbers of a sensible size everywhere, quickly: for measuring speed. Any model.
+int model_randomise(struct model *m, uint64_t seed, struct error *err);
+// One parameter of the initialisation; the matrices are not packed again.
 struct pool;
 void model_init_param(struct model *m, int param, uint64_t seed, struct pool *pool);
 

@@ -1,0 +1,327 @@
+// Speed of whole passes with random weights: decoding, prefill, training.
+#include "cli.h"
+#include "common.h"
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "base/str.h"
+#include "model/forward.h"
+#include "train/optimizer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+// The released sizes, with the ranks they were released with, and two small ones.
+static const struct {
+    const char *name;
+    struct dims dims; // L C H V, w a v g
+} sizes[] = {
+    {"demo", {4, 128, 2, 257, 32, 32, 32, 64}},
+    {"28m", {8, 512, 8, 512, 64, 64, 32, 128}},
+    {"0.1b", {12, 768, 12, 65536, 64, 64, 32, 128}},
+    {"0.4b", {24, 1024, 16, 65536, 64, 64, 32, 128}},
+    {"1.5b", {24, 2048, 32, 65536, 96, 96, 64, 256}},
+    {"2.9b", {32, 2560, 40, 65536, 96, 96, 64, 320}},
+    {"7.2b", {32, 4096, 64, 65536, 128, 128, 96, 480}},
+    {"13.3b", {61, 4096, 64, 65536, 192, 192, 128, 384}},
+};
+
+struct bench {
+    const struct cli_args *args;
+    struct dims dims;
+    struct backend *be;
+    struct model *model;
+    int batch, tokens, repeat;
+    double *seconds; // of each repetition
+    double work;     // tokens of one repetition
+    double flops;    // of one repetition, matrices only
+};
+
+// ---- what is measured
+// ----------------------------------------------------------------------------
+
+static int32_t *random_tokens(size_t n, int V) {
+    int32_t *t = mem_zero(n, sizeof *t);
+    for (size_t i = 0; i < n; i++) t[i] = (int32_t)((i * 2654435761u + 12345) % (unsigned)V);
+    return t;
+}
+
+static double matrix_params(const struct dims *d, bool head) {
+    const double C = d->C, R = d->Dw + d->Da + d->Dv + d->Dg;
+    return d->L * (12 * C * C + 2 * C * R) + (head ? (double)d->V * C : 0);
+}
+
+// B sequences, a token each a step: `tokens` steps a repetition.
+static int bench_decode(struct bench *b, struct error *err) {
+    const int B = b->batch;
+    struct run *run = NULL;
+    struct feed *feed = NULL;
+    struct state *state = NULL;
+    struct span *spans = mem_zero((size_t)B, sizeof *spans);
+    int32_t *tokens = random_tokens((size_t)B, b->dims.V),
+            *rows = mem_zero((size_t)B, sizeof *rows);
+    int rc = -1;
+    if (run_create(&run, b->model, (struct run_limits){B, B, B, 0, RUN_INFER}, err) ||
+        feed_create(&feed, b->be, (struct feed_limits){B, B, B}, err) ||
+        state_create(&state, b->be, &b->dims, B, err))
+        goto out;
+    for (int i = 0; i < B; i++) rows[i] = i;
+    for (int r = -1; r < b->repeat; r++) { // the first one warms up
+        const double start = clock_s();
+        for (int t = 0; t < b->tokens; t++) {
+            for (int i = 0; i < B; i++)
+                spans[i] = (struct span){.first = i, .len = 1, .slot = i, .pos = t};
+            feed_set(feed, spans, B, tokens, rows, B, NULL);
+            model_forward(b->model, run, feed, state);
+        }
+        if (b->be->class->sync(b->be, err)) goto out;
+        if (r >= 0) b->seconds[r] = clock_s() - start;
+    }
+    b->work = (double)B * b->tokens;
+    b->flops = 2 * matrix_params(&b->dims, true) * b->work;
+    rc = 0;
+out:
+    run_destroy(run);
+    feed_destroy(feed);
+    state_destroy(state);
+    free(spans);
+    free(tokens);
+    free(rows);
+    return rc;
+}
+
+// B prompts of `tokens` each at once; logits of each one's last token.
+static int bench_prefill(struct bench *b, struct error *err) {
+    const int B = b->batch, T = b->tokens;
+    struct run *run = NULL;
+    struct feed *feed = NULL;
+    struct state *state = NULL;
+    struct span *spans = mem_zero((size_t)B, sizeof *spans);
+    int32_t *tokens = random_tokens((size_t)B * (size_t)T, b->dims.V),
+            *rows = mem_zero((size_t)B, sizeof *rows);
+    int rc = -1;
+    if (run_create(&run, b->model, (struct run_limits){B * T, B, B, 0, RUN_INFER}, err) ||
+        feed_create(&feed, b->be, (struct feed_limits){B * T, B, B}, err) ||
+        state_create(&state, b->be, &b->dims, B, err))
+        goto out;
+    for (int i = 0; i < B; i++) {
+        spans[i] = (struct span){.first = i * T, .len = T, .slot = i};
+        rows[i] = i * T + T - 1;
+    }
+    for (int r = -1; r < b->repeat; r++) {
+        const double start = clock_s();
+        feed_set(feed, spans, B, tokens, rows, B, NULL);
+        model_forward(b->model, run, feed, state);
+        if (b->be->class->sync(b->be, err)) goto out;
+        if (r >= 0) b->seconds[r] = clock_s() - start;
+    }
+    b->work = (double)B * T;
+    b->flops = 2 * matrix_params(&b->dims, false) * b->work + 2.0 * b->dims.V * b->dims.C * B;
+    rc = 0;
+out:
+    run_destroy(run);
+    feed_destroy(feed);
+    state_destroy(state);
+    free(spans);
+    free(tokens);
+    free(rows);
+    return rc;
+}
+
+// Whole steps: forward, backward, norm, AdamW.
+static int bench_train(struct bench *b, struct error *err) {
+    const int B = b->batch, T = b->tokens;
+    const bool checkpointing = cli_flag(b->args, "grad-checkpoint");
+    const struct optimizer_options o = {
+        .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-18, .clip = 1, .w0_lr_scale = 2};
+    struct run *run = NULL;
+    struct feed *feed = NULL;
+    struct optimizer *opt = NULL;
+    int32_t *tokens = random_tokens((size_t)B * (size_t)T + 1, b->dims.V);
+    const struct run_limits limits = {B * T, B, 0, 0, checkpointing ? RUN_CHECKPOINT : RUN_TRAIN};
+    int rc = -1;
+    if (run_create(&run, b->model, limits, err) ||
+        feed_create(&feed, b->be, (struct feed_limits){B * T, B, 0}, err) ||
+        optimizer_create(&opt, b->model, o, err))
+        goto out;
+    for (int r = -1; r < b->repeat; r++) {
+        const double start = clock_s();
+        optimizer_zero_grad(opt);
+        feed_set_grid(feed, B, T, tokens, tokens + 1);
+        model_loss(b->model, run, feed, true, 1.0 / ((double)B * T), true);
+        optimizer_grad_norm(opt);
+        optimizer_step(opt, 1e-5, r + 2);
+        if (b->be->class->sync(b->be, err)) goto out;
+        if (r >= 0) b->seconds[r] = clock_s() - start;
+    }
+    b->work = (double)B * T;
+    b->flops = (checkpointing ? 8 : 6) * matrix_params(&b->dims, true) * b->work;
+    rc = 0;
+out:
+    run_destroy(run);
+    feed_destroy(feed);
+    optimizer_destroy(opt);
+    free(tokens);
+    return rc;
+}
+
+// ---- around it
+// -----------------------------------------------------------------------------------
+
+static int ascending(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void report(struct bench *b, const char *what) {
+    struct rusage usage;
+    struct str line;
+    getrusage(RUSAGE_SELF, &usage);
+    qsort(b->seconds, (size_t)b->repeat, sizeof *b->seconds, ascending);
+    const double median = b->seconds[b->repeat / 2], least = b->seconds[0];
+    const char *size = cli_string(b->args, "size"), *dtype = cli_string(b->args, "dtype");
+    const double bytes = matrix_params(&b->dims, true) * (strcmp(dtype, "bf16") ? 4 : 2);
+    if (!cli_flag(b->args, "json")) {
+        printf("%s %s %s, batch %d, tokens %d: %.1f tok/s (median of %d; %.3f ms, least %.3f ms), "
+               "%.1f GFLOP/s, peak memory %.0f MB\n",
+               what, size, dtype, b->batch, b->tokens, b->work / median, b->repeat, median * 1e3,
+               least * 1e3, b->flops / median * 1e-9, (double)usage.ru_maxrss / 1024);
+        return;
+    }
+    const struct {
+        const char *key;
+        double value;
+    } numbers[] = {{"batch", b->batch},
+                   {"tokens", b->tokens},
+                   {"repeat", b->repeat},
+                   {"tok_s", b->work / median},
+                   {"median_s", median},
+                   {"min_s", least},
+                   {"bytes", bytes},
+                   {"flops", b->flops},
+                   {"gflop_s", b->flops / median * 1e-9},
+                   {"peak_memory_bytes", (double)usage.ru_maxrss * 1024}};
+    const char *texts[][2] = {{"bench", what},
+                              {"size", size},
+                              {"dtype", dtype},
+                              {"backend", b->be->name}};
+    struct json_writer w = {.out = &line};
+    str_init(&line, 4096);
+    json_open(&w, '{');
+    for (int i = 0; i < 4; i++) {
+        json_put_key(&w, texts[i][0]);
+        json_put_text(&w, texts[i][1], strlen(texts[i][1]));
+    }
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        json_put_key(&w, numbers[i].key);
+        json_put_float(&w, numbers[i].value);
+    }
+    json_close(&w, '}');
+    puts(line.data);
+    str_free(&line);
+}
+
+static int measure(const struct cli_args *args, const char *what, bool trained,
+                   int (*run)(struct bench *, struct error *), struct error *err) {
+    struct bench b = {.args = args,
+                      .batch = (int)cli_int(args, "batch"),
+                      .tokens = (int)cli_int(args, "tokens"),
+                      .repeat = (int)cli_int(args, "repeat")};
+    size_t i = 0;
+    while (strcmp(sizes[i].name, cli_string(args, "size"))) i++; // one of the choices
+    b.dims = sizes[i].dims;
+    const struct model_options options = {.stored = dtype_parse(cli_string(args, "dtype")),
+                                          .trained = trained};
+    b.seconds = mem_zero((size_t)b.repeat, sizeof *b.seconds);
+    int rc = backend_open(&b.be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err);
+    if (rc == 0) rc = model_create(&b.model, b.be, &b.dims, options, err);
+    if (rc == 0) rc = model_randomise(b.model, 1, err);
+    if (rc == 0) rc = run(&b, err);
+    if (rc == 0) report(&b, what);
+    model_destroy(b.model);
+    backend_destroy(b.be);
+    free(b.seconds);
+    return rc;
+}
+
+static int run_decode(const struct cli_args *args, struct error *err) {
+    return measure(args, "decode", false, bench_decode, err);
+}
+
+static int run_prefill(const struct cli_args *args, struct error *err) {
+    return measure(args, "prefill", false, bench_prefill, err);
+}
+
+static int run_train(const struct cli_args *args, struct error *err) {
+    return measure(args, "train", true, bench_train, err);
+}
+
+#define BENCH_OPTIONS(default_tokens)                                                              \
+    {"size", "NAME", .fallback = "0.1b", .choices = "demo|28m|0.1b|0.4b|1.5b|2.9b|7.2b|13.3b",     \
+     .help = "which model"},                                                                       \
+        {"batch",                                                                                  \
+         "B",                                                                                      \
+         .fallback = "1",                                                                          \
+         .type = CLI_INT,                                                                          \
+         .min = 1,                                                                                 \
+         .max = 65536,                                                                             \
+         .help = "sequences at once"},                                                             \
+        {"tokens",                                                                                 \
+         "N",                                                                                      \
+         .fallback = default_tokens,                                                               \
+         .type = CLI_INT,                                                                          \
+         .min = 1,                                                                                 \
+         .max = 1 << 20,                                                                           \
+         .help = "tokens of a sequence in one repetition"},                                        \
+        {"repeat",                                                                                 \
+         "N",                                                                                      \
+         .fallback = "5",                                                                          \
+         .type = CLI_INT,                                                                          \
+         .min = 1,                                                                                 \
+         .max = 10000,                                                                             \
+         .help = "repetitions after one to warm up; the median counts"},                           \
+        {"json", .type = CLI_FLAG, .help = "print one JSON object"}, OPTION_BACKEND, OPTION_DTYPE, \
+        OPTION_THREADS
+
+static const struct cli_option decode_options[] = {BENCH_OPTIONS("32"), {0}};
+static const struct cli_option prefill_options[] = {BENCH_OPTIONS("512"), {0}};
+static const struct cli_option train_options[] = {
+    BENCH_OPTIONS("512"),
+    {"grad-checkpoint", .type = CLI_FLAG, .help = "compute layers again on the way back"},
+    {0},
+};
+
+static const struct cli_command decode = {
+    .name = "decode",
+    .summary = "one token a sequence and step",
+    .help = "  rwkv bench decode --size 0.1b --dtype bf16 --batch 8\n",
+    .options = decode_options,
+    .run = run_decode,
+};
+static const struct cli_command prefill = {
+    .name = "prefill",
+    .summary = "whole prompts, logits of their last tokens",
+    .help = "  rwkv bench prefill --size 0.1b --tokens 512\n",
+    .options = prefill_options,
+    .run = run_prefill,
+};
+static const struct cli_command train = {
+    .name = "train",
+    .summary = "whole training steps",
+    .help = "  rwkv bench train --size 28m --batch 2 --tokens 512\n",
+    .options = train_options,
+    .run = run_train,
+};
+
+static const struct cli_command *const below[] = {&decode, &prefill, &train, NULL};
+
+const struct cli_command cmd_bench = {
+    .name = "bench",
+    .summary = "measure speed with random weights",
+    .help = "Timings are medians of repetitions after a warm-up; nothing is written anywhere.\n",
+    .commands = below,
+};
