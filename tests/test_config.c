@@ -74,7 +74,7 @@ static void defaults_are_those_of_the_reference(void **state) {
     assert_true(c.weight_decay == 1e-3 && c.gradient_clip_val == 1.0);
     assert_true(c.adam_beta1 == 0.9 && c.adam_beta2 == 0.99 && c.adam_eps == 1e-18);
     assert_string_equal(c.optimizer, "adam_w");
-    assert_string_equal(c.level, "warn");
+    assert_string_equal(c.level, "info");
     assert_null(c.validation_base);
     assert_int_equal(c.model.num_cells, 2);
     assert_int_equal(c.model.channel_mix_dim_scale, 4);
