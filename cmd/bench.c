@@ -41,8 +41,7 @@ struct bench {
     double flops;    // of one repetition, matrices only
 };
 
-// ---- what is measured
-// ----------------------------------------------------------------------------
+// ---- what is measured --------------------------------------------------------------------------
 
 static int32_t *random_tokens(size_t n, int V) {
     int32_t *t = mem_zero(n, sizeof *t);
@@ -169,8 +168,7 @@ out:
     return rc;
 }
 
-// ---- around it
-// -----------------------------------------------------------------------------------
+// ---- around it ---------------------------------------------------------------------------------
 
 static int ascending(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;

@@ -18,8 +18,7 @@
 
 typedef unsigned long long ull;
 
-// ---- build
-// ---------------------------------------------------------------------------------------
+// ---- build -------------------------------------------------------------------------------------
 
 static int build(const struct cli_args *args, struct error *err) {
     struct tok *tok;
@@ -81,8 +80,7 @@ static const struct cli_command cmd_build = {
     .run = build,
 };
 
-// ---- info
-// ----------------------------------------------------------------------------------------
+// ---- info --------------------------------------------------------------------------------------
 
 static int info(const struct cli_args *args, struct error *err) {
     struct binidx *b;
@@ -116,8 +114,7 @@ static const struct cli_command cmd_info = {
     .run = info,
 };
 
-// ---- check
-// ---------------------------------------------------------------------------------------
+// ---- check -------------------------------------------------------------------------------------
 
 static int check_document(const struct binidx *b, uint64_t i, const struct tok *tok,
                           struct error *err) {

@@ -33,8 +33,7 @@ static void end_progress(void) {
     if (isatty(2)) fprintf(stderr, "\r\x1b[K");
 }
 
-// ---- a tokenised text
-// ----------------------------------------------------------------------------
+// ---- a tokenised text --------------------------------------------------------------------------
 
 // Mean loss over consecutive windows from zero state, as validation during training does.
 static int eval_data(struct scorer *s, const struct model *m, const struct tok *tok,
@@ -76,8 +75,7 @@ static int eval_data(struct scorer *s, const struct model *m, const struct tok *
     return rc;
 }
 
-// ---- LAMBADA
-// -------------------------------------------------------------------------------------
+// ---- LAMBADA -----------------------------------------------------------------------------------
 
 struct lambada {
     double log_p;
@@ -145,8 +143,7 @@ static int eval_lambada(struct scorer *s, const struct tok *tok, const char *pat
     return rc;
 }
 
-// ---- counting
-// ------------------------------------------------------------------------------------
+// ---- counting ----------------------------------------------------------------------------------
 
 static int eval_order2(const char *train_prefix, const struct binidx *data, struct error *err) {
     struct binidx *train;
@@ -166,7 +163,7 @@ static int eval_order2(const char *train_prefix, const struct binidx *data, stru
     return rc;
 }
 
-// --------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------------
 
 static int eval_model(const struct cli_args *args, const struct binidx *data, struct error *err) {
     struct backend *be = NULL;

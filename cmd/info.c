@@ -20,8 +20,7 @@ enum { MAX_PAGE = 256 << 20 };
 
 typedef unsigned long long ull;
 
-// ---- weights
-// -------------------------------------------------------------------------------------
+// ---- weights -----------------------------------------------------------------------------------
 
 // Tensors that make a relative of RWKV-7 out of it.
 static const struct {
@@ -165,8 +164,7 @@ static int put_weights(struct str *out, const char *path, bool check, struct err
     return rc;
 }
 
-// ---- checkpoints of a training run
-// ---------------------------------------------------------------
+// ---- checkpoints of a training run -------------------------------------------------------------
 
 static bool is_checkpoint(const char *path) {
     return path_has_ext(path, "ckpt");
@@ -187,8 +185,7 @@ static int put_checkpoint(struct str *out, const char *path, bool check, struct 
     return rc;
 }
 
-// ---- the door
-// ------------------------------------------------------------------------------------
+// ---- the door ----------------------------------------------------------------------------------
 
 // The first row that claims a path describes it; what nobody claims is opened as weights, whose
 // reader knows many strangers by name. `put` appends a page.

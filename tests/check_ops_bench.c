@@ -19,8 +19,7 @@
 #include <immintrin.h>
 #endif
 
-// ---- the machine
-// ---------------------------------------------------------------------------------
+// ---- the machine -------------------------------------------------------------------------------
 
 static volatile float sink;
 
@@ -159,8 +158,7 @@ static double bandwidth(const struct machine *m, double bytes) {
     return m->gbs[i];
 }
 
-// ---- the ops
-// -------------------------------------------------------------------------------------
+// ---- the ops -----------------------------------------------------------------------------------
 
 struct result {
     double median_us, min_us, bytes, flops, share;

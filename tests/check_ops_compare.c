@@ -148,8 +148,7 @@ void check_compare(struct tally *t) {
     backend_destroy(ref);
 }
 
-// ---- laws
-// ----------------------------------------------------------------------------------------
+// ---- laws --------------------------------------------------------------------------------------
 
 static bool judged(const struct run *r, int arg) {
     const struct arg *a = &r->c->arg[arg];
@@ -284,8 +283,7 @@ static void law_rows(struct tally *t, const struct op_case *op, struct backend *
     free(whole);
 }
 
-// ---- spans
-// ---------------------------------------------------------------------------------------
+// ---- spans -------------------------------------------------------------------------------------
 
 // Splits the whole's spans into pieces of `piece` tokens (0: whole spans, one a call) and carries
 // the state from call to call; every row and the last states must come out the same.

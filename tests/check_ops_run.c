@@ -14,8 +14,7 @@
 // As a float of any kind this is NaN, as an index it is -1.
 enum { POISON = 0xFF, GUARD_BYTES = 64 };
 
-// ---- calls
-// ---------------------------------------------------------------------------------------
+// ---- calls -------------------------------------------------------------------------------------
 
 void call_set_spans(struct call *c, const struct span *spans, int n) {
     assert(n <= MAX_SPANS && c->size.R <= MAX_ROWS);
@@ -138,8 +137,7 @@ char arg_mode(const struct call *c, const struct arg *a, size_t i) {
     return mode;
 }
 
-// ---- runs
-// ----------------------------------------------------------------------------------------
+// ---- runs --------------------------------------------------------------------------------------
 
 static enum dtype type_of(const struct run *r, int i) {
     const enum dtype t = r->c->arg[i].dtype;

@@ -58,8 +58,7 @@ static void table_draw(struct table *t, int32_t *token, const float *logits, str
     free(x);
 }
 
-// ---- what must come out
-// --------------------------------------------------------------------------
+// ---- what must come out ------------------------------------------------------------------------
 
 // Probability of every token: temperature, softmax, top_k, top_p over what it left, min_p.
 static void expected(double p[V], const float *logits, const struct sample_row *row) {
@@ -164,8 +163,7 @@ static void check_distribution(struct tally *t, struct backend *be, struct backe
     buffer_destroy(there.buf);
 }
 
-// ---- corners
-// -------------------------------------------------------------------------------------
+// ---- corners -----------------------------------------------------------------------------------
 
 static void check_corners(struct tally *t, struct backend *be, const char *name) {
     struct table table = table_open(be, 1, false);

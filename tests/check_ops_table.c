@@ -3,8 +3,7 @@
 
 #include <string.h>
 
-// ---- arguments
-// -----------------------------------------------------------------------------------
+// ---- arguments ---------------------------------------------------------------------------------
 
 static struct arg *put(struct call *c, const char *name, const char *mode, int ndim,
                        const size_t *dim, int row_axis) {
@@ -71,8 +70,7 @@ static void put_batch(struct call *c) {
     }
 }
 
-// ---- rows
-// ----------------------------------------------------------------------------------------
+// ---- rows --------------------------------------------------------------------------------------
 
 #define UNUSED     __attribute__((unused))
 #define CALL(name) STEP(call, name)
@@ -177,8 +175,7 @@ CALL(shift_mix_bwd) {
     op_shift_mix_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], b);
 }
 
-// ---- matrices
-// ------------------------------------------------------------------------------------
+// ---- matrices ----------------------------------------------------------------------------------
 
 // Variants: f32 or bf16 weights, stored (O,K) or (K,O).
 static void put_weight(struct call *c, bool trained) {
@@ -244,8 +241,7 @@ CALL(act_bwd) {
     op_act_bwd(be, t[0], t[1], t[2], (enum act)c->variant);
 }
 
-// ---- time mix
-// ------------------------------------------------------------------------------------
+// ---- time mix ----------------------------------------------------------------------------------
 
 static void shape_key_prep(struct call *c) {
     put_planes(c, "u", "=", U_COUNT);
@@ -371,8 +367,7 @@ CALL(readout_bwd) {
     op_readout_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], c->H);
 }
 
-// ---- loss, sampling, optimizer, memory
-// -----------------------------------------------------------
+// ---- loss, sampling, optimizer, memory ---------------------------------------------------------
 
 static void shape_xent(struct call *c) {
     put(c, "loss", "=", 1, (size_t[]){(size_t)c->size.R}, 0);
@@ -467,8 +462,7 @@ CALL(add) {
     op_add(be, t[0], t[1]);
 }
 
-// ---- the list
-// ------------------------------------------------------------------------------------
+// ---- the list ----------------------------------------------------------------------------------
 
 #define END                                                                                        \
     { .R = -1 }

@@ -107,8 +107,7 @@ double value_norm2(const struct call *c, const struct arg *a, size_t i) {
     return c->variant == 1 ? 16 : 1e-3; // clipped by 4, or not
 }
 
-// ---- operations
-// ----------------------------------------------------------------------------------
+// ---- operations --------------------------------------------------------------------------------
 
 double flops_matmul(const struct call *c) {
     return 2.0 * c->size.R * c->size.C * c->size.V;

@@ -22,8 +22,7 @@
 #include <cmocka.h>
 // clang-format on
 
-// ---- the vectors
-// ---------------------------------------------------------------------------------
+// ---- the vectors -------------------------------------------------------------------------------
 
 struct vectors {
     struct json *doc;
@@ -93,8 +92,7 @@ static int tokens_of(const struct json *v, int32_t *out) {
     return (int)n;
 }
 
-// ---- a model on a backend
-// ------------------------------------------------------------------------
+// ---- a model on a backend ----------------------------------------------------------------------
 
 struct bench {
     struct backend *be;
@@ -298,8 +296,30 @@ static void reverse_takes_the_recorded_choices(void **state) {
     bench_close(&b);
 }
 
-// ---- laws
-// ----------------------------------------------------------------------------------------
+// ---- laws --------------------------------------------------------------------------------------
+
+// A really trained model: a greedy continuation token by token.
+static void the_trained_byte_model_writes_the_recorded_text(void **state) {
+    (void)state;
+    char path[300];
+    if (!shared_path(path, sizeof path, "data/bytes28m_vectors.json")) skip();
+    struct json *doc = read_json(path);
+    if (!shared_path(path, sizeof path, "data/bytes28m.pth")) skip();
+    struct bench b = bench_open("cpu", path, false, 0);
+    const struct writer_options greedy = {.top_p = 1, .penalty_decay = 1};
+    struct writer *w;
+    struct error err;
+    int32_t prompt[64], want[256];
+    const int n = tokens_of(at(doc, "greedy", "prompt_ids"), prompt);
+    const int count = tokens_of(at(doc, "greedy", "ids"), want);
+    assert_int_equal(writer_create(&w, b.m, &err), 0);
+    writer_feed(w, prompt, (size_t)n);
+    for (int i = 0; i < count; i++) assert_int_equal(writer_next(w, &greedy), want[i]);
+    printf("  %d tokens as recorded\n", count);
+    writer_destroy(w);
+    json_free(doc);
+    bench_close(&b);
+}
 
 // Three sequences of different lengths, chunked unevenly and mixed in one batch each step, against
 // each one alone.
@@ -481,8 +501,7 @@ static void a_saved_sequence_goes_on_as_if_nothing_had_happened(void **state) {
     bench_close(&another);
 }
 
-// ---- initialisation and sizes
-// --------------------------------------------------------------------
+// ---- initialisation and sizes ------------------------------------------------------------------
 
 static struct model *created(struct backend *be, struct dims d) {
     struct model *m;
@@ -659,6 +678,7 @@ int main(void) {
         cmocka_unit_test(our_own_fixture_agrees),
         cmocka_unit_test(shared_vectors_agree),
         cmocka_unit_test(reverse_takes_the_recorded_choices),
+        cmocka_unit_test(the_trained_byte_model_writes_the_recorded_text),
         cmocka_unit_test(interleaved_equals_alone),
         cmocka_unit_test(a_saved_model_is_the_same_model),
         cmocka_unit_test(the_wrong_model_is_refused_naming_both_sides),

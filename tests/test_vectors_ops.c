@@ -37,8 +37,7 @@ static double *values(const struct weights *w, const char *name, size_t *count) 
     return x;
 }
 
-// ---- backends
-// ------------------------------------------------------------------------------------
+// ---- backends ----------------------------------------------------------------------------------
 
 enum { MAX_SUBJECTS = 6 };
 
@@ -104,8 +103,7 @@ static double error_of(struct tensor got, const struct weights *w, const char *n
     return worst / scale;
 }
 
-// ---- wkv7
-// ----------------------------------------------------------------------------------------
+// ---- wkv7 --------------------------------------------------------------------------------------
 
 struct wkv {
     struct buffer *buf;
@@ -211,8 +209,7 @@ static void wkv7_n64_fast_decay(void **state) {
     check_wkv("wkv7_n64_fast_decay", 1e-6);
 }
 
-// ---- adamw
-// ---------------------------------------------------------------------------------------
+// ---- adamw -------------------------------------------------------------------------------------
 
 static const struct {
     const char *name;

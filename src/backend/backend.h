@@ -13,8 +13,7 @@ struct error;
 struct backend;
 struct ops;
 
-// ---- tensors
-// -------------------------------------------------------------------------------------
+// ---- tensors -----------------------------------------------------------------------------------
 
 // Backend memory. `host` is its address where the processor can reach it, else NULL.
 struct buffer {
@@ -49,8 +48,7 @@ struct carver {
 };
 struct tensor carve(struct carver *c, enum dtype t, int ndim, const size_t *dim);
 
-// ---- weights
-// -------------------------------------------------------------------------------------
+// ---- weights -----------------------------------------------------------------------------------
 
 // Matrices of the model, opaque: a backend packs, transposes or quantises them as it likes.
 struct weight;
@@ -60,8 +58,7 @@ enum weight_layout {
     WEIGHT_IN_OUT, // stored (K,O): y = x W;  the LoRA matrices
 };
 
-// ---- batches
-// -------------------------------------------------------------------------------------
+// ---- batches -----------------------------------------------------------------------------------
 
 // A run of consecutive rows that are consecutive tokens of one sequence.
 struct span {
@@ -79,8 +76,7 @@ struct batch {
     struct tensor last; // (R) i32: the slot at a span's last row, else -1
 };
 
-// ---- the backend
-// ---------------------------------------------------------------------------------
+// ---- the backend -------------------------------------------------------------------------------
 
 struct backend {
     const char *name;

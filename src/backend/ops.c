@@ -45,8 +45,7 @@ int ops_missing(const struct ops *ops, const char **missing) {
     return n;
 }
 
-// ---- checks
-// --------------------------------------------------------------------------------------
+// ---- checks ------------------------------------------------------------------------------------
 
 static void describe(char *out, size_t cap, struct tensor t) {
     size_t len = (size_t)snprintf(out, cap, "%s", tensor_is(t) ? dtype_name(t.dtype) : "absent");
@@ -104,8 +103,7 @@ static bool same_shape(struct tensor a, struct tensor b) {
     return same;
 }
 
-// ---- the callers
-// ---------------------------------------------------------------------------------
+// ---- the callers -------------------------------------------------------------------------------
 
 void op_embed(struct backend *be, struct tensor y, struct tensor tokens, struct tensor table) {
     require("embed", y.ndim == 2 && table.ndim == 2, "y and table have two dimensions");

@@ -108,8 +108,7 @@ uint64_t binidx_hash(const struct binidx *b) {
     return hash64(b->bin.data, b->bin.len);
 }
 
-// ---- writing
-// -------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------
 
 int binidx_create(struct binidx_writer *w, const char *prefix, struct error *err) {
     char *bin = with_ext(prefix, ".bin");

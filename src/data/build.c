@@ -69,8 +69,7 @@ static int add_document(struct builder *b, const char *text, size_t len, const c
     return 0;
 }
 
-// ---- inputs
-// --------------------------------------------------------------------------------------
+// ---- inputs ------------------------------------------------------------------------------------
 
 static int add_line(struct builder *b, const char *line, size_t len, const char *where) {
     struct json *doc;
@@ -144,8 +143,7 @@ static int add_plain(struct builder *b, const char *path) {
     return rc;
 }
 
-// ---- outputs
-// -------------------------------------------------------------------------------------
+// ---- outputs -----------------------------------------------------------------------------------
 
 // Fisher–Yates, each swap a pure function of (seed, index).
 static void shuffle(uint64_t *order, uint64_t n, uint64_t seed, uint64_t stream) {

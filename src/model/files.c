@@ -21,8 +21,7 @@ static bool same_shape(const struct weights_tensor *t, const struct param *p) {
     }
 }
 
-// ---- sizes
-// ---------------------------------------------------------------------------------------
+// ---- sizes -------------------------------------------------------------------------------------
 
 static int read_dim(int *out, const struct weights *w, const char *name, int axis, int ndim,
                     struct error *err) {
@@ -69,8 +68,7 @@ int model_dims_of(struct dims *out, const struct weights *w, struct error *err) 
     return 0;
 }
 
-// ---- reading
-// -------------------------------------------------------------------------------------
+// ---- reading -----------------------------------------------------------------------------------
 
 // Tensors of relatives of RWKV-7 that share its names.
 static const struct {
@@ -197,8 +195,7 @@ int model_open(struct model **out, struct backend *be, const char *path,
     return rc;
 }
 
-// ---- writing
-// -------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------
 
 struct saved_param {
     struct backend *be;

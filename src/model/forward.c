@@ -9,8 +9,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
-// ---- memory
-// --------------------------------------------------------------------------------------
+// ---- memory ------------------------------------------------------------------------------------
 
 static struct tensor matrix(struct carver *c, enum dtype t, size_t rows, size_t cols) {
     return carve(c, t, 2, (size_t[]){rows, cols});
@@ -125,8 +124,7 @@ struct tensor run_losses(const struct run *r) {
     return r->losses;
 }
 
-// ---- the layer
-// -----------------------------------------------------------------------------------
+// ---- the layer ---------------------------------------------------------------------------------
 
 static struct tensor slot_shift(const struct state *s, int layer, int which) {
     return s ? tensor_at(tensor_at(s->shift, (size_t)layer), (size_t)which) : tensor_none();

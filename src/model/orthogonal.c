@@ -31,8 +31,7 @@ static void micro(double *c, size_t c_step, const double *a, size_t a_row, size_
     *(row8 *)(c + c_step) = s1;
 }
 
-// ---- G = AᵀA, upper tiles
-// ------------------------------------------------------------------------
+// ---- G = AᵀA, upper tiles ----------------------------------------------------------------------
 
 struct gram {
     const double *A; // (m,n), n a multiple of TILE by padding
@@ -93,8 +92,7 @@ static void invert_upper(double *X, const double *R, size_t n) {
     }
 }
 
-// ---- A ← A X
-// -------------------------------------------------------------------------------------
+// ---- A ← A X -----------------------------------------------------------------------------------
 
 struct product {
     double *A;       // (m,n), m a multiple of MR by padding
@@ -129,8 +127,7 @@ static void orthonormalise(double *A, size_t m, size_t n, size_t padding, struct
     free(X);
 }
 
-// ---- the normal matrix
-// ---------------------------------------------------------------------------
+// ---- the normal matrix -------------------------------------------------------------------------
 
 struct draw {
     double *A; // (m, step): numbers in the order of the result's elements

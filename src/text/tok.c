@@ -29,8 +29,7 @@ struct tok {
     size_t num_nodes;
 };
 
-// ---- reading the file
-// ----------------------------------------------------------------------------
+// ---- reading the file --------------------------------------------------------------------------
 
 struct entry {
     uint32_t start, line;
@@ -167,8 +166,7 @@ static int read_lines(struct reader *r, const char *text, size_t len) {
     return 0;
 }
 
-// ---- the trie
-// ------------------------------------------------------------------------------------
+// ---- the trie ----------------------------------------------------------------------------------
 
 // qsort has no context argument; the text goes through the entries' owner.
 static _Thread_local const char *sort_text;
@@ -233,8 +231,7 @@ static uint32_t child(const struct tok *t, uint32_t at, uint8_t byte) {
     return lo < n->first + n->count && t->labels[lo] == byte ? lo : 0;
 }
 
-// ---- opening
-// -------------------------------------------------------------------------------------
+// ---- opening -----------------------------------------------------------------------------------
 
 // Duplicates and holes; `seen` tells the line of each id.
 static int check(struct reader *r) {
@@ -334,8 +331,7 @@ void tok_close(struct tok *t) {
     free(t);
 }
 
-// ---- use
-// -----------------------------------------------------------------------------------------
+// ---- use ---------------------------------------------------------------------------------------
 
 int tok_size(const struct tok *t) {
     return t->size;

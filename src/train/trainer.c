@@ -58,8 +58,7 @@ int64_t trainer_step(const struct trainer *t) {
     return t->done.step;
 }
 
-// ---- setting up
-// ----------------------------------------------------------------------------------
+// ---- setting up --------------------------------------------------------------------------------
 
 static struct run_limits limits_of(const struct train_options *o) {
     return (struct run_limits){.rows = o->batch * o->ctx,
@@ -176,8 +175,7 @@ void trainer_destroy(struct trainer *t) {
     free(t);
 }
 
-// ---- one step
-// ------------------------------------------------------------------------------------
+// ---- one step ----------------------------------------------------------------------------------
 
 // Mean loss over the step's tokens, gradients of the same.
 static int gradients(struct trainer *t, double *loss, struct error *err) {
@@ -228,8 +226,7 @@ static int train_step(struct trainer *t, struct error *err) {
     return 0;
 }
 
-// ---- between steps
-// -------------------------------------------------------------------------------
+// ---- between steps -----------------------------------------------------------------------------
 
 static int validate(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;

@@ -118,8 +118,7 @@ static int number(struct machine *m, int bytes, uint64_t *out) {
     return 0;
 }
 
-// ---- what values mean
-// ----------------------------------------------------------------------------
+// ---- what values mean --------------------------------------------------------------------------
 
 static void tuple_from(struct machine *m, size_t first) {
     const size_t start = m->items.count, n = m->stack.count - first;

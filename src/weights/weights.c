@@ -11,8 +11,7 @@
 #include <string.h>
 #include <strings.h>
 
-// ---- the list
-// ------------------------------------------------------------------------------------
+// ---- the list ----------------------------------------------------------------------------------
 
 static size_t slot_of(const struct weights *w, const char *name) {
     size_t i = hash64(name, strlen(name)) & (w->index_size - 1);
@@ -128,8 +127,7 @@ void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
     }
 }
 
-// ---- opening
-// -------------------------------------------------------------------------------------
+// ---- opening -----------------------------------------------------------------------------------
 
 // Ignoring case: web pages begin with <!DOCTYPE and <!doctype.
 static bool starts(const struct file *f, const char *text) {

@@ -46,8 +46,7 @@ void weights_read(const struct weights_tensor *t, enum dtype to, void *out);
 // "(65536,768)"; the text is cut to fit.
 void weights_shape_text(char *out, size_t cap, int ndim, const size_t *dim);
 
-// ---- writing
-// -------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------
 
 struct weights_source {
     const char *name;

@@ -20,8 +20,7 @@ float *cpu_scratch(struct cpu *cpu, size_t n) {
     return cpu->scratch;
 }
 
-// ---- cutting rows into tasks
-// ---------------------------------------------------------------------
+// ---- cutting rows into tasks -------------------------------------------------------------------
 
 // Every op over rows is one of these: a function of the op's arguments and a range of rows.
 // Backward passes also sum parameter gradients over rows: each block of rows has its own partial
@@ -110,8 +109,7 @@ static void run_elements(struct backend *be, size_t n,
     pool_run(cpu->pool, (int)((n + ELEMENT_BLOCK - 1) / ELEMENT_BLOCK), rows_task, (void *)&j);
 }
 
-// ---- rows
-// ----------------------------------------------------------------------------------------
+// ---- rows --------------------------------------------------------------------------------------
 
 struct args {
     struct tensor y, x, z, w, b, add, dy, in, extra, lora, rkv, u, dlora, drkv, du, dg;
@@ -214,8 +212,7 @@ static void cpu_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw,
     run_rows_sum(be, x.dim[0], norm_bwd_rows, &a, (struct tensor[]){dw, db}, 2);
 }
 
-// ---- token shift
-// ---------------------------------------------------------------------------------
+// ---- token shift -------------------------------------------------------------------------------
 
 static const float *before_row(const struct args *a, size_t r) {
     const size_t C = a->z.dim[1];
@@ -267,8 +264,7 @@ static void cpu_shift_mix_bwd(struct backend *be, struct tensor dz, struct tenso
     run_rows_sum(be, z.dim[0], mix_bwd_rows, &a, &dmix, 1);
 }
 
-// ---- elements
-// ------------------------------------------------------------------------------------
+// ---- elements ----------------------------------------------------------------------------------
 
 static void act_some(const struct rows_job *j, size_t first, size_t end, float *part) {
     (void)part;
@@ -331,8 +327,7 @@ static void cpu_fill(struct backend *be, struct tensor y, double value) {
     run_elements(be, tensor_count(y), fill_some, &(struct args){.y = y, .scale = (float)value});
 }
 
-// ---- time mix
-// ------------------------------------------------------------------------------------
+// ---- time mix ----------------------------------------------------------------------------------
 
 static float *at_row(struct tensor t, size_t r) {
     return f32(t) + r * t.dim[t.ndim - 1];
@@ -423,8 +418,7 @@ static void cpu_readout_bwd(struct backend *be, struct tensor dy, struct tensor 
     run_rows_sum(be, y.dim[0], readout_bwd_rows, &a, &dvecs, 1);
 }
 
-// ---- loss and optimizer
-// --------------------------------------------------------------------------
+// ---- loss and optimizer ------------------------------------------------------------------------
 
 static void xent_rows(const struct rows_job *j, size_t first, size_t end, float *part) {
     (void)part;
@@ -498,8 +492,7 @@ static void cpu_adamw(struct backend *be, struct tensor p, struct tensor m, stru
     run_elements(be, tensor_count(p), adamw_some, &a);
 }
 
-// ---- the backend
-// ---------------------------------------------------------------------------------
+// ---- the backend -------------------------------------------------------------------------------
 
 static const struct ops cpu_ops = {
     .embed = cpu_embed,

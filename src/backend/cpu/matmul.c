@@ -114,8 +114,7 @@ size_t cpu_weight_bytes(const struct backend *be, size_t rows, size_t cols, enum
     return trained ? one + panels(cols) * panel_bytes(rows, stored) : one;
 }
 
-// ---- y = add + x W
-// -------------------------------------------------------------------------------
+// ---- y = add + x W -----------------------------------------------------------------------------
 
 struct matmul_job {
     const struct gemm_kernels *gemm;
@@ -179,8 +178,7 @@ void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     multiply(be, dx, dy, &((const struct cpu_weight *)w)->back, w->stored, add);
 }
 
-// ---- dw += Aᵀ B
-// ----------------------------------------------------------------------------------
+// ---- dw += Aᵀ B --------------------------------------------------------------------------------
 
 // dw (M,cols) += Σ_r a (R,M)[r] b (R,cols)[r]: each task packs 32 columns of b and runs them
 // against a block of a's columns; r runs upward.

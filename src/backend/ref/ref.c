@@ -33,8 +33,7 @@ static double sigmoid(double x) {
     return 1 / (1 + exp(-x));
 }
 
-// ---- rows
-// ----------------------------------------------------------------------------------------
+// ---- rows --------------------------------------------------------------------------------------
 
 static void ref_embed(struct backend *be, struct tensor y, struct tensor tokens,
                       struct tensor table) {
@@ -131,8 +130,7 @@ static void ref_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw,
     free(e);
 }
 
-// ---- token shift
-// ---------------------------------------------------------------------------------
+// ---- token shift -------------------------------------------------------------------------------
 
 // The row before row r of its sequence; NULL stands for zeros.
 static const real *previous(struct tensor z, struct tensor shift_in, const struct batch *b,
@@ -181,8 +179,7 @@ static void ref_shift_mix_bwd(struct backend *be, struct tensor dz, struct tenso
         }
 }
 
-// ---- matrices
-// ------------------------------------------------------------------------------------
+// ---- matrices ----------------------------------------------------------------------------------
 
 struct ref_weight {
     struct weight base;
@@ -296,8 +293,7 @@ static void ref_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, 
     }
 }
 
-// ---- time mix
-// ------------------------------------------------------------------------------------
+// ---- time mix ----------------------------------------------------------------------------------
 
 // Pointer to row r of plane p of an (n,R,C) tensor.
 static real *plane(struct tensor t, size_t p, size_t r) {
@@ -579,8 +575,7 @@ static void ref_readout_bwd(struct backend *be, struct tensor dy, struct tensor 
     free(e);
 }
 
-// ---- loss and sampling
-// ---------------------------------------------------------------------------
+// ---- loss and sampling -------------------------------------------------------------------------
 
 // The first of the largest; NaN is never it, unless there is nothing else.
 static size_t argmax(const real *x, size_t n) {
@@ -690,8 +685,7 @@ static void ref_sample(struct backend *be, struct tensor token, struct tensor lo
     free(c);
 }
 
-// ---- optimizer and memory
-// ------------------------------------------------------------------------
+// ---- optimizer and memory ----------------------------------------------------------------------
 
 static void ref_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
     (void)be;
@@ -737,8 +731,7 @@ static void ref_add(struct backend *be, struct tensor y, struct tensor x) {
     for (size_t i = 0; i < tensor_count(y); i++) data(y)[i] += data(x)[i];
 }
 
-// ---- the backend
-// ---------------------------------------------------------------------------------
+// ---- the backend -------------------------------------------------------------------------------
 
 static const struct ops ref_ops = {
     .embed = ref_embed,

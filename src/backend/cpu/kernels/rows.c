@@ -141,8 +141,7 @@ static void adamw(float *restrict p, float *restrict m, float *restrict v, const
     }
 }
 
-// ---- time mix
-// ------------------------------------------------------------------------------------
+// ---- time mix ----------------------------------------------------------------------------------
 
 INLINE float key_norm(const float *k, const float *k_k, size_t N) {
     vf acc = {0};
@@ -290,8 +289,7 @@ static void readout_bwd(float *restrict dy, float *restrict dr, float *restrict 
     }
 }
 
-// ---- loss and sampling
-// ---------------------------------------------------------------------------
+// ---- loss and sampling -------------------------------------------------------------------------
 
 static size_t argmax(const float *x, size_t n) {
     float best[16];
