@@ -37,31 +37,47 @@ struct pack_job {
     size_t in_step, out_step; // of src, in elements
 };
 
-static float element(const struct pack_job *j, size_t k, size_t o) {
-    if (o >= j->to->out || k >= j->to->in) return 0;
-    const size_t i = k * j->in_step + o * j->out_step;
-    if (j->src.dtype == DT_F32) return f32(j->src)[i];
-    float x;
-    const char *at = (const char *)tensor_host(j->src) + i * dtype_size(j->src.dtype);
-    dtype_convert(&x, DT_F32, at, j->src.dtype, 1);
-    return x;
+enum { PACK_ROWS = 16 };
+
+// Rows k … k+PACK_ROWS of a panel as floats, [k][output]; zeros past the matrix. Whichever index is
+// contiguous in src is the inner loop.
+static void fetch(float rows[PACK_ROWS][PANEL], const struct pack_job *j, size_t k, size_t first) {
+    const size_t left_k = j->to->in - k, left_o = j->to->out - first;
+    const size_t n = left_k < PACK_ROWS ? left_k : PACK_ROWS,
+                 outs = left_o < PANEL ? left_o : PANEL;
+    const size_t start = k * j->in_step + first * j->out_step, size = dtype_size(j->src.dtype);
+    const char *src = (const char *)tensor_host(j->src) + start * size;
+    memset(rows, 0, PACK_ROWS * sizeof *rows);
+    if (j->out_step == 1) {
+        for (size_t r = 0; r < n; r++)
+            dtype_convert(rows[r], DT_F32, src + r * j->in_step * size, j->src.dtype, outs);
+        return;
+    }
+    for (size_t o = 0; o < outs; o++) {
+        float column[PACK_ROWS];
+        dtype_convert(column, DT_F32, src + o * j->out_step * size, j->src.dtype, n);
+        for (size_t r = 0; r < n; r++) rows[r][o] = column[r];
+    }
 }
 
 static void pack_panel(void *ctx, int task) {
     const struct pack_job *j = ctx;
-    const size_t in = j->to->in, first = (size_t)task * PANEL;
+    const size_t in = j->to->in;
     char *panel = (char *)j->to->data + (size_t)task * panel_bytes(in, j->stored);
-    if (j->stored == DT_BF16) {
-        uint16_t *p = (uint16_t *)panel;
-        for (size_t k = 0; k < in; k += 2)
+    for (size_t k = 0; k < in; k += PACK_ROWS) {
+        const size_t n = in - k < PACK_ROWS ? in - k : PACK_ROWS;
+        float rows[PACK_ROWS][PANEL];
+        fetch(rows, j, k, (size_t)task * PANEL);
+        if (j->stored == DT_F32) {
+            memcpy((float *)(void *)panel + k * PANEL, rows, n * sizeof *rows);
+            continue;
+        }
+        uint16_t *p = (uint16_t *)(void *)panel + k * PANEL;
+        for (size_t r = 0; r < n; r += 2) // an odd last k has a partner of zeros
             for (size_t o = 0; o < PANEL; o++) {
-                *p++ = f32_to_bf16(element(j, k, first + o));
-                *p++ = f32_to_bf16(element(j, k + 1, first + o));
+                *p++ = f32_to_bf16(rows[r][o]);
+                *p++ = f32_to_bf16(rows[r + 1][o]);
             }
-    } else {
-        float *p = (float *)panel;
-        for (size_t k = 0; k < in; k++)
-            for (size_t o = 0; o < PANEL; o++) *p++ = element(j, k, first + o);
     }
 }
 
@@ -125,23 +141,33 @@ struct matmul_job {
     size_t R, row_chunk, row_chunks, panel_chunk;
 };
 
+// k goes in blocks whose part of a panel (256 KiB) stays in the second-level cache while the rows
+// pass; the sums wait in y. The blocks depend on k alone, so a row still has one order of
+// operations.
+enum { K_BLOCK = 2048 };
+
+static void panel_rows(const struct matmul_job *j, size_t p, size_t r, size_t rows, size_t k) {
+    const size_t in = j->w->in, out = j->w->out, o = p * PANEL;
+    const size_t outs = out - o < PANEL ? out - o : PANEL, n = in - k < K_BLOCK ? in - k : K_BLOCK;
+    const char *panel = (const char *)j->w->data + p * panel_bytes(in, j->stored);
+    float *y = j->y + r * out + o;
+    const float *x = j->x + r * in + k, *add = k ? y : j->add ? j->add + r * out + o : NULL;
+    if (j->stored == DT_BF16)
+        j->gemm->bf16(y, out, x, in, (const uint16_t *)(const void *)panel + k * PANEL, rows, n,
+                      outs, add, out);
+    else
+        j->gemm->f32(y, out, x, in, 1, (const float *)(const void *)panel + k * PANEL, rows, n,
+                     outs, add, out);
+}
+
 // A task is a block of rows times a few panels: the rows' x stays in the second-level cache.
 static void matmul_task(void *ctx, int task) {
     const struct matmul_job *j = ctx;
-    const size_t in = j->w->in, out = j->w->out;
     const size_t r = (size_t)task % j->row_chunks * j->row_chunk;
     const size_t rows = j->R - r < j->row_chunk ? j->R - r : j->row_chunk;
-    const size_t first = (size_t)task / j->row_chunks * j->panel_chunk, all = panels(out);
-    for (size_t p = first; p < all && p < first + j->panel_chunk; p++) {
-        const size_t o = p * PANEL, outs = out - o < PANEL ? out - o : PANEL;
-        const char *panel = (const char *)j->w->data + p * panel_bytes(in, j->stored);
-        float *y = j->y + r * out + o;
-        const float *x = j->x + r * in, *add = j->add ? j->add + r * out + o : NULL;
-        if (j->stored == DT_BF16)
-            j->gemm->bf16(y, out, x, in, (const uint16_t *)panel, rows, in, outs, add, out);
-        else
-            j->gemm->f32(y, out, x, in, 1, (const float *)panel, rows, in, outs, add, out);
-    }
+    const size_t first = (size_t)task / j->row_chunks * j->panel_chunk, all = panels(j->w->out);
+    for (size_t p = first; p < all && p < first + j->panel_chunk; p++)
+        for (size_t k = 0; k < j->w->in; k += K_BLOCK) panel_rows(j, p, r, rows, k);
 }
 
 static void multiply(struct backend *be, struct tensor y, struct tensor x, const struct packed *w,
