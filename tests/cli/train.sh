@@ -144,6 +144,8 @@ if ! command -v strace >/dev/null || ! strace -o /dev/null true 2>/dev/null; the
     echo "SKIP the save killed before each of its system calls: strace is absent"
     skipped=1
 else
+    # (the leak checker cannot run under a tracer)
+    export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0
     # Killed before each system call that touches a file, in the steps 10 to 12 of a run: whatever is
     # left, the run goes on from a whole checkpoint and ends in the same bits.
     calls=openat,write,fsync,rename,unlink,close

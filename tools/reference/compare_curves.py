@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Compares the losses of two runs at every 50th step and at the last. Each file is CSV with a header
-(step,loss,…) or JSONL with the keys "step" and "loss"; other lines and keys are ignored.
+(step,loss,…), steps counted from 0, or rwkv's log.jsonl, which counts the steps taken (from 1); other
+lines and keys are ignored.
 Usage: compare_curves.py A B [--every 50] [--bound 0.002]      exit 1: further apart than the bound"""
 import argparse
 import csv
@@ -13,10 +14,10 @@ def read_curve(path):
     with open(path) as f:
         lines = f.read().splitlines()
     if lines and lines[0].lstrip().startswith("{"):
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows, first = [json.loads(line) for line in lines if line.strip()], 1
     else:
-        rows = csv.DictReader(lines)
-    return {int(r["step"]): float(r["loss"]) for r in rows if "step" in r and "loss" in r}
+        rows, first = csv.DictReader(lines), 0
+    return {int(r["step"]) - first: float(r["loss"]) for r in rows if "step" in r and "loss" in r}
 
 
 def main():
