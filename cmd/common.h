@@ -36,5 +36,9 @@ int vocab_open(struct tok **out, const char *name, struct error *err);
 int model_open_args(struct backend **be, struct model **m, const struct cli_args *args,
                     struct error *err);
 
+// What `rwkv data info` and `rwkv info` say of PREFIX.bin and PREFIX.idx.
+struct str;
+int data_page(struct str *out, const char *prefix, struct error *err);
+
 // Ids of the vocabulary must exist in the model.
 int vocab_check(const struct tok *tok, const struct model *m, struct error *err);

@@ -82,23 +82,32 @@ static const struct cli_command cmd_build = {
 
 // ---- info --------------------------------------------------------------------------------------
 
-static int info(const struct cli_args *args, struct error *err) {
+int data_page(struct str *out, const char *prefix, struct error *err) {
     struct binidx *b;
-    if (binidx_open(&b, cli_string(args, "PREFIX"), err)) return -1;
-    printf("documents    %llu\ntokens       %llu (u16, %.1f MB)\nlargest id   %u\n"
-           "xxh3         %016llx\n",
-           (ull)b->num_documents, (ull)b->num_tokens, (double)b->bin.len * 1e-6,
-           (unsigned)binidx_max_token(b), (ull)binidx_hash(b));
-    printf("context      magic prime (windows that training visits)\n");
+    if (binidx_open(&b, prefix, err)) return -1;
+    str_printf(out,
+               "documents    %llu\ntokens       %llu (u16, %.1f MB)\nlargest id   %u\n"
+               "xxh3         %016llx\ncontext      magic prime (windows that training visits)\n",
+               (ull)b->num_documents, (ull)b->num_tokens, (double)b->bin.len * 1e-6,
+               (unsigned)binidx_max_token(b), (ull)binidx_hash(b));
     for (uint64_t ctx = 128; ctx <= 8192; ctx *= 2) {
         const uint64_t p = order_magic_prime(b->num_tokens, ctx);
         if (p)
-            printf("%7llu      %llu\n", (ull)ctx, (ull)p);
+            str_printf(out, "%7llu      %llu\n", (ull)ctx, (ull)p);
         else
-            printf("%7llu      too few tokens\n", (ull)ctx);
+            str_printf(out, "%7llu      too few tokens\n", (ull)ctx);
     }
     binidx_close(b);
     return 0;
+}
+
+static int info(const struct cli_args *args, struct error *err) {
+    struct str page;
+    str_init(&page, 4096);
+    const int rc = data_page(&page, cli_string(args, "PREFIX"), err);
+    fputs(page.data, stdout);
+    str_free(&page);
+    return rc;
 }
 
 static const struct cli_option info_options[] = {

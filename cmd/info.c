@@ -1,5 +1,6 @@
 // `rwkv info`: what is in a file, by looking into it.
 #include "cli.h"
+#include "common.h"
 
 #include "base/error.h"
 #include "base/file.h"
@@ -185,6 +186,21 @@ static int put_checkpoint(struct str *out, const char *path, bool check, struct 
     return rc;
 }
 
+// ---- tokenised text ----------------------------------------------------------------------------
+
+static bool is_data(const char *path) {
+    return path_has_ext(path, "bin") || path_has_ext(path, "idx");
+}
+
+static int put_data(struct str *out, const char *path, bool check, struct error *err) {
+    (void)check; // both files are always read whole
+    char *prefix = mem_strdup(path);
+    *strrchr(prefix, '.') = 0;
+    const int rc = data_page(out, prefix, err);
+    free(prefix);
+    return rc;
+}
+
 // ---- the door ----------------------------------------------------------------------------------
 
 // The first row that claims a path describes it; what nobody claims is opened as weights, whose
@@ -194,6 +210,7 @@ static const struct {
     int (*put)(struct str *out, const char *path, bool check, struct error *err);
 } kinds[] = {
     {is_checkpoint, put_checkpoint},
+    {is_data, put_data},
     {NULL, put_weights},
 };
 
@@ -211,7 +228,7 @@ static int run(const struct cli_args *args, struct error *err) {
 
 static const struct cli_option options[] = {
     {"FILE", .operand = true, .required = true,
-     .help = "weights (.pth, .safetensors) or a checkpoint (.ckpt)"},
+     .help = "weights (.pth, .safetensors), a checkpoint (.ckpt) or tokens (.bin, .idx)"},
     {"check", .type = CLI_FLAG,
      .help = "read everything: NaN and infinite numbers in weights, checksums of a checkpoint"},
     {0},
@@ -219,7 +236,7 @@ static const struct cli_option options[] = {
 
 const struct cli_command cmd_info = {
     .name = "info",
-    .summary = "what is in a file of weights or a checkpoint",
+    .summary = "what is in a file of weights, tokens or a checkpoint",
     .help = "  rwkv info rwkv7-0.1b.pth\n"
             "  rwkv info --check model.safetensors\n"
             "\n"
