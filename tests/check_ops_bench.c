@@ -274,6 +274,7 @@ int bench_ops(const char *only, int threads, bool json) {
             for (int variant = 0; variant < op->variants; variant++) {
                 if (!((op->bench_variants ? op->bench_variants : 1u) >> variant & 1)) continue;
                 call_init(c, op, *s, variant, FILL_RANDOM, false, false);
+                c->tidy = true;
                 const struct result x = bench_call(be, &m, c);
                 json ? put_result(&w, c, &x) : print_result(c, &x);
                 fflush(stdout);

@@ -200,7 +200,7 @@ static void lay_out(struct run *r) {
         if (share >= 0) {
             r->at[i] = r->at[share];
         } else {
-            r->at[i] = at + (a->aligned ? 0 : (size_t)(i % 5) * dtype_size(t->dtype));
+            r->at[i] = at + (a->aligned || c->tidy ? 0 : (size_t)(i % 5) * dtype_size(t->dtype));
             at = (r->at[i] + tensor_bytes(*t) + 2 * GUARD_BYTES) & ~(size_t)63;
         }
         t->offset = r->at[i];

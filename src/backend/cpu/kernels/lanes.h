@@ -38,6 +38,56 @@ INLINE vf splat(float x) {
     return x - (vf){0};
 }
 
+// a and b alternately: of their lower halves, of their upper halves.
+#if defined(__AVX512F__)
+INLINE vf zip_low(vf a, vf b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+INLINE vf zip_high(vf a, vf b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
+}
+#elif defined(__AVX2__)
+INLINE vf zip_low(vf a, vf b) {
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+INLINE vf zip_high(vf a, vf b) {
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#else
+INLINE vf zip_low(vf a, vf b) {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+INLINE vf zip_high(vf a, vf b) {
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+#endif
+
+// Transposes a square of LANES rows: each round of zips turns the bits of (row, column) by one.
+INLINE void transpose_square(vf row[LANES]) {
+#pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+        vf next[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = zip_low(row[i], row[i + LANES / 2]);
+            next[2 * i + 1] = zip_high(row[i], row[i + LANES / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) row[i] = next[i];
+    }
+}
+
+// Lane i of the result is the sum of row[i]'s lanes, in a fixed tree; row is used up.
+INLINE vf sum_rows(vf row[LANES]) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 16
+        for (int i = 0; i < half; i++)
+            row[i] = zip_low(row[i], row[i + half]) + zip_high(row[i], row[i + half]);
+    return row[0];
+}
+
 // Lanes in a fixed tree.
 INLINE float sum_lanes(vf v) {
     float x[LANES];
