@@ -120,6 +120,17 @@ struct args {
     bool flag;
 };
 
+// What is common is fast: f32 and bf16 either way. The rest goes number by number.
+static void convert(const struct row_kernels *k, void *y, enum dtype to, const void *x,
+                    enum dtype from, size_t n) {
+    if (to == DT_F32 && from == DT_BF16)
+        k->widen(y, x, n);
+    else if (to == DT_BF16 && from == DT_F32)
+        k->narrow(y, x, n);
+    else
+        dtype_convert(y, to, x, from, n);
+}
+
 static void embed_rows(const struct rows_job *j, size_t first, size_t end, float *part) {
     (void)part;
     const struct args *a = j->args;
@@ -128,7 +139,7 @@ static void embed_rows(const struct rows_job *j, size_t first, size_t end, float
     for (size_t r = first; r < end; r++) {
         assert(token[r] >= 0 && (size_t)token[r] < a->w.dim[0]);
         const char *row = (const char *)tensor_host(a->w) + (size_t)token[r] * C * size;
-        dtype_convert(f32(a->y) + r * C, DT_F32, row, a->w.dtype, C);
+        convert(j->k, f32(a->y) + r * C, DT_F32, row, a->w.dtype, C);
     }
 }
 
@@ -226,9 +237,8 @@ static void mix_rows(const struct rows_job *j, size_t first, size_t end, float *
     const struct args *a = j->args;
     const size_t R = a->z.dim[0], C = a->z.dim[1];
     for (size_t r = first; r < end; r++)
-        for (size_t n = 0; n < a->w.dim[0]; n++)
-            j->k->mix(f32(a->y) + (n * R + r) * C, f32(a->z) + r * C, before_row(a, r),
-                      f32(a->w) + n * C, C);
+        j->k->mix(f32(a->y) + r * C, f32(a->z) + r * C, before_row(a, r), f32(a->w), a->w.dim[0],
+                  R * C, C);
 }
 
 static void cpu_shift_mix(struct backend *be, struct tensor m, struct tensor shift_out,
@@ -247,13 +257,9 @@ static void mix_bwd_rows(const struct rows_job *j, size_t first, size_t end, flo
     const size_t R = a->z.dim[0], C = a->z.dim[1];
     const int32_t *last = tensor_host(a->batch->last);
     for (size_t r = first; r < end; r++) {
-        float *dz = f32(a->y) + r * C;
-        memset(dz, 0, C * sizeof *dz);
-        for (size_t n = 0; n < a->w.dim[0]; n++) {
-            const float *dm = f32(a->dy) + (n * R + r) * C;
-            j->k->mix_bwd(dz, part + n * C, dm, last[r] < 0 ? dm + C : NULL, f32(a->z) + r * C,
-                          before_row(a, r), f32(a->w) + n * C, C);
-        }
+        const float *dm = f32(a->dy) + r * C;
+        j->k->mix_bwd(f32(a->y) + r * C, part, dm, last[r] < 0 ? dm + C : NULL, f32(a->z) + r * C,
+                      before_row(a, r), f32(a->w), a->w.dim[0], R * C, C);
     }
 }
 
@@ -302,29 +308,40 @@ static void copy_some(const struct rows_job *j, size_t first, size_t end, float 
     (void)part;
     const struct args *a = j->args;
     const size_t to = dtype_size(a->y.dtype), from = dtype_size(a->x.dtype);
-    dtype_convert((char *)tensor_host(a->y) + first * to, a->y.dtype,
-                  (const char *)tensor_host(a->x) + first * from, a->x.dtype, end - first);
+    convert(j->k, (char *)tensor_host(a->y) + first * to, a->y.dtype,
+            (const char *)tensor_host(a->x) + first * from, a->x.dtype, end - first);
 }
 
 static void cpu_copy(struct backend *be, struct tensor y, struct tensor x) {
     run_elements(be, tensor_count(y), copy_some, &(struct args){.y = y, .x = x});
 }
 
+struct fill_args {
+    char *y;
+    size_t size;
+    uint64_t pattern[8]; // the value's bytes, over and over
+};
+
 static void fill_some(const struct rows_job *j, size_t first, size_t end, float *part) {
     (void)part;
-    const struct args *a = j->args;
-    const size_t size = dtype_size(a->y.dtype);
-    char *y = (char *)tensor_host(a->y) + first * size;
-    if (a->scale == 0.0f && !signbit(a->scale)) {
-        memset(y, 0, (end - first) * size); // all our floats write zero as zero bytes
+    const struct fill_args *a = j->args;
+    char *y = a->y + first * a->size;
+    const size_t bytes = (end - first) * a->size;
+    if (!a->pattern[0]) { // all our floats write zero as zero bytes
+        memset(y, 0, bytes);
         return;
     }
-    for (size_t i = 0; i < end - first; i++)
-        dtype_convert(y + i * size, a->y.dtype, &a->scale, DT_F32, 1);
+    size_t i = 0;
+    for (; i + sizeof a->pattern <= bytes; i += sizeof a->pattern)
+        memcpy(y + i, a->pattern, sizeof a->pattern);
+    memcpy(y + i, a->pattern, bytes - i);
 }
 
 static void cpu_fill(struct backend *be, struct tensor y, double value) {
-    run_elements(be, tensor_count(y), fill_some, &(struct args){.y = y, .scale = (float)value});
+    struct fill_args a = {.y = tensor_host(y), .size = dtype_size(y.dtype)};
+    for (size_t i = 0; i < sizeof a.pattern; i += a.size)
+        dtype_convert((char *)a.pattern + i, y.dtype, &value, DT_F64, 1);
+    run_elements(be, tensor_count(y), fill_some, &a);
 }
 
 // ---- time mix ----------------------------------------------------------------------------------

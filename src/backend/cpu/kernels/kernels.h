@@ -36,15 +36,19 @@ struct row_kernels {
     void (*norm)(float *y, const float *x, const float *w, const float *b, size_t C, float eps);
     void (*norm_bwd)(float *dx, float *part, const float *dy, const float *x, const float *w,
                      const float *add, size_t C, float eps); // part: dw (C), db (C)
-    void (*mix)(float *m, const float *z, const float *before, const float *mix, size_t C);
-    // Adds one mix's share to dz (C) and part (C); dm_next and before NULL: none.
+    // All n mixes of a row: m's and dm's planes are `plane` apart, mix and part are (n,C). before
+    // and dm_next (the row after, dm + C) NULL: none. dz =, part +=.
+    void (*mix)(float *m, const float *z, const float *before, const float *mix, size_t n,
+                size_t plane, size_t C);
     void (*mix_bwd)(float *dz, float *part, const float *dm, const float *dm_next, const float *z,
-                    const float *before, const float *mix, size_t C);
+                    const float *before, const float *mix, size_t n, size_t plane, size_t C);
     // n elements; y may be x
     void (*act)(float *y, const float *x, size_t n, int f);
     void (*act_bwd)(float *dx, const float *dy, const float *y, size_t n, int f);
     void (*add)(float *y, const float *x, size_t n);
     void (*scale)(float *y, size_t n, float s);
+    void (*widen)(float *y, const uint16_t *x, size_t n);  // from bf16
+    void (*narrow)(uint16_t *y, const float *x, size_t n); // to bf16
     double (*sumsq)(const float *x, size_t n);
     void (*adamw)(float *p, float *m, float *v, const float *g, size_t n,
                   const struct adamw_constants *c);

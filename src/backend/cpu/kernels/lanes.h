@@ -2,7 +2,6 @@
 // tables.
 #pragma once
 #include <math.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -21,6 +20,7 @@ enum { LANES = 4, TILE_ROWS = 4 };
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4))); // a comparison gives 0 or -1
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -97,55 +97,65 @@ INLINE float sum_lanes(vf v) {
     return x[0];
 }
 
+// n ≤ LANES numbers; lanes that there are no numbers for are 0. With n a constant LANES this is
+// load and store: bodies of loops are written once, for n, and called with both.
+INLINE vf load_some(const float *p, size_t n) {
+    vf v = {0};
+    memcpy(&v, p, n * sizeof *p);
+    return v;
+}
+
+INLINE void store_some(float *p, vf v, size_t n) {
+    memcpy(p, &v, n * sizeof *p);
+}
+
+INLINE vf select(vi mask, vf yes, vf no) {
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+}
+
+INLINE vf magnitude(vf x) {
+    return (vf)((vi)x & 0x7fffffff);
+}
+
 // e^x to 1 ulp or so: 2^n e^f, |f| ≤ ln 2 / 2, minimax polynomial (coefficients of Cephes' expf).
-// Branch-free, so that loops over it vectorise. Overflows to inf, underflows to 0 below -87.3 (no
-// denormals); NaN stays NaN.
-INLINE float exp_f(float x) {
-    const float clamped = x > 89.0f ? 89.0f : x < -87.3f ? -87.3f : x;
+// inf above 88.37 (half a power of two early), 0 below -87.3 (no denormals); NaN stays NaN.
+INLINE vf exp_v(vf x) {
     const float magic = 12582912.0f; // 1.5 · 2^23: adding it rounds to an integer
-    const float shifted = clamped * 1.44269504f + magic, n = shifted - magic;
-    const float f = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * f + 1.3981999507e-3f;
+    const vf shifted = x * 1.44269504f + magic, n = shifted - magic;
+    const vf f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * f + 8.3334519073e-3f;
     p = p * f + 4.1665795894e-2f;
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    // n from the bits of `shifted`. 2^128 is no float: 2^(n-64) · 2^64 · p is.
-    uint32_t bits;
-    memcpy(&bits, &shifted, 4);
-    const bool high = x > 87.0f;
-    bits = (bits - 0x4b400000u + (high ? 63u : 127u)) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    const float y = p * scale * (high ? 0x1p64f : 1.0f);
-    return x < -87.3f ? 0.0f : y;
+    p = p * (f * f) + f + 1.0f;
+    const vf scale = (vf)(((vu)shifted - 0x4b400000u + 127u) << 23); // n from the bits
+    const vf y = select(x > 88.37f, splat(INFINITY), p * scale);
+    return (vf)(~(x < -87.3f) & (vi)y);
 }
 
-INLINE float sigmoid_f(float x) {
-    return 1.0f / (1.0f + exp_f(-x));
+INLINE vf sigmoid_v(vf x) {
+    return 1.0f / (1.0f + exp_v(-x));
 }
 
 // σ and its slope σ(1-σ), which 1 - σ would lose where σ is near 1.
 struct gate {
-    float value, slope;
+    vf value, slope;
 };
 
-INLINE struct gate gate_f(float x) {
-    const float e = exp_f(-fabsf(x)), q = 1.0f / (1.0f + e);
-    return (struct gate){.value = x < 0 ? e * q : q, .slope = e * q * q};
+INLINE struct gate gate_v(vf x) {
+    const vf e = exp_v(-magnitude(x)), q = 1.0f / (1.0f + e);
+    return (struct gate){.value = select(x < 0.0f, e * q, q), .slope = e * q * q};
 }
 
 // Odd polynomial near 0, where 1 - 2/(e^{2x}+1) would cancel (coefficients of Cephes' tanhf).
-INLINE float tanh_f(float x) {
-    const float z = x * x;
-    float p = -5.70498872745e-3f;
-    p = p * z + 2.06390887954e-2f;
+INLINE vf tanh_v(vf x) {
+    const vf z = x * x, size = magnitude(x);
+    vf p = z * -5.70498872745e-3f + 2.06390887954e-2f;
     p = p * z - 5.37397155531e-2f;
     p = p * z + 1.33314422036e-1f;
     p = p * z - 3.33332819422e-1f;
-    const float near = p * z * x + x;
-    const float far = 1.0f - 2.0f / (exp_f(2.0f * fabsf(x)) + 1.0f);
-    return fabsf(x) < 0.625f ? near : x < 0 ? -far : far;
+    const vf near = p * z * x + x, far = 1.0f - 2.0f / (exp_v(2.0f * size) + 1.0f);
+    const vf signed_far = (vf)((vi)far | ((vi)x & INT32_MIN));
+    return select(size < 0.625f, near, signed_far);
 }

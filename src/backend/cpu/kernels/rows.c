@@ -3,6 +3,7 @@
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/lanes.h"
 #include "backend/ops.h"
+#include "base/half.h"
 
 static const float c_read_eps = 64e-5f;
 
@@ -72,34 +73,69 @@ static void norm_bwd(float *dx, float *part, const float *dy, const float *x, co
     }
 }
 
-static void mix(float *restrict m, const float *z, const float *before, const float *x, size_t C) {
-    if (before)
-        for (size_t c = 0; c < C; c++) m[c] = z[c] + (before[c] - z[c]) * x[c];
-    else
-        for (size_t c = 0; c < C; c++) m[c] = z[c] - z[c] * x[c];
+INLINE void add_some(float *p, vf x, size_t n) {
+    store_some(p, load_some(p, n) + x, n);
 }
 
-static void mix_bwd(float *restrict dz, float *restrict part, const float *dm, const float *dm_next,
-                    const float *z, const float *before, const float *x, size_t C) {
-    for (size_t c = 0; c < C; c++) dz[c] += dm[c] * (1.0f - x[c]);
-    if (dm_next)
-        for (size_t c = 0; c < C; c++) dz[c] += dm_next[c] * x[c];
-    if (before)
-        for (size_t c = 0; c < C; c++) part[c] += dm[c] * (before[c] - z[c]);
-    else
-        for (size_t c = 0; c < C; c++) part[c] -= dm[c] * z[c];
+// The n mixes of w ≤ LANES channels; the row and the one before it are read once for all of them.
+INLINE void mix_some(float *m, const float *z, const float *before, const float *mix, size_t n,
+                     size_t plane, size_t C, size_t w) {
+    const vf now = load_some(z, w), d = (before ? load_some(before, w) : (vf){0}) - now;
+    for (size_t i = 0; i < n; i++)
+        store_some(m + i * plane, now + d * load_some(mix + i * C, w), w);
+}
+
+static void mix(float *m, const float *z, const float *before, const float *mix, size_t n,
+                size_t plane, size_t C) {
+    size_t c = 0;
+    for (; c + LANES <= C; c += LANES)
+        mix_some(m + c, z + c, before ? before + c : NULL, mix + c, n, plane, C, LANES);
+    if (c < C) mix_some(m + c, z + c, before ? before + c : NULL, mix + c, n, plane, C, C - c);
+}
+
+INLINE void mix_bwd_some(float *dz, float *part, const float *dm, const float *dm_next,
+                         const float *z, const float *before, const float *mix, size_t n,
+                         size_t plane, size_t C, size_t w) {
+    const vf d = (before ? load_some(before, w) : (vf){0}) - load_some(z, w);
+    vf sum = {0};
+    for (size_t i = 0; i < n; i++) {
+        const vf g = load_some(dm + i * plane, w), x = load_some(mix + i * C, w);
+        sum += g * (1.0f - x);
+        if (dm_next) sum += load_some(dm_next + i * plane, w) * x;
+        add_some(part + i * C, g * d, w);
+    }
+    store_some(dz, sum, w);
+}
+
+static void mix_bwd(float *dz, float *part, const float *dm, const float *dm_next, const float *z,
+                    const float *before, const float *mix, size_t n, size_t plane, size_t C) {
+    size_t c = 0;
+    for (; c + LANES <= C; c += LANES)
+        mix_bwd_some(dz + c, part + c, dm + c, dm_next ? dm_next + c : NULL, z + c,
+                     before ? before + c : NULL, mix + c, n, plane, C, LANES);
+    if (c < C)
+        mix_bwd_some(dz + c, part + c, dm + c, dm_next ? dm_next + c : NULL, z + c,
+                     before ? before + c : NULL, mix + c, n, plane, C, C - c);
+}
+
+// y = f(x) of n ≤ LANES numbers.
+INLINE void act_some(float *y, const float *at, size_t n, int f) {
+    const vf x = load_some(at, n);
+    store_some(y, f == ACT_TANH ? tanh_v(x) : sigmoid_v(x), n);
 }
 
 static void act(float *y, const float *x, size_t n, int f) {
-    if (f == ACT_TANH)
-        for (size_t i = 0; i < n; i++) y[i] = tanh_f(x[i]);
-    else if (f == ACT_SIGMOID)
-        for (size_t i = 0; i < n; i++) y[i] = sigmoid_f(x[i]);
-    else
-        for (size_t i = 0; i < n; i++) {
+    size_t i = 0;
+    if (f == ACT_RELU2)
+        for (; i < n; i++) {
             const float v = x[i] > 0 ? x[i] : 0;
             y[i] = v * v;
         }
+    else if (f == ACT_TANH)
+        for (; i + LANES <= n; i += LANES) act_some(y + i, x + i, LANES, ACT_TANH);
+    else
+        for (; i + LANES <= n; i += LANES) act_some(y + i, x + i, LANES, ACT_SIGMOID);
+    if (i < n) act_some(y + i, x + i, n - i, f);
 }
 
 static void act_bwd(float *dx, const float *dy, const float *y, size_t n, int f) {
@@ -113,6 +149,14 @@ static void act_bwd(float *dx, const float *dy, const float *y, size_t n, int f)
 
 static void add(float *restrict y, const float *restrict x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+static void widen(float *restrict y, const uint16_t *restrict x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = bf16_to_f32(x[i]);
+}
+
+static void narrow(uint16_t *restrict y, const float *restrict x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = f32_to_bf16(x[i]);
 }
 
 static void scale_by(float *y, size_t n, float s) {
@@ -156,83 +200,140 @@ INLINE float key_norm(const float *k, const float *k_k, size_t N) {
     return n > 1e-12f ? n : 1e-12f;
 }
 
-static void key_prep(float *restrict u, const float *restrict rkv, const float *restrict lora,
-                     const float *restrict v_first, const float *restrict vecs, size_t plane,
-                     size_t C, size_t N) {
-    const float *w0 = vecs + KEY_W0 * C, *a0 = vecs + KEY_A0 * C, *v0 = vecs + KEY_V0 * C,
-                *k_k = vecs + KEY_KK * C, *k_a = vecs + KEY_KA * C;
-    const float *k = rkv + RKV_K * plane, *v = rkv + RKV_V * plane;
-    const float *lw = lora + LORA_W * plane, *la = lora + LORA_A * plane,
-                *lv = lora + LORA_V * plane;
-    float *uw = u + U_W * plane, *uk = u + U_K * plane, *uv = u + U_V * plane,
-          *ua = u + U_A * plane, *ub = u + U_B * plane;
-    for (size_t h = 0; h < C; h += N) {
-        const float inverse = 1.0f / key_norm(k + h, k_k + h, N);
-        for (size_t c = h; c < h + N; c++) {
-            const float a = sigmoid_f(a0[c] + la[c]), kappa = k[c] * k_k[c] * inverse;
-            uw[c] = w0[c] + lw[c];
-            uk[c] = k[c] * (1.0f + (a - 1.0f) * k_a[c]);
-            ua[c] = -kappa;
-            ub[c] = kappa * a;
-        }
-    }
-    if (v_first)
-        for (size_t c = 0; c < C; c++)
-            uv[c] = v[c] + (v_first[c] - v[c]) * sigmoid_f(v0[c] + lv[c]);
-    else
-        memcpy(uv, v, C * sizeof *uv);
+// The arrays of one row that key_prep and its gradient go through, all at channel 0.
+struct key_row {
+    const float *k, *v, *v_first, *lw, *la, *lv; // the row's inputs
+    const float *w0, *a0, *v0, *k_k, *k_a;       // parameters
+};
+
+INLINE struct key_row key_row(const float *rkv, const float *lora, const float *v_first,
+                              const float *vecs, size_t plane, size_t C) {
+    return (struct key_row){.k = rkv + RKV_K * plane,
+                            .v = rkv + RKV_V * plane,
+                            .v_first = v_first,
+                            .lw = lora + LORA_W * plane,
+                            .la = lora + LORA_A * plane,
+                            .lv = lora + LORA_V * plane,
+                            .w0 = vecs + KEY_W0 * C,
+                            .a0 = vecs + KEY_A0 * C,
+                            .v0 = vecs + KEY_V0 * C,
+                            .k_k = vecs + KEY_KK * C,
+                            .k_a = vecs + KEY_KA * C};
 }
 
-static void key_prep_bwd(float *restrict drkv, float *restrict dlora, float *restrict dv_first,
-                         float *restrict part, const float *restrict du, const float *restrict rkv,
-                         const float *restrict lora, const float *restrict v_first,
-                         const float *restrict vecs, size_t plane, size_t C, size_t N) {
-    const float *a0 = vecs + KEY_A0 * C, *v0 = vecs + KEY_V0 * C, *k_k = vecs + KEY_KK * C,
-                *k_a = vecs + KEY_KA * C;
-    const float *k = rkv + RKV_K * plane, *v = rkv + RKV_V * plane;
-    const float *la = lora + LORA_A * plane, *lv = lora + LORA_V * plane;
-    const float *dw = du + U_W * plane, *dk = du + U_K * plane, *dv = du + U_V * plane,
-                *da = du + U_A * plane, *db = du + U_B * plane;
-    float *dk0 = drkv + RKV_K * plane, *dv0 = drkv + RKV_V * plane, *dlw = dlora + LORA_W * plane,
-          *dla = dlora + LORA_A * plane, *dlv = dlora + LORA_V * plane;
-    float *pw0 = part + KEY_W0 * C, *pa0 = part + KEY_A0 * C, *pv0 = part + KEY_V0 * C,
-          *pkk = part + KEY_KK * C, *pka = part + KEY_KA * C;
+// n ≤ LANES channels, from c on, of a head whose 1/‖κ̃‖ is `inverse`.
+INLINE void key_some(float *u, const struct key_row *x, size_t plane, size_t c, size_t n,
+                     float inverse) {
+    const vf k = load_some(x->k + c, n), k_a = load_some(x->k_a + c, n);
+    const vf a = sigmoid_v(load_some(x->a0 + c, n) + load_some(x->la + c, n));
+    const vf kappa = k * load_some(x->k_k + c, n) * inverse;
+    vf v = load_some(x->v + c, n);
+    if (x->v_first)
+        v += (load_some(x->v_first + c, n) - v) *
+             sigmoid_v(load_some(x->v0 + c, n) + load_some(x->lv + c, n));
+    u += c;
+    store_some(u + U_W * plane, load_some(x->w0 + c, n) + load_some(x->lw + c, n), n);
+    store_some(u + U_K * plane, k * (1.0f + (a - 1.0f) * k_a), n);
+    store_some(u + U_V * plane, v, n);
+    store_some(u + U_A * plane, -kappa, n);
+    store_some(u + U_B * plane, kappa * a, n);
+}
+
+static void key_prep(float *u, const float *rkv, const float *lora, const float *v_first,
+                     const float *vecs, size_t plane, size_t C, size_t N) {
+    const struct key_row x = key_row(rkv, lora, v_first, vecs, plane, C);
     for (size_t h = 0; h < C; h += N) {
-        const float n = key_norm(k + h, k_k + h, N), inverse = 1.0f / n;
-        float along = 0; // κ · dκ; under the floor of 1e-12 the norm is a constant
-        if (n > 1e-12f) {
-            float t[16] = {0};
-            for (size_t c = h; c < h + N; c++)
-                t[c & 15] += k[c] * k_k[c] * inverse * (db[c] * sigmoid_f(a0[c] + la[c]) - da[c]);
-            for (int l = 0; l < 16; l++) along += t[l];
+        const float inverse = 1.0f / key_norm(x.k + h, x.k_k + h, N);
+        size_t c = h;
+        for (; c + LANES <= h + N; c += LANES) key_some(u, &x, plane, c, LANES, inverse);
+        if (c < h + N) key_some(u, &x, plane, c, h + N - c, inverse);
+    }
+}
+
+// What the gradient reads and writes besides.
+struct key_grads {
+    const float *dw, *dk, *dv, *da, *db;           // of u
+    float *dk0, *dv0, *dv_first, *dlw, *dla, *dlv; // = but dv_first +=
+    float *pw0, *pa0, *pv0, *pkk, *pka;            // +=
+};
+
+// A share of κ · dκ.
+INLINE vf along_some(const struct key_row *x, const struct key_grads *d, size_t c, size_t n,
+                     float inverse) {
+    const vf a = sigmoid_v(load_some(x->a0 + c, n) + load_some(x->la + c, n));
+    return load_some(x->k + c, n) * load_some(x->k_k + c, n) * inverse *
+           (load_some(d->db + c, n) * a - load_some(d->da + c, n));
+}
+
+INLINE void key_bwd_some(const struct key_row *x, const struct key_grads *d, size_t c, size_t n,
+                         float inverse, float along) {
+    const struct gate gate = gate_v(load_some(x->a0 + c, n) + load_some(x->la + c, n));
+    const vf a = gate.value, k = load_some(x->k + c, n), k_k = load_some(x->k_k + c, n);
+    const vf k_a = load_some(x->k_a + c, n), kappa = k * k_k * inverse;
+    const vf dw = load_some(d->dw + c, n), dk = load_some(d->dk + c, n);
+    const vf db = load_some(d->db + c, n);
+    const vf dtilde = (db * a - load_some(d->da + c, n) - kappa * along) * inverse;
+    const vf dlogit = (db * kappa + dk * k * k_a) * gate.slope;
+    store_some(d->dk0 + c, dtilde * k_k + dk * (1.0f + (a - 1.0f) * k_a), n);
+    store_some(d->dlw + c, dw, n);
+    store_some(d->dla + c, dlogit, n);
+    add_some(d->pw0 + c, dw, n);
+    add_some(d->pa0 + c, dlogit, n);
+    add_some(d->pkk + c, dtilde * k, n);
+    add_some(d->pka + c, dk * k * (a - 1.0f), n);
+}
+
+INLINE void value_bwd_some(const struct key_row *x, const struct key_grads *d, size_t c, size_t n) {
+    const struct gate gate = gate_v(load_some(x->v0 + c, n) + load_some(x->lv + c, n));
+    const vf dv = load_some(d->dv + c, n);
+    const vf dlogit = dv * (load_some(x->v_first + c, n) - load_some(x->v + c, n)) * gate.slope;
+    add_some(d->dv_first + c, dv * gate.value, n);
+    store_some(d->dv0 + c, dv * (1.0f - gate.value), n);
+    store_some(d->dlv + c, dlogit, n);
+    add_some(d->pv0 + c, dlogit, n);
+}
+
+static void key_prep_bwd(float *drkv, float *dlora, float *dv_first, float *part, const float *du,
+                         const float *rkv, const float *lora, const float *v_first,
+                         const float *vecs, size_t plane, size_t C, size_t N) {
+    const struct key_row x = key_row(rkv, lora, v_first, vecs, plane, C);
+    const struct key_grads d = {.dw = du + U_W * plane,
+                                .dk = du + U_K * plane,
+                                .dv = du + U_V * plane,
+                                .da = du + U_A * plane,
+                                .db = du + U_B * plane,
+                                .dk0 = drkv + RKV_K * plane,
+                                .dv0 = drkv + RKV_V * plane,
+                                .dv_first = dv_first,
+                                .dlw = dlora + LORA_W * plane,
+                                .dla = dlora + LORA_A * plane,
+                                .dlv = dlora + LORA_V * plane,
+                                .pw0 = part + KEY_W0 * C,
+                                .pa0 = part + KEY_A0 * C,
+                                .pv0 = part + KEY_V0 * C,
+                                .pkk = part + KEY_KK * C,
+                                .pka = part + KEY_KA * C};
+    for (size_t h = 0; h < C; h += N) {
+        const float norm = key_norm(x.k + h, x.k_k + h, N), inverse = 1.0f / norm;
+        float along = 0; // under the floor of 1e-12 the norm is a constant
+        size_t c = h;
+        if (norm > 1e-12f) {
+            vf sum = {0};
+            for (; c + LANES <= h + N; c += LANES) sum += along_some(&x, &d, c, LANES, inverse);
+            if (c < h + N) sum += along_some(&x, &d, c, h + N - c, inverse);
+            along = sum_lanes(sum);
         }
-        for (size_t c = h; c < h + N; c++) {
-            const struct gate gate = gate_f(a0[c] + la[c]);
-            const float a = gate.value, kappa = k[c] * k_k[c] * inverse;
-            const float dtilde = (db[c] * a - da[c] - kappa * along) * inverse;
-            const float dlogit = (db[c] * kappa + dk[c] * k[c] * k_a[c]) * gate.slope;
-            dk0[c] = dtilde * k_k[c] + dk[c] * (1.0f + (a - 1.0f) * k_a[c]);
-            dlw[c] = dw[c];
-            dla[c] = dlogit;
-            pw0[c] += dw[c];
-            pa0[c] += dlogit;
-            pkk[c] += dtilde * k[c];
-            pka[c] += dk[c] * k[c] * (a - 1.0f);
-        }
+        for (c = h; c + LANES <= h + N; c += LANES) key_bwd_some(&x, &d, c, LANES, inverse, along);
+        if (c < h + N) key_bwd_some(&x, &d, c, h + N - c, inverse, along);
     }
     if (!v_first) {
-        memcpy(dv0, dv, C * sizeof *dv0);
-        memset(dlv, 0, C * sizeof *dlv);
+        memcpy(d.dv0, d.dv, C * sizeof *d.dv0);
+        memset(d.dlv, 0, C * sizeof *d.dlv);
         return;
     }
-    for (size_t c = 0; c < C; c++) {
-        const struct gate gate = gate_f(v0[c] + lv[c]);
-        const float dlogit = dv[c] * (v_first[c] - v[c]) * gate.slope;
-        dv_first[c] += dv[c] * gate.value;
-        dv0[c] = dv[c] * (1.0f - gate.value);
-        dlv[c] = dlogit;
-        pv0[c] += dlogit;
-    }
+    size_t c = 0;
+    for (; c + LANES <= C; c += LANES) value_bwd_some(&x, &d, c, LANES);
+    if (c < C) value_bwd_some(&x, &d, c, C - c);
 }
 
 static void readout(float *restrict o, const float *restrict y, const float *restrict r,
@@ -306,22 +407,31 @@ static size_t argmax(const float *x, size_t n) {
 }
 
 static void exp_shifted(float *p, const float *x, size_t n, float max, float inverse_temperature) {
-    for (size_t i = 0; i < n; i++) p[i] = exp_f((x[i] - max) * inverse_temperature);
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store(p + i, exp_v((load(x + i) - max) * inverse_temperature));
+    if (i < n)
+        store_some(p + i, exp_v((load_some(x + i, n - i) - max) * inverse_temperature), n - i);
 }
 
-// Σ exp(x - max), in blocks so that a float accumulator never holds more than 256 terms.
+// Σ exp(x - max), in blocks so that a float never holds more than 256 terms.
 INLINE double sum_exp(const float *x, size_t n, float max) {
     double total = 0;
-    for (size_t i = 0; i < n; i += 4096) {
-        const size_t end = n - i < 4096 ? n - i : 4096;
-        float t[16] = {0};
-        size_t j = 0;
-        for (; j + 16 <= end; j += 16)
-            for (int l = 0; l < 16; l++) t[l] += exp_f(x[i + j + l] - max);
-        for (; j < end; j++) t[0] += exp_f(x[i + j] - max);
-        for (int l = 0; l < 16; l++) total += (double)t[l];
+    size_t i = 0;
+    while (i + LANES <= n) {
+        const size_t end = n - i < 256 * LANES ? n : i + 256 * LANES;
+        vf sum = {0};
+        for (; i + LANES <= end; i += LANES) sum += exp_v(load(x + i) - max);
+        total += (double)sum_lanes(sum);
     }
+    float rest[LANES];
+    store(rest, exp_v(load_some(x + i, n - i) - max));
+    for (size_t l = 0; l < n - i; l++) total += (double)rest[l];
     return total;
+}
+
+INLINE void softmax_some(float *g, const float *x, size_t n, float max, float factor) {
+    store_some(g, exp_v(load_some(x, n) - max) * factor, n);
 }
 
 static float xent(float *g, const float *x, size_t V, int32_t target, float scale, bool l2wrap) {
@@ -335,7 +445,9 @@ static float xent(float *g, const float *x, size_t V, int32_t target, float scal
         return loss;
     }
     const float factor = (float)((double)scale / sum);
-    for (size_t i = 0; i < V; i++) g[i] = exp_f(x[i] - max) * factor;
+    size_t i = 0;
+    for (; i + LANES <= V; i += LANES) softmax_some(g + i, x + i, LANES, max, factor);
+    if (i < V) softmax_some(g + i, x + i, V - i, max, factor);
     g[target] -= scale;
     if (l2wrap) g[best] += 1e-4f * max * scale;
     return loss;
@@ -350,6 +462,8 @@ const struct row_kernels LEVEL(row_kernels) = {
     .act_bwd = act_bwd,
     .add = add,
     .scale = scale_by,
+    .widen = widen,
+    .narrow = narrow,
     .sumsq = sumsq,
     .adamw = adamw,
     .key_prep = key_prep,

@@ -57,7 +57,7 @@ static void transpose(float *restrict out, const float *restrict in, size_t N) {
 }
 
 static void decays(float *restrict w, const float *restrict omega, size_t N) {
-    for (size_t j = 0; j < N; j++) w[j] = exp_f(-c0 * sigmoid_f(omega[j]));
+    for (size_t j = 0; j < N; j += LANES) store(w + j, exp_v(-c0 * sigmoid_v(load(omega + j))));
 }
 
 // What one token brings, at the head's channels.
@@ -124,11 +124,11 @@ INLINE void token_replay(float *to, const float *from, const float *s, const str
         load_block(k, x.k + j, V);
         load_block(b, x.b + j, V);
         for (size_t i = 0; i < N; i++) {
-            const vf si = splat(s[i]), vi = splat(x.v[i]);
+            const vf si = splat(s[i]), value = splat(x.v[i]);
 #pragma GCC unroll 4
             for (int l = 0; l < V; l++) {
                 const size_t at = i * N + j + (size_t)(l * LANES);
-                store(to + at, load(from + at) * w[l] + (b[l] * si + k[l] * vi));
+                store(to + at, load(from + at) * w[l] + (b[l] * si + k[l] * value));
             }
         }
     }
@@ -180,14 +180,15 @@ INLINE void token_backward(struct token_grads d, float *restrict G, const float 
     for (size_t j = 0; j < N; j += (size_t)(V * LANES)) {
         vf dr[MAX_V] = {0}, dw[MAX_V] = {0}, dk[MAX_V] = {0}, da[MAX_V] = {0}, db[MAX_V] = {0};
         for (size_t i = 0; i < N; i++) {
-            const vf dyi = splat(dy[i]), dsi = splat(d.ds[i]), vi = splat(x.v[i]), si = splat(s[i]);
+            const vf dyi = splat(dy[i]), dsi = splat(d.ds[i]), value = splat(x.v[i]),
+                     si = splat(s[i]);
 #pragma GCC unroll 4
             for (int l = 0; l < V; l++) {
                 const size_t col = j + (size_t)(l * LANES), at = i * N + col;
                 const vf p = load(P + at), g = load(G + at) + load(x.r + col) * dyi;
                 dr[l] += p * dyi;
                 dw[l] += g * p;
-                dk[l] += g * vi;
+                dk[l] += g * value;
                 db[l] += g * si;
                 da[l] += p * dsi;
                 store(G + at, g * load(x.w + col) + load(x.a + col) * dsi);
@@ -209,7 +210,8 @@ INLINE void token_backward(struct token_grads d, float *restrict G, const float 
 // ∂ℓ/∂ω from ∂ℓ/∂w: w = exp(-c₀ σ(ω)).
 static void decay_bwd(float *restrict domega, const float *restrict dw, const float *restrict w,
                       const float *restrict omega, size_t N) {
-    for (size_t j = 0; j < N; j++) domega[j] = -c0 * dw[j] * w[j] * gate_f(omega[j]).slope;
+    for (size_t j = 0; j < N; j += LANES)
+        store(domega + j, -c0 * load(dw + j) * load(w + j) * gate_v(load(omega + j)).slope);
 }
 
 INLINE void backward(float *dr, float *du, float *dstate, const float *dy, const float *chunks,
