@@ -204,10 +204,14 @@ struct saved_param {
 
 static void read_param(const struct weights_source *s, void *out) {
     const struct saved_param *p = s->context;
-    void *raw = mem_alloc(tensor_bytes(p->values));
-    p->be->class->download(p->be, raw, p->values);
-    dtype_convert(out, s->dtype, raw, p->values.dtype, tensor_count(p->values));
-    free(raw);
+    void *copy = NULL; // only where the numbers are not in host memory already
+    if (!p->values.buf->host) {
+        copy = mem_alloc(tensor_bytes(p->values));
+        p->be->class->download(p->be, copy, p->values);
+    }
+    dtype_convert(out, s->dtype, copy ? copy : tensor_host(p->values), p->values.dtype,
+                  tensor_count(p->values));
+    free(copy);
 }
 
 static int save(const struct model *m, const char *path, enum dtype stored,
