@@ -26,13 +26,17 @@ static double tick(double range, int n) {
     return rough / unit < 2 ? 2 * unit : rough / unit < 5 ? 5 * unit : 10 * unit;
 }
 
+// The first 5 % of a run fall from where nothing is known; what follows sets the scale, and the
+// start leaves the picture at its top.
 static struct frame frame_of(const struct plot_curve *curves, int count) {
     struct frame f = {0, 1, INFINITY, -INFINITY};
     for (int c = 0; c < count; c++)
+        for (size_t i = 0; i < curves[c].count; i++)
+            if (curves[c].points[i].x > f.x1) f.x1 = curves[c].points[i].x;
+    for (int c = 0; c < count; c++)
         for (size_t i = 0; i < curves[c].count; i++) {
             const struct plot_point p = curves[c].points[i];
-            if (p.x > f.x1) f.x1 = p.x;
-            if (!isfinite(p.y)) continue;
+            if (!isfinite(p.y) || p.x < 0.05 * f.x1) continue;
             if (p.y < f.y0) f.y0 = p.y;
             if (p.y > f.y1) f.y1 = p.y;
         }
@@ -78,7 +82,8 @@ static void put_axes(struct str *s, const struct frame *f, const char *x_label,
 
 static void put_curve(struct str *s, const struct frame *f, const struct plot_curve *c) {
     const size_t group = c->count / MOST + 1;
-    str_printf(s, "<path fill='none' stroke='%s' stroke-width='1.6' d='", c->color);
+    str_printf(s, "<path clip-path='url(#c)' fill='none' stroke='%s' stroke-width='1.6' d='",
+               c->color);
     char pen = 'M';
     for (size_t i = 0; i < c->count; i += group) {
         double x = 0, y = 0;
@@ -96,7 +101,7 @@ static void put_curve(struct str *s, const struct frame *f, const struct plot_cu
     str_puts(s, "'/>\n");
     for (size_t i = 0; c->dots && i < c->count; i += group)
         if (isfinite(c->points[i].y))
-            str_printf(s, "<circle cx='%.1f' cy='%.1f' r='3.5' fill='%s'/>\n",
+            str_printf(s, "<circle clip-path='url(#c)' cx='%.1f' cy='%.1f' r='3.5' fill='%s'/>\n",
                        px(f, c->points[i].x), py(f, c->points[i].y), c->color);
 }
 
@@ -112,7 +117,9 @@ int plot_write(const char *path, const char *title, const char *x_label, const c
                "fill='#fff'/>\n<text x='%d' y='28' font-size='17' font-weight='600'>",
                WIDTH, HEIGHT, WIDTH, HEIGHT, LEFT);
     put_text(&s, title);
-    str_puts(&s, "</text>\n");
+    str_printf(&s,
+               "</text><clipPath id='c'><rect x='%d' y='%d' width='%d' height='%d'/></clipPath>\n",
+               LEFT - 4, TOP, WIDTH - LEFT - RIGHT + 8, HEIGHT - TOP - BOTTOM + 4);
     put_axes(&s, &f, x_label, y_label);
     for (int c = 0; c < count; c++) put_curve(&s, &f, &curves[c]);
     for (int c = 0; c < count; c++) {
