@@ -350,43 +350,75 @@ static void readout(float *restrict o, const float *restrict y, const float *res
     }
 }
 
-static void readout_bwd(float *restrict dy, float *restrict dr, float *restrict du,
-                        float *restrict dg, float *restrict part, const float *restrict d_o,
-                        const float *restrict y, const float *restrict r, const float *restrict u,
-                        const float *restrict g, const float *restrict vecs, size_t plane, size_t C,
-                        size_t N) {
-    const float *weight = vecs + READ_WEIGHT * C, *bias = vecs + READ_BIAS * C,
-                *r_k = vecs + READ_RK * C, *k = u + U_K * plane, *v = u + U_V * plane;
-    float *dk = du + U_K * plane, *dv = du + U_V * plane;
-    float *pw = part + READ_WEIGHT * C, *pb = part + READ_BIAS * C, *prk = part + READ_RK * C;
+// What readout_bwd goes through, all at channel 0 of a row.
+struct read_row {
+    const float *d_o, *y, *r, *k, *v, *g; // given
+    const float *weight, *bias, *r_k;     // parameters
+    float *dy, *dr, *dk, *dv, *dg;        // wanted, =
+    float *pw, *pb, *prk;                 // +=
+};
+
+// First pass over a head: what needs no sums, and shares of the three sums: e, e x̂ and ∂ℓ/∂β.
+INLINE void read_bwd_first(const struct read_row *x, vf sum[3], size_t c, size_t n, float mean,
+                           float scale, float beta) {
+    const vf d_o = load_some(x->d_o + c, n), v = load_some(x->v + c, n);
+    const vf weight = load_some(x->weight + c, n), gated = d_o * load_some(x->g + c, n);
+    const vf xhat = (load_some(x->y + c, n) - mean) * scale, e = gated * weight;
+    store_some(x->dg + c, d_o * (xhat * weight + load_some(x->bias + c, n) + beta * v), n);
+    store_some(x->dv + c, beta * gated, n);
+    add_some(x->pw + c, gated * xhat, n);
+    add_some(x->pb + c, gated, n);
+    store_some(x->dy + c, e, n); // finished in the second pass
+    sum[0] += e;
+    sum[1] += e * xhat;
+    sum[2] += gated * v;
+}
+
+INLINE void read_bwd_second(const struct read_row *x, size_t c, size_t n, float mean, float scale,
+                            float mean_e, float mean_ex, float dbeta) {
+    const vf xhat = (load_some(x->y + c, n) - mean) * scale, e = load_some(x->dy + c, n);
+    const vf r = load_some(x->r + c, n), k = load_some(x->k + c, n);
+    const vf r_k = load_some(x->r_k + c, n);
+    store_some(x->dy + c, scale * (e - mean_e - xhat * mean_ex), n);
+    store_some(x->dr + c, dbeta * k * r_k, n);
+    store_some(x->dk + c, dbeta * r * r_k, n);
+    add_some(x->prk + c, dbeta * r * k, n);
+}
+
+static void readout_bwd(float *dy, float *dr, float *du, float *dg, float *part, const float *d_o,
+                        const float *y, const float *r, const float *u, const float *g,
+                        const float *vecs, size_t plane, size_t C, size_t N) {
+    const struct read_row x = {.d_o = d_o,
+                               .y = y,
+                               .r = r,
+                               .k = u + U_K * plane,
+                               .v = u + U_V * plane,
+                               .g = g,
+                               .weight = vecs + READ_WEIGHT * C,
+                               .bias = vecs + READ_BIAS * C,
+                               .r_k = vecs + READ_RK * C,
+                               .dy = dy,
+                               .dr = dr,
+                               .dk = du + U_K * plane,
+                               .dv = du + U_V * plane,
+                               .dg = dg,
+                               .pw = part + READ_WEIGHT * C,
+                               .pb = part + READ_BIAS * C,
+                               .prk = part + READ_RK * C};
     for (size_t h = 0; h < C; h += N) {
         float mean, scale;
         moments(y + h, N, c_read_eps, &mean, &scale);
-        const float beta = sum3(r + h, k + h, r_k + h, N);
-        float t[3][16] = {0}; // partial sums of e, e x̂ and ∂ℓ/∂β
-        for (size_t c = h; c < h + N; c++) {
-            const float xhat = (y[c] - mean) * scale, gated = d_o[c] * g[c];
-            dg[c] = d_o[c] * (xhat * weight[c] + bias[c] + beta * v[c]);
-            dv[c] = beta * gated;
-            pw[c] += gated * xhat;
-            pb[c] += gated;
-            dy[c] = gated * weight[c]; // e, finished below
-        }
-        for (size_t c = h; c < h + N; c++) {
-            t[0][c & 15] += dy[c];
-            t[1][c & 15] += dy[c] * ((y[c] - mean) * scale);
-            t[2][c & 15] += d_o[c] * g[c] * v[c];
-        }
-        float sum[3] = {0};
-        for (int i = 0; i < 3; i++)
-            for (int l = 0; l < 16; l++) sum[i] += t[i][l];
-        const float mean_e = sum[0] / (float)N, mean_ex = sum[1] / (float)N, dbeta = sum[2];
-        for (size_t c = h; c < h + N; c++) {
-            dy[c] = scale * (dy[c] - mean_e - (y[c] - mean) * scale * mean_ex);
-            dr[c] = dbeta * k[c] * r_k[c];
-            dk[c] = dbeta * r[c] * r_k[c];
-            prk[c] += dbeta * r[c] * k[c];
-        }
+        const float beta = sum3(r + h, x.k + h, x.r_k + h, N);
+        vf sum[3] = {0};
+        size_t c = h;
+        for (; c + LANES <= h + N; c += LANES) read_bwd_first(&x, sum, c, LANES, mean, scale, beta);
+        // Lanes beyond the head are 0 in d_o, so they add nothing to the sums.
+        if (c < h + N) read_bwd_first(&x, sum, c, h + N - c, mean, scale, beta);
+        const float mean_e = sum_lanes(sum[0]) / (float)N, mean_ex = sum_lanes(sum[1]) / (float)N;
+        const float dbeta = sum_lanes(sum[2]);
+        for (c = h; c + LANES <= h + N; c += LANES)
+            read_bwd_second(&x, c, LANES, mean, scale, mean_e, mean_ex, dbeta);
+        if (c < h + N) read_bwd_second(&x, c, h + N - c, mean, scale, mean_e, mean_ex, dbeta);
     }
 }
 
