@@ -1,11 +1,13 @@
-// Sampling without sorting the vocabulary: candidates come out of a heap one by one, most probable
-// first, only as far as top_k, top_p and min_p reach.
+// Sampling without sorting the vocabulary: tokens are counted into buckets of similar probability,
+// and only the one bucket that the cut of top_k or top_p goes through is put in order.
 #include "backend/cpu/internal.h"
 
 #include "backend/ops.h"
 #include "base/rng.h"
 
 #include <float.h>
+#include <math.h>
+#include <string.h>
 
 struct sample_job {
     const struct row_kernels *k;
@@ -34,58 +36,98 @@ static void sift_down(const float *p, int32_t *heap, size_t n, size_t i) {
     }
 }
 
-static double mass_of(const float *p, size_t V) {
-    double mass = 0;
-    for (size_t i = 0; i < V; i++) mass += (double)p[i];
-    return mass;
+// Probabilities relative to the largest are in [0, 1]: the upper bits of such a float, 8 buckets
+// for every power of two.
+enum { BUCKETS = 1024, BUCKET_SHIFT = 20 };
+
+struct bucket {
+    double mass;
+    size_t count;
+};
+
+static size_t bucket_of(float p) {
+    uint32_t bits;
+    memcpy(&bits, &p, 4);
+    bits >>= BUCKET_SHIFT;
+    return bits < BUCKETS ? bits : BUCKETS - 1; // NaN
 }
 
-// The id of the last kept candidate in order of probability: what is not above it goes.
-static int32_t cut(const float *p, int32_t *heap, size_t V, const struct sample_row *row,
-                   int32_t best) {
-    const size_t k = row->top_k > 0 && (size_t)row->top_k < V ? (size_t)row->top_k : V;
-    for (size_t i = 0; i < V; i++) heap[i] = (int32_t)i;
-    for (size_t i = V / 2; i-- > 0;) sift_down(p, heap, V, i);
-    // top_p counts within what top_k leaves, so that mass is needed first.
-    double mass = 0, kept = 0;
-    size_t left = V, popped = 0;
-    int32_t *order = heap + V; // popped ids, grows as the heap shrinks
-    if (k == V) mass = mass_of(p, V);
-    for (; k < V && popped < k; popped++) {
-        order[popped] = heap[0];
-        mass += (double)p[heap[0]];
-        heap[0] = heap[--left];
-        sift_down(p, heap, left, 0);
-    }
-    int32_t last = best;
-    for (size_t n = 0; n < k; n++) {
-        if (n == popped) {
-            order[popped++] = heap[0];
-            heap[0] = heap[--left];
-            sift_down(p, heap, left, 0);
+// The last token, in order of probability, of the first `count` or of those that reach `mass`,
+// whichever comes first; *kept: what they have together.
+static int32_t cut(const float *p, size_t V, const struct bucket *bucket, int32_t *ids,
+                   size_t count, double mass, double *kept) {
+    size_t taken = 0;
+    int32_t last = 0;
+    *kept = 0;
+    for (size_t b = BUCKETS; b-- > 0 && taken < count && *kept < mass;) {
+        if (taken + bucket[b].count < count && *kept + bucket[b].mass < mass) {
+            taken += bucket[b].count;
+            *kept += bucket[b].mass;
+            continue;
         }
-        const int32_t id = order[n];
-        if (n > 0 && row->top_p < 1 && kept >= (double)row->top_p * mass) break;
-        if (n > 0 && (double)p[id] < (double)row->min_p * (double)p[best]) break;
-        kept += (double)p[id];
-        last = id;
+        size_t n = 0;
+        for (size_t i = 0; i < V && n < bucket[b].count; i++)
+            if (bucket_of(p[i]) == b) ids[n++] = (int32_t)i;
+        for (size_t i = n / 2; i-- > 0;) sift_down(p, ids, n, i);
+        while (n && taken < count && *kept < mass) {
+            last = ids[0];
+            *kept += (double)p[last];
+            taken++;
+            ids[0] = ids[--n];
+            sift_down(p, ids, n, 0);
+        }
     }
     return last;
 }
 
-static int32_t draw(const float *p, size_t V, const struct sample_row *row, int32_t last) {
+// What top_k, top_p and min_p leave: tokens not behind `last` (-1: all) and not under `least`.
+struct kept {
+    int32_t last;
+    float least;
+};
+
+static struct kept truncate(const float *p, size_t V, const struct sample_row *row, int32_t *ids,
+                            struct bucket *bucket) {
+    struct kept keep = {.last = -1, .least = row->min_p < 1 ? row->min_p : 1};
+    const size_t k = row->top_k > 0 && (size_t)row->top_k < V ? (size_t)row->top_k : V;
+    if (k == V && row->top_p >= 1) return keep;
+    double all = 0, part;
+    memset(bucket, 0, BUCKETS * sizeof *bucket);
+    for (size_t i = 0; i < V; i++) {
+        struct bucket *b = &bucket[bucket_of(p[i])];
+        b->mass += (double)p[i];
+        b->count++;
+    }
+    for (size_t b = 0; b < BUCKETS; b++) all += bucket[b].mass;
+    if (k < V) keep.last = cut(p, V, bucket, ids, k, INFINITY, &all);
+    // top_p counts within what top_k leaves; at least one token stays.
+    if (row->top_p < 1)
+        keep.last = cut(p, V, bucket, ids, k, fmax((double)row->top_p * all, DBL_MIN), &part);
+    return keep;
+}
+
+static bool stays(const float *p, int32_t i, struct kept keep) {
+    return p[i] >= keep.least && (keep.last < 0 || !above(p, keep.last, i));
+}
+
+static int32_t draw(const float *p, size_t V, const struct sample_row *row, struct kept keep) {
     double kept = 0, passed = 0;
     for (int32_t i = 0; i < (int32_t)V; i++)
-        if (last < 0 || !above(p, last, i)) kept += (double)p[i];
+        if (stays(p, i, keep)) kept += (double)p[i];
     const double mark = rng_uniform(row->seed, 0, row->position) * kept;
     int32_t chosen = 0;
     for (int32_t i = 0; i < (int32_t)V; i++) {
-        if (last >= 0 && above(p, last, i)) continue;
+        if (!stays(p, i, keep)) continue;
         if (p[i] > 0) chosen = i;
         passed += (double)p[i];
         if (passed > mark) break;
     }
     return chosen;
+}
+
+// Of one thread: probabilities, ids and buckets.
+static size_t scratch_floats(size_t V) {
+    return BUCKETS * sizeof(struct bucket) / sizeof(float) + 2 * ((V + 15) & ~(size_t)15);
 }
 
 static void sample_task(void *ctx, int task) {
@@ -101,12 +143,14 @@ static void sample_task(void *ctx, int task) {
     const int32_t best = (int32_t)j->k->argmax(x, V);
     int32_t chosen = best;
     if (row->temperature > 0 && row->top_k != 1) {
-        float *p = j->scratch + (size_t)pool_thread() * 3 * V;
-        const bool plain = row->top_k <= 0 && row->top_p >= 1 && row->min_p <= 0;
+        struct bucket *bucket =
+            (struct bucket *)(void *)(j->scratch + (size_t)pool_thread() * scratch_floats(V));
+        float *p = (float *)(void *)(bucket + BUCKETS);
+        int32_t *ids = (int32_t *)(void *)(p + V);
         // Near 0 the temperature has no reciprocal: 0 · inf would be NaN where the maximum is.
         const float inverse = 1.0f / row->temperature;
         j->k->exp_shifted(p, x, V, x[best], inverse < FLT_MAX ? inverse : FLT_MAX);
-        chosen = draw(p, V, row, plain ? -1 : cut(p, (int32_t *)(p + V), V, row, best));
+        chosen = draw(p, V, row, truncate(p, V, row, ids, bucket));
     }
     j->token[task] = chosen;
     if (!pen) return;
@@ -123,7 +167,7 @@ void cpu_sample(struct backend *be, struct tensor token, struct tensor logits, s
     struct sample_job j = {.k = cpu->k->rows,
                            .token = tensor_host(token),
                            .logits = f32(logits),
-                           .scratch = cpu_scratch_each(cpu, 3 * V),
+                           .scratch = cpu_scratch_each(cpu, scratch_floats(V)),
                            .penalties = tensor_host(penalties),
                            .rows = tensor_host(rows),
                            .V = V};
