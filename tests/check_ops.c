@@ -1,4 +1,4 @@
-// check_ops [compare|laws|grad|sample|bench|support] [OP] [--threads N] [--json] [--verbose]
+// check_ops [compare|laws|grad|sampler|bench|support] [OP] [--threads N] [--json] [--verbose]
 // Without a verb: everything that judges, which is what the tests run; "compare" means the same.
 #include "check_ops.h"
 
@@ -41,7 +41,7 @@ int print_support(const char *backend) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const verbs[] = {"compare", "laws", "grad", "sample", "bench", "support"};
+    static const char *const verbs[] = {"compare", "laws", "grad", "sampler", "bench", "support"};
     enum { ALL, LAWS, GRAD, SAMPLE, BENCH, SUPPORT } verb = ALL;
     struct tally t = {0};
     bool json = false;

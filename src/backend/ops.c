@@ -116,13 +116,15 @@ void op_embed(struct backend *be, struct tensor y, struct tensor tokens, struct 
 void op_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
                   struct tensor tokens) {
     want("embed_bwd", "dtable", dtable, be->real, 2, dtable.dim[0], dy.dim[1], 0);
+    want("embed_bwd", "dy", dy, be->real, 2, dy.dim[0], dy.dim[1], 0);
     want("embed_bwd", "tokens", tokens, DT_I32, 1, dy.dim[0], 0, 0);
     trace("embed_bwd", dtable);
     be->ops->embed_bwd(be, dtable, dy, tokens);
 }
 
 void op_gather_rows(struct backend *be, struct tensor y, struct tensor x, struct tensor rows) {
-    want("gather_rows", "y", y, x.dtype, 2, rows.dim[0], x.dim[1], 0);
+    want("gather_rows", "x", x, be->real, 2, x.dim[0], x.dim[1], 0);
+    want("gather_rows", "y", y, be->real, 2, rows.dim[0], x.dim[1], 0);
     want("gather_rows", "rows", rows, DT_I32, 1, rows.dim[0], 0, 0);
     trace("gather_rows", y);
     be->ops->gather_rows(be, y, x, rows);
@@ -217,7 +219,10 @@ void op_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
 
 void op_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
                 enum act f) {
-    require("act_bwd", same_shape(dx, dy) && same_shape(dy, y), "dx and dy are like y");
+    require("act_bwd",
+            dx.dtype == be->real && dy.dtype == be->real && y.dtype == be->real &&
+                same_shape(dx, dy) && same_shape(dy, y),
+            "dx and dy are like y");
     trace("act_bwd", dx);
     be->ops->act_bwd(be, dx, dy, y, f);
 }
@@ -288,11 +293,17 @@ void op_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct 
                  struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
                  struct tensor dstate_out, const struct batch *b, int H) {
     const size_t R = r.dim[0], C = r.dim[1];
+    require("wkv7_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
+    want("wkv7_bwd", "r", r, be->real, 2, R, C, 0);
     want("wkv7_bwd", "dr", dr, be->real, 2, R, C, 0);
     want("wkv7_bwd", "du", du, be->real, 3, U_COUNT, R, C);
     want("wkv7_bwd", "dy", dy, be->real, 2, R, C, 0);
     want("wkv7_bwd", "u", u, be->real, 3, U_COUNT, R, C);
-    require("wkv7_bwd", tensor_is(saved), "saved is absent");
+    require("wkv7_bwd",
+            tensor_is(saved) &&
+                tensor_bytes(saved) >=
+                    be->class->wkv7_saved_bytes(be, b->rows, b->spans, H, (int)C / H),
+            "saved is absent or too small");
     want_state("wkv7_bwd", be, dstate_in, C, H);
     want_state("wkv7_bwd", be, dstate_out, C, H);
     want_batch("wkv7_bwd", b, R);
@@ -361,6 +372,10 @@ void op_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
 void op_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
               struct tensor g, struct tensor norm2, const struct adamw *h) {
     const size_t n = tensor_count(p);
+    require("adamw",
+            p.dtype == be->real && m.dtype == be->real && v.dtype == be->real &&
+                g.dtype == be->real,
+            "p, m, v and g are in the backend's storage");
     require("adamw", tensor_count(m) == n && tensor_count(v) == n && tensor_count(g) == n,
             "p, m, v and g have the same count");
     require("adamw", h->step >= 1, "the first step is 1");

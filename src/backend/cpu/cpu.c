@@ -154,7 +154,7 @@ struct scatter_job {
     float *table;
     const float *dy;
     const int32_t *token;
-    size_t R, C;
+    size_t R, C, V;
 };
 
 enum { SCATTER_COLUMNS = 64 };
@@ -163,8 +163,10 @@ static void scatter_task(void *ctx, int task) {
     const struct scatter_job *j = ctx;
     const size_t c = (size_t)task * SCATTER_COLUMNS;
     const size_t n = j->C - c < SCATTER_COLUMNS ? j->C - c : SCATTER_COLUMNS;
-    for (size_t r = 0; r < j->R; r++)
+    for (size_t r = 0; r < j->R; r++) {
+        assert(j->token[r] >= 0 && (size_t)j->token[r] < j->V);
         j->k->add(j->table + (size_t)j->token[r] * j->C + c, j->dy + r * j->C + c, n);
+    }
 }
 
 static void cpu_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
@@ -175,7 +177,8 @@ static void cpu_embed_bwd(struct backend *be, struct tensor dtable, struct tenso
                             .dy = f32(dy),
                             .token = tensor_host(tokens),
                             .R = dy.dim[0],
-                            .C = dy.dim[1]};
+                            .C = dy.dim[1],
+                            .V = dtable.dim[0]};
     pool_run(cpu->pool, (int)((j.C + SCATTER_COLUMNS - 1) / SCATTER_COLUMNS), scatter_task, &j);
 }
 

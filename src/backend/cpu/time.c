@@ -3,6 +3,7 @@
 
 #include "backend/ops.h"
 
+#include <assert.h>
 #include <string.h>
 
 // `saved` holds s = S_{t-1} a for every row, (R,C), then the states at the chunk starts. A span's
@@ -86,6 +87,7 @@ static void backward_task(void *ctx, int task) {
 static struct wkv_job job_of(struct cpu *cpu, struct tensor r, struct tensor u,
                              const struct batch *b, int H) {
     const size_t C = r.dim[1], N = C / (size_t)H;
+    assert(N % 16 == 0); // the vectors of every level; models are checked when they are opened
     struct wkv_job j = {.k = cpu->k->wkv7,
                         .span = tensor_host(b->span),
                         .R = r.dim[0],
