@@ -22,6 +22,16 @@
 #include <cmocka.h>
 // clang-format on
 
+static char temp_dir[] = "/tmp/rwkv-test-model-XXXXXX"; // one a process: tests may run side by side
+
+static const char *in_dir(const char *name) {
+    static char path[2][300];
+    static int turn;
+    turn = !turn;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", temp_dir, name);
+    return path[turn];
+}
+
 // ---- the vectors -------------------------------------------------------------------------------
 
 struct vectors {
@@ -376,8 +386,7 @@ static void interleaved_equals_alone(void **unused) {
 
 static void a_saved_model_is_the_same_model(void **state) {
     (void)state;
-    static const char *const paths[] = {"/tmp/rwkv-test-model.pth",
-                                        "/tmp/rwkv-test-model.safetensors"};
+    const char *const paths[] = {in_dir("model.pth"), in_dir("model.safetensors")};
     struct bench b = bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", true, 1);
     struct error err;
     int32_t tokens[] = {1, 5, 2, 9, 11, 0, 3, 3};
@@ -389,7 +398,6 @@ static void a_saved_model_is_the_same_model(void **state) {
         run_logits(&again, tokens, 8, 8, got, NULL);
         assert_memory_equal(want, got, sizeof want);
         bench_close(&again);
-        remove(paths[i]);
     }
     bench_close(&b);
 }
@@ -445,7 +453,8 @@ static void writer_and_scorer_agree(void **state) {
 
 static void a_saved_sequence_goes_on_as_if_nothing_had_happened(void **state) {
     (void)state;
-    static const char path[] = "/tmp/rwkv-test.state";
+    char path[300];
+    snprintf(path, sizeof path, "%s", in_dir("state"));
     struct bench b = bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
     const struct writer_options o = {.temperature = 1,
                                      .top_p = 0.9f,
@@ -484,15 +493,13 @@ static void a_saved_sequence_goes_on_as_if_nothing_had_happened(void **state) {
     struct bench trained =
         bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", true, 1);
     model_init(trained.m, 3);
-    assert_int_equal(model_save(trained.m, "/tmp/rwkv-test-other.pth", DT_F32, &err), 0);
-    struct bench another = bench_open("cpu", "/tmp/rwkv-test-other.pth", false, 1);
+    assert_int_equal(model_save(trained.m, in_dir("other.pth"), DT_F32, &err), 0);
+    struct bench another = bench_open("cpu", in_dir("other.pth"), false, 1);
     struct writer *third;
     assert_int_equal(writer_create(&third, another.m, &err), 0);
     assert_int_equal(writer_save(w, path, 0, &err), 0);
     assert_int_equal(writer_load(third, path, 0, &err), -1);
     assert_non_null(strstr(err.msg, "other weights"));
-    remove(path);
-    remove("/tmp/rwkv-test-other.pth");
     writer_destroy(w);
     writer_destroy(other);
     writer_destroy(third);
@@ -674,6 +681,7 @@ static void the_first_loss_is_the_expected_one(void **state) {
 
 int main(void) {
     json_init();
+    if (!mkdtemp(temp_dir)) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(our_own_fixture_agrees),
         cmocka_unit_test(shared_vectors_agree),
@@ -689,5 +697,8 @@ int main(void) {
         cmocka_unit_test(sizes_match_the_recorded_ones),
         cmocka_unit_test(the_first_loss_is_the_expected_one),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const int rc = cmocka_run_group_tests(tests, NULL, NULL);
+    char command[64];
+    snprintf(command, sizeof command, "rm -rf %s", temp_dir);
+    return system(command) ? 1 : rc;
 }

@@ -475,7 +475,9 @@ static void what_is_written_reads_back(void **state) {
             .name = t->name, .dtype = DT_BF16, .ndim = t->ndim, .read = read_from, .context = t};
         memcpy(sources[i].dim, t->dim, sizeof sources[i].dim);
     }
-    static const char *const names[] = {"/tmp/rwkv-test-out.pth", "/tmp/rwkv-test-out.safetensors"};
+    char names[2][64];
+    snprintf(names[0], sizeof names[0], "/tmp/rwkv-test-%d-out.pth", (int)getpid());
+    snprintf(names[1], sizeof names[1], "/tmp/rwkv-test-%d-out.safetensors", (int)getpid());
     for (int i = 0; i < 3; i++) {
         struct error err;
         pth_zip64_from = i == 2 ? 1 : 0xffffffff; // the third time every field is wide
