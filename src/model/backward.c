@@ -1,35 +1,7 @@
 // The mirror of forward.c: the same names from bottom to top. Parameter gradients accumulate.
 #include "model/run.h"
 
-#include "base/mem.h"
-
 #include <assert.h>
-#include <stdlib.h>
-
-const struct lora_ids lora_ids[LORA_COUNT] = {
-    [LORA_W] = {P_W1, P_W2, MIX_W, true, ACT_TANH},
-    [LORA_A] = {P_A1, P_A2, MIX_A, false, ACT_TANH},
-    [LORA_V] = {P_V1, P_V2, MIX_V, false, ACT_TANH},
-    [LORA_G] = {P_G1, P_G2, MIX_G, true, ACT_SIGMOID},
-};
-
-void grads_carve(struct grads *g, struct carver *c, const struct backend *be, const struct dims *d,
-                 int rows) {
-    const size_t R = (size_t)rows, C = (size_t)d->C;
-    const enum dtype t = be->real;
-    struct tensor *one[] = {&g->x, &g->v_first, &g->z, &g->o, &g->y};
-    for (size_t i = 0; i < sizeof one / sizeof one[0]; i++)
-        *one[i] = carve(c, t, 2, (size_t[]){R, C});
-    g->m = carve(c, t, 3, (size_t[]){MIX_COUNT, R, C});
-    g->rkv = carve(c, t, 3, (size_t[]){RKV_COUNT, R, C});
-    g->lora = carve(c, t, 3, (size_t[]){LORA_COUNT, R, C});
-    g->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
-    const int width[LORA_COUNT] = {
-        [LORA_W] = d->Dw, [LORA_A] = d->Da, [LORA_V] = d->Dv, [LORA_G] = d->Dg};
-    for (int l = 0; l < LORA_COUNT; l++)
-        g->hidden[l] = carve(c, t, 2, (size_t[]){R, (size_t)width[l]});
-    g->h = carve(c, t, 2, (size_t[]){R, 4 * C});
-}
 
 static struct tensor grad_of(const struct model *m, enum param_id id, int layer) {
     return model_grad(m, params_index(id, layer));

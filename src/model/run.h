@@ -1,4 +1,5 @@
-// Inside forward.c and backward.c: the intermediates of a pass. Shapes: R rows, C channels, F = 4C.
+// Inside forward.c, backward.c and run.c: the intermediates of a pass. Shapes: R rows, C channels,
+// F = 4C.
 #pragma once
 #include "model/forward.h"
 
@@ -56,11 +57,6 @@ struct lora_ids {
     enum act act;
 };
 extern const struct lora_ids lora_ids[LORA_COUNT];
-
-void acts_carve(struct acts *a, struct carver *c, const struct backend *be, const struct dims *d,
-                int rows, int spans, bool trained);
-void grads_carve(struct grads *g, struct carver *c, const struct backend *be, const struct dims *d,
-                 int rows);
 
 // Lays the run out for the feed's batch.
 void run_set(struct run *r, const struct model *m, const struct feed *f);
