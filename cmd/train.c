@@ -3,6 +3,7 @@
 #include "common.h"
 #include "config.h"
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -15,9 +16,18 @@
 #include <signal.h>
 #include <stdlib.h>
 
-static void on_signal(int signal_number) {
+// The first one asks the loop to end after its step. A second one ends the program at once, unless
+// it is the same one again: `timeout` and some supervisors signal a process and then its group.
+static void on_signal(int number) {
+    static volatile sig_atomic_t asked;
+    static volatile int64_t asked_ns;
+    if (asked && clock_ns() - asked_ns > 500000000) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
+    if (!asked) asked_ns = clock_ns();
+    asked = 1;
     trainer_stop();
-    signal(signal_number, SIG_DFL); // a second one ends the program at once
 }
 
 static int run(const struct cli_args *args, struct error *err) {
