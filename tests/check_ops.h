@@ -110,6 +110,7 @@ double value_token(const struct call *c, const struct arg *a, size_t i);
 double value_target(const struct call *c, const struct arg *a, size_t i);
 double value_any_row(const struct call *c, const struct arg *a, size_t i);
 double value_activated(const struct call *c, const struct arg *a, size_t i);
+double value_rkv(const struct call *c, const struct arg *a, size_t i);
 double value_gate_input(const struct call *c, const struct arg *a, size_t i);
 double value_gradient_squared(const struct call *c, const struct arg *a, size_t i);
 double value_gradient(const struct call *c, const struct arg *a, size_t i);

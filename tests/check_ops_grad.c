@@ -44,10 +44,12 @@ static double xent_functional(const struct run *r) {
     return sum;
 }
 
-// ℓ of the forward op's outputs, with one input moved.
-static double functional(struct pair *p, const char *moved, size_t at, double by) {
+// ℓ of the forward op's outputs, with one input moved; *mass: what its terms are without their
+// signs.
+static double functional(struct pair *p, const char *moved, size_t at, double by, double *mass) {
     struct run r;
     double sum = 0;
+    *mass = 0;
     p->fwd.moved = moved;
     p->fwd.moved_at = at;
     p->fwd.moved_by = by;
@@ -58,17 +60,20 @@ static double functional(struct pair *p, const char *moved, size_t at, double by
         const int d = gradient_of(p, out);
         if (is_input(out) || d < 0 || !is_input(&p->bwd.arg[d])) continue;
         for (size_t n = 0; n < arg_count(out); n++)
-            if (arg_mode(&p->fwd, out, n) != '.')
-                sum += run_get(&r, i, n) * arg_value(&p->bwd, &p->bwd.arg[d], n);
+            if (arg_mode(&p->fwd, out, n) != '.') {
+                const double term = run_get(&r, i, n) * arg_value(&p->bwd, &p->bwd.arg[d], n);
+                sum += term;
+                *mass += fabs(term);
+            }
     }
-    if (strcmp(p->fwd.op->name, "xent") == 0) sum = xent_functional(&r);
+    if (strcmp(p->fwd.op->name, "xent") == 0) *mass = sum = xent_functional(&r);
     run_close(&r);
     return sum;
 }
 
 // Key vectors under the floor of 1e-12 are divided by a constant: a step must not leave that range.
-static double step_of(const struct pair *p, const struct arg *a, double x) {
-    if (p->fwd.fill == FILL_TINY && !a->value) return 1e-14;
+static double step_of(const struct pair *p, double x) {
+    if (p->fwd.fill == FILL_TINY && fabs(x) < 1e-10) return 1e-17;
     return 1e-5 * (1 + fabs(x));
 }
 
@@ -83,12 +88,14 @@ static int check_arg(struct pair *p, const struct run *bwd, int in, double *wors
         if (arg_mode(&p->bwd, g, i) != '.') scale = fmax(scale, fabs(run_get(bwd, d, i)));
     for (size_t i = 0; i < n; i++) {
         if (arg_mode(&p->bwd, g, i) == '.') continue;
-        const double h = step_of(p, x, arg_value(&p->fwd, x, i));
-        const double up = functional(p, x->name, i, h), down = functional(p, x->name, i, -h);
+        const double h = step_of(p, arg_value(&p->fwd, x, i));
+        double mass;
+        const double up = functional(p, x->name, i, h, &mass);
+        const double down = functional(p, x->name, i, -h, &mass);
         double want = (up - down) / (2 * h);
         if (arg_mode(&p->bwd, g, i) == '+') want += run_was(bwd, d, i);
         if (d == 0 && add >= 0) want += arg_value(&p->bwd, &p->bwd.arg[add], i);
-        const double got = run_get(bwd, d, i), noise = 1e-15 * (1 + fabs(up)) / h;
+        const double got = run_get(bwd, d, i), noise = 1e-15 * mass / h;
         if (scale > 0 && noise < tolerance * scale) *worst = fmax(*worst, fabs(got - want) / scale);
         if (fabs(got - want) <= tolerance * scale + noise) continue;
         snprintf(what, cap, "%s[%zu] is %.10g, finite differences say %.10g (scale %.3g)", g->name,

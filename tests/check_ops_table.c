@@ -245,7 +245,7 @@ CALL(act_bwd) {
 
 static void shape_key_prep(struct call *c) {
     put_planes(c, "u", "=", U_COUNT);
-    put_planes(c, "rkv", "i", RKV_COUNT);
+    put_planes(c, "rkv", "i", RKV_COUNT)->value = value_rkv;
     put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
     if (c->bare)
         put_none(c, "v_first");
@@ -266,7 +266,7 @@ static void shape_key_prep_bwd(struct call *c) {
         put_rows(c, "dv_first", "+", (size_t)c->size.C);
     put_params(c, "dvecs", "+", KEY_COUNT);
     put_planes(c, "du", "i", U_COUNT);
-    put_planes(c, "rkv", "i", RKV_COUNT);
+    put_planes(c, "rkv", "i", RKV_COUNT)->value = value_rkv;
     put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
     if (c->bare)
         put_none(c, "v_first");

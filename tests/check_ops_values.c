@@ -48,6 +48,14 @@ double value_gate_input(const struct call *c, const struct arg *a, size_t i) {
     return (c->fill == FILL_HUGE ? 5 : magnitude(c)) * normal(c, a, i);
 }
 
+// Tiny keys lie on both sides of the floor of 1e-12 that their norm is divided by: rows in turn.
+double value_rkv(const struct call *c, const struct arg *a, size_t i) {
+    if (c->fill == FILL_EQUAL) return 0.7;
+    const size_t rows = c->row_map ? (size_t)c->whole_rows : a->dim[1];
+    const double tiny = i / a->dim[2] % rows % 2 ? 1e-12 : 5e-14;
+    return (c->fill == FILL_TINY ? tiny : magnitude(c)) * normal(c, a, i);
+}
+
 // Gradients and moments whose squares are floats still: 1e-15 is tiny enough.
 double value_gradient(const struct call *c, const struct arg *a, size_t i) {
     if (c->fill == FILL_EQUAL) return 0.7;

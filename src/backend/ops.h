@@ -73,8 +73,8 @@ struct ops {
 
     // -- matrices
     // ---------------------------------------------------------------------------------- y (R,O) =
-    // add + x (R,K) · W. add (R,O) may be absent or y itself. Σ runs over k upward, one
-    // accumulator, whatever R is.
+    // add + x (R,K) · W. add (R,O) may be absent or y itself. Σ runs over k upward, in
+    // an order that does not depend on R.
     void (*matmul)(struct backend *, struct tensor y, struct tensor x, const struct weight *w,
                    struct tensor add);
     // dx (R,K) = add + dy (R,O) · Wᵀ. The weight was created with `trained`.
