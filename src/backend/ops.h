@@ -71,10 +71,9 @@ struct ops {
                           struct tensor z, struct tensor shift_in, struct tensor mix,
                           const struct batch *);
 
-    // -- matrices
-    // ---------------------------------------------------------------------------------- y (R,O) =
-    // add + x (R,K) · W. add (R,O) may be absent or y itself. Σ runs over k upward, in
-    // an order that does not depend on R.
+    // -- matrices --------------------------------------------------------------------------------
+    // y (R,O) = add + x (R,K) · W. add (R,O) may be absent or y itself. Σ runs over k upward, in an
+    // order that does not depend on R.
     void (*matmul)(struct backend *, struct tensor y, struct tensor x, const struct weight *w,
                    struct tensor add);
     // dx (R,K) = add + dy (R,O) · Wᵀ. The weight was created with `trained`.
@@ -90,9 +89,8 @@ struct ops {
     void (*act_bwd)(struct backend *, struct tensor dx, struct tensor dy, struct tensor y,
                     enum act f);
 
-    // -- time mix
-    // ---------------------------------------------------------------------------------- From rkv
-    // (3,R,C), lora (4,R,C) and vecs (5,C) the inputs of wkv7, u (5,R,C), per head of N:
+    // -- time mix --------------------------------------------------------------------------------
+    // From rkv (3,R,C), lora (4,R,C) and vecs (5,C) the inputs of wkv7, u (5,R,C), per head of N:
     //   U_W ω = w0 + lora_w (the decay logit);  a = σ(a0 + lora_a)
     //   U_V v = v' + (v_first - v') σ(v0 + lora_v), v' = rkv_v; v_first (R,C) absent: v = v'
     //   κ = k' k_k / max(‖k' k_k‖₂, 1e-12), k' = rkv_k;  U_A = -κ;  U_B = κ a
@@ -133,11 +131,10 @@ struct ops {
                         struct tensor r, struct tensor u, struct tensor g, struct tensor vecs,
                         int H);
 
-    // -- loss and sampling
-    // ------------------------------------------------------------------------- loss (O) = -log
-    // softmax(logits (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient. dlogits (O,V),
-    // absent or logits itself, = (softmax - onehot) · scale, plus, with l2wrap, 1e-4 · max · scale
-    // at the first argmax of the row.
+    // -- loss and sampling -----------------------------------------------------------------------
+    // loss (O) = -log softmax(logits (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
+    // dlogits (O,V), absent or logits itself, = (softmax - onehot) · scale, plus, with l2wrap, 1e-4
+    // · max · scale at the first argmax of the row.
     void (*xent)(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
                  struct tensor target, float scale, bool l2wrap);
     // token (O) i32, drawn from logits (O,V) (left changed) as rows (O) struct sample_row in u8
@@ -146,17 +143,15 @@ struct ops {
     void (*sample)(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
                    struct tensor penalties);
 
-    // -- optimizer
-    // --------------------------------------------------------------------------------- sum (1) f64
-    // = Σ x², in a fixed order.
+    // -- optimizer -------------------------------------------------------------------------------
+    // sum (1) f64 = Σ x², in a fixed order.
     void (*sumsq)(struct backend *, struct tensor sum, struct tensor x);
     // g' = g · min(1, clip/(√norm2 + 1e-6)); m = β₁m + (1-β₁)g'; v = β₂v + (1-β₂)g'²;
     // p -= lr ( (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε) + wd p ). norm2 (1) f64.
     void (*adamw)(struct backend *, struct tensor p, struct tensor m, struct tensor v,
                   struct tensor g, struct tensor norm2, const struct adamw *);
 
-    // -- memory
-    // ------------------------------------------------------------------------------------
+    // -- memory ----------------------------------------------------------------------------------
     void (*fill)(struct backend *, struct tensor y, double value);    // any float storage
     void (*copy)(struct backend *, struct tensor y, struct tensor x); // converts between floats
     // y += x.
