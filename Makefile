@@ -32,7 +32,7 @@ CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undef
 LDFLAGS += -fsanitize=$(SAN)
 endif
 
-ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
+ARCH    := $(shell $(CC) -dumpmachine 2>/dev/null | cut -d- -f1)
 SRC     := $(filter-out src/backend/ref/ref.c,$(wildcard src/*/*.c src/backend/*/*.c)) \
            src/backend/cpu/kernels/pick.c
 LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
