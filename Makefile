@@ -26,7 +26,17 @@ WARN    := -Wall -Wextra -Wpedantic -Wshadow $(if $(WERROR),-Werror)
 OPT     ?= -O2 -g
 CPPFLAGS += -Isrc -D_GNU_SOURCE
 CFLAGS  += -std=c11 $(OPT) $(WARN) -fno-strict-overflow -pthread
-LDLIBS  += -ljansson -lxxhash -lm -pthread
+LDLIBS  += -ljansson -lxxhash -luv -lm -pthread
+
+# llhttp: the system's library if it has one, else the sources that ./setup.sh takes out of Debian's
+# package node-llhttp into deps/llhttp.
+ifeq ($(shell pkg-config --exists libllhttp 2>/dev/null && echo yes),yes)
+CPPFLAGS += $(shell pkg-config --cflags libllhttp)
+LDLIBS  += $(shell pkg-config --libs libllhttp)
+else
+CPPFLAGS += -isystem deps/llhttp
+LLHTTP_OBJ := $(BUILD)/deps/llhttp/llhttp.o $(BUILD)/deps/llhttp/api.o $(BUILD)/deps/llhttp/http.o
+endif
 ifdef SAN
 CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 LDFLAGS += -fsanitize=$(SAN)
@@ -49,6 +59,8 @@ ISA_v3  := -march=x86-64-v3
 ISA_v4  := -march=x86-64-v4 -mprefer-vector-width=512
 KERNELS := gemm rows wkv7
 LIB_OBJ += $(foreach k,$(KERNELS),$(ISA_LEVELS:%=$(BUILD)/src/backend/cpu/kernels/$(k)_%.o))
+
+LIB_OBJ += $(LLHTTP_OBJ)
 
 CMD_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/*.c cmd/bench/*.c))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -73,6 +85,14 @@ $(BUILD)/librwkv.a: $(LIB_OBJ)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/deps/llhttp/%.o: deps/llhttp/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(OPT) $(if $(SAN),-fsanitize=$(SAN)) -w -c -o $@ $<
+
+deps/llhttp/%:
+	@echo "deps/llhttp is missing: run ./setup.sh demo, which takes it out of Debian's package" >&2
+	@false
 
 $(BUILD)/src/backend/ref/ref_%.o: src/backend/ref/ref.c
 	@mkdir -p $(@D)
