@@ -14,9 +14,9 @@ struct error;
 struct tok; // text/tok.h
 
 enum {
-    ENGINE_MAX_TOP = 20,       // alternatives a token can be reported with
-    ENGINE_MAX_BIAS = 1024,    // entries of logit_bias
-    ENGINE_MAX_STOPS = 24,     // strings that end a text
+    ENGINE_MAX_TOP = 20,    // alternatives a token can be reported with
+    ENGINE_MAX_BIAS = 1024, // entries of logit_bias
+    ENGINE_MAX_STOPS = 24,  // strings that end a text
     ENGINE_MAX_STOP_BYTES = 1024,
 };
 
@@ -70,17 +70,17 @@ struct engine_job {
     int num_bias;
     const char *stops[ENGINE_MAX_STOPS]; // UTF-8, each 1..ENGINE_MAX_STOP_BYTES long
     int num_stops;
-    int top;             // report the logprob of each token and of so many others; -1: neither
+    int top;              // report the logprob of each token and of so many others; -1: neither
     bool prompt_logprobs; // for the prompt's tokens too
     bool ignore_end;      // go on past the end of a document
 
     void *owner; // the caller's
 
     // The engine's own. Zero before engine_submit.
-    struct engine_job *next;         // in a list of messages
-    struct engine_job *queue_next;   // among those that wait
+    struct engine_job *next;       // in a list of messages
+    struct engine_job *queue_next; // among those that wait
     struct engine_seq *seq;
-    _Atomic uint32_t wishes;         // cancel, park, unpark
+    _Atomic uint32_t wishes; // cancel, park, unpark
     bool posted;
 };
 
@@ -96,14 +96,14 @@ struct engine_logprob {
 // engine_poll.
 struct engine_event {
     struct engine_job *job;
-    const char *text; // valid UTF-8, whole code points; may be empty
-    size_t text_len;  // bytes
+    const char *text;     // valid UTF-8, whole code points; may be empty
+    size_t text_len;      // bytes
     int prompt_tokens;    // read by this step
     int generated_tokens; // by this step: 0 or 1
     int32_t token;        // generated, if so
     // If the job asked: of the tokens that this event is about (of the prompt: each but the very
-    // first, which has no probability), 1 + num_top[i] entries each, the token itself first, then
-    // the most probable ones in order.
+    // first, which has no probability), 1 + top entries each: the token itself, then the most
+    // probable ones in order.
     bool of_prompt;
     int num_logprobs;
     const struct engine_logprob *logprobs; // num_logprobs * (1 + top) entries
@@ -116,8 +116,9 @@ struct engine_stats {
     int waiting, running, parked; // jobs
     int max_batch_size;
     uint64_t steps, prompt_tokens, generated_tokens;
-    double step_seconds;   // spent in steps
+    double step_seconds; // spent in steps
     uint64_t model_bytes, state_bytes;
+    bool failed; // the device is gone: every job ends with ENGINE_FAILED
 };
 
 // Reads vocabulary and weights, starts the thread. `wake` is called from it, at most once between
@@ -145,7 +146,8 @@ void engine_park(struct engine *e, struct engine_job *job, bool parked);
 const struct engine_event *engine_poll(struct engine *e, size_t *count);
 
 void engine_set_limits(struct engine *e, struct engine_limits limits);
-struct engine_limits engine_limits(const struct engine *e);
+struct engine_limits engine_limits(struct engine *e);
 void engine_stats(struct engine *e, struct engine_stats *out);
-const struct tok *engine_tok(const struct engine *e);
+const struct tok *engine_tok(const struct engine *e); // immutable: any thread
+int engine_vocab_size(const struct engine *e);        // tokens of a prompt are below it
 uint64_t engine_model_hash(const struct engine *e);

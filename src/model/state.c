@@ -51,9 +51,9 @@ void state_zero(struct state *s, int slot) {
     for (int i = 0; tensor_is(piece(s, slot, i)); i++) op_fill(s->be, piece(s, slot, i), 0);
 }
 
-void state_copy(struct state *s, int to, int from) {
-    for (int i = 0; tensor_is(piece(s, to, i)); i++)
-        op_copy(s->be, piece(s, to, i), piece(s, from, i));
+void state_copy(struct state *to, int to_slot, const struct state *from, int from_slot) {
+    for (int i = 0; tensor_is(piece(to, to_slot, i)); i++)
+        op_copy(to->be, piece(to, to_slot, i), piece(from, from_slot, i));
 }
 
 size_t state_count(const struct dims *d) {

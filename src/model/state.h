@@ -20,7 +20,8 @@ void state_destroy(struct state *s); // NULL is fine
 size_t state_bytes(const struct backend *be, const struct dims *d, int slots);
 
 void state_zero(struct state *s, int slot);
-void state_copy(struct state *s, int to, int from);
+// Between states of one model, or inside one.
+void state_copy(struct state *to, int to_slot, const struct state *from, int from_slot);
 
 // One slot as numbers, in this order: shift (L,2,C), then wkv (L,H,N,N).
 size_t state_count(const struct dims *d); // numbers in a slot
