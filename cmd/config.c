@@ -240,6 +240,21 @@ static int check_address(const struct config_reader *r, const struct infer_confi
                          c->http_bind_addr);
 }
 
+// An empty key is one that anybody can bring.
+static int check_keys(const struct config_reader *r, const struct infer_config *c,
+                      struct error *err) {
+    const struct {
+        const char *name, *value;
+    } keys[] = {{"api_key", c->api_key}, {"admin_api_key", c->admin_api_key}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        if (keys[i].value && !keys[i].value[strspn(keys[i].value, " \t\r\n")])
+            return config_refuse(r, &config_infer, &r->doc.root, keys[i].name, err,
+                                 "%s cannot be empty; remove it where no key is wanted",
+                                 keys[i].name);
+    }
+    return 0;
+}
+
 static int check_served(const struct config_reader *r, const struct infer_config *c, size_t i,
                         const struct toml_value *table, struct error *err) {
     const struct infer_model *m = &c->models[i];
@@ -284,25 +299,44 @@ static int read_served(struct config_reader *r, struct infer_config *c, const ch
     return 0;
 }
 
-int infer_config_load(struct infer_config *out, const char *config_dir, const char *name,
-                      const char *const sets[], size_t num_sets, struct error *err) {
+int infer_config_parse(struct infer_config *out, const char *config_dir, const char *path,
+                       const char *text, size_t len, const char *const sets[], size_t num_sets,
+                       struct error *err) {
     struct arena arena = {0};
     struct config_reader r = {.arena = &arena,
                               .sets = sets,
                               .num_sets = num_sets,
                               .set_prefix = ""};
     struct infer_config c = {0};
-    const char *path = NULL;
-    int rc = find_file(&path, &arena, config_dir, "infer", name, err);
-    if (!rc) rc = config_open(&r, path, err);
+    int rc = config_open_text(&r, path, text, len, err);
     if (!rc) rc = config_read(&r, &config_infer, &r.doc.root, &c, err);
     if (!rc) rc = check_address(&r, &c, err);
+    if (!rc) rc = check_keys(&r, &c, err);
     if (!rc) rc = read_served(&r, &c, config_dir, err);
     config_close(&r);
-    c.path = path;
+    c.path = arena_copy(&arena, path, strlen(path));
     *out = c;
     out->arena = arena;
     if (rc) infer_config_free(out);
+    return rc;
+}
+
+int infer_config_load(struct infer_config *out, const char *config_dir, const char *name,
+                      const char *const sets[], size_t num_sets, struct error *err) {
+    struct arena arena = {0};
+    struct str text;
+    const char *path = NULL;
+    *out = (struct infer_config){0};
+    str_init(&text, TOML_MAX_BYTES);
+    int rc = find_file(&path, &arena, config_dir, "infer", name, err);
+    if (!rc) {
+        rc = file_read(&text, path, err);
+        if (rc && err) err->code = E_CONFIG;
+    }
+    if (!rc)
+        rc = infer_config_parse(out, config_dir, path, text.data, text.len, sets, num_sets, err);
+    str_free(&text);
+    arena_free(&arena);
     return rc;
 }
 

@@ -122,6 +122,10 @@ void train_config_free(struct train_config *c);
 
 int infer_config_load(struct infer_config *out, const char *config_dir, const char *name,
                       const char *const sets[], size_t num_sets, struct error *err);
+// The same of a text that stands, or is about to stand, at `path`; neither is needed afterwards.
+int infer_config_parse(struct infer_config *out, const char *config_dir, const char *path,
+                       const char *text, size_t len, const char *const sets[], size_t num_sets,
+                       struct error *err);
 void infer_config_free(struct infer_config *c);
 
 // The model's file alone; its strings go to `arena`. Here `sets` have no "model." before the key.

@@ -350,14 +350,21 @@ static int check_required(struct reading *a, const struct toml_value *table) {
     return 0;
 }
 
+int config_open_text(struct config_reader *r, const char *path, const char *text, size_t len,
+                     struct error *err) {
+    const int rc = toml_parse(&r->doc, text, len, path, err);
+    if (rc && err) err->code = E_CONFIG;
+    if (!rc) r->dir = path_dir(path);
+    return rc;
+}
+
 int config_open(struct config_reader *r, const char *path, struct error *err) {
     struct str text;
     str_init(&text, TOML_MAX_BYTES);
     int rc = file_read(&text, path, err);
-    if (!rc) rc = toml_parse(&r->doc, text.data, text.len, path, err);
-    str_free(&text);
     if (rc && err) err->code = E_CONFIG;
-    if (!rc) r->dir = path_dir(path);
+    if (!rc) rc = config_open_text(r, path, text.data, text.len, err);
+    str_free(&text);
     return rc;
 }
 

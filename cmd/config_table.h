@@ -61,6 +61,9 @@ struct config_reader {
 };
 
 int config_open(struct config_reader *r, const char *path, struct error *err);
+// The same for a text that is to stand, or stands, at `path`. It may go after this.
+int config_open_text(struct config_reader *r, const char *path, const char *text, size_t len,
+                     struct error *err);
 void config_close(struct config_reader *r);
 
 // Fills `out` from defaults, the TOML table and, for the root, the overrides; checks each value by

@@ -237,6 +237,8 @@ static void missing_things_are_named(void **state) {
         {"[[models]]\nmodel_name = \"a\"", ":1:1: model_cfg is missing"},
         {"http_bind_addr = \"8080\"\n", ":1:1: http_bind_addr is \"8080\", wanted ADDRESS:PORT"},
         {"http_bind_addr = \"a:65536\"\n", ":1:1: http_bind_addr is"},
+        {"api_key = \"\"\n", ":1:1: api_key cannot be empty; remove it where no key is wanted"},
+        {"admin_api_key = \" \\t\"\n", ":1:1: admin_api_key cannot be empty"},
         {"[ipc]\nenabled = true\n", ":2:1: ipc.enabled is for shared-memory IPC"},
         {"[ipc]\nenable = true\n", ":2:1: the infer configuration has no key ipc.enable; did you"},
     };
@@ -257,6 +259,34 @@ static void missing_things_are_named(void **state) {
     put("infer/bad.toml", twice);
     assert_int_equal(infer_config_load(&i, dir, "bad", NULL, 0, &err), -1);
     assert_non_null(strstr(err.msg, ":6:1: device_ids names 1 twice for model a"));
+}
+
+// A text that no file holds yet is read as if it stood there.
+static void a_text_is_read_as_its_file_would_be(void **state) {
+    (void)state;
+    struct error err = {0};
+    struct infer_config i;
+    char path[100], wanted[100], text[1000];
+    snprintf(path, sizeof path, "%s/infer/next.toml", dir);
+    snprintf(wanted, sizeof wanted, "%s/infer/w.pth", dir);
+    snprintf(text, sizeof text, "%s", small_infer);
+    const char *set = "max_queue=7";
+    if (infer_config_parse(&i, dir, path, text, strlen(text), &set, 1, &err))
+        fail_msg("%s", err.msg);
+    memset(text, 0, sizeof text);
+    assert_string_equal(i.path, path);
+    assert_string_equal(i.models[0].weights_path, wanted);
+    assert_int_equal(i.models[0].model.embedded_dim, 128);
+    assert_int_equal(i.max_queue, 7);
+    infer_config_free(&i);
+    assert_int_equal(infer_config_parse(&i, dir, path, "x = 1", 5, NULL, 0, &err), -1);
+    assert_int_equal(err.code, E_CONFIG);
+    assert_non_null(strstr(err.msg, "/infer/next.toml:1:1: the infer configuration has no key x"));
+    infer_config_free(&i);
+    set = "api_key=";
+    assert_int_equal(infer_config_load(&i, dir, "i", &set, 1, &err), -1);
+    assert_string_equal(err.msg, "--set api_key: api_key cannot be empty; remove it where no key "
+                                 "is wanted");
 }
 
 // Written, read and written again is the same text; secrets are not in it.
@@ -418,6 +448,7 @@ int main(void) {
         cmocka_unit_test(defaults_of_later_keys_may_be_set),
         cmocka_unit_test(overrides_are_checked_like_lines),
         cmocka_unit_test(missing_things_are_named),
+        cmocka_unit_test(a_text_is_read_as_its_file_would_be),
         cmocka_unit_test(resolved_text_reads_back),
         cmocka_unit_test(plan_counts_the_official_steps),
         cmocka_unit_test(shipped_files_load),
