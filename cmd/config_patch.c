@@ -3,14 +3,17 @@
 #include "config_table.h"
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/nearest.h"
 #include "base/str.h"
 #include "base/toml_edit.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 // The request, checked; everything in it belongs to the JSON.
@@ -346,4 +349,12 @@ int config_patch(struct str *text, const char *path, const struct json *request,
     str_free(text);
     *text = changed;
     return 0;
+}
+
+int config_save(const char *path, const char *text, size_t len, struct error *err) {
+    char *target = realpath(path, NULL);
+    if (!target) return fail(err, E_IO, "%s: cannot find the file: %s", path, strerror(errno));
+    const int rc = file_replace(target, text, len, err);
+    free(target);
+    return rc;
 }

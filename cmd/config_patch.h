@@ -1,5 +1,6 @@
 // What a hot reload does to the text of an infer TOML.
 #pragma once
+#include <stddef.h>
 
 struct error;
 struct json;
@@ -18,3 +19,7 @@ enum { CONFIG_PATCH_MAX_NAMES = 1024 }; // in each list of a request
 // On failure the text is as before. E_ARG: the request is at fault; E_CONFIG: the text is;
 // E_LIMIT: the text would grow past its ceiling.
 int config_patch(struct str *text, const char *path, const struct json *request, struct error *err);
+
+// Puts the text in the file's place: atomically, with the file's permissions (it may hold an
+// api_key), and through a link, which stays one.
+int config_save(const char *path, const char *text, size_t len, struct error *err);

@@ -1,6 +1,8 @@
 // What a reload request makes of the text of an infer TOML, and which requests are refused.
+#include "../cmd/config.h"
 #include "../cmd/config_patch.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/str.h"
 
@@ -12,6 +14,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static const char served[] = "# Two models.\n"
                              "api_key = \"secret\"\n"
@@ -117,6 +121,72 @@ static void entries_come_and_go(void **state) {
            "\n[[models]]\nmodel_name = \"d\"\n");
     expect("{\"upsert\":[{\"model_name\":\"c\",\"weights_path\":\"../w\"}]}", "\n[ipc]",
            "\n[[models]]\nmodel_name = \"c\"\nweights_path = \"../w\"\n\n[ipc]");
+}
+
+// Whatever a name or key holds, it is that name or key afterwards and nothing else.
+static void text_of_a_request_stays_text(void **state) {
+    (void)state;
+    expect("{\"upsert\":[{\"model_name\":\"\\u0001\\u007f\\\"\\\\\\n[x]\","
+           "\"x = 1\\n[evil]\":true,\"\":-0.0}]}",
+           "\n[ipc]",
+           "\n[[models]]\nmodel_name = \"\\u0001\\u007f\\\"\\\\\\n[x]\"\n"
+           "\"x = 1\\n[evil]\" = true\n\"\" = -0.0\n\n[ipc]");
+}
+
+static void put(const char *dir, const char *name, const char *text) {
+    struct error err = {0};
+    char path[100];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (file_replace(path, text, strlen(text), &err)) fail_msg("%s", err.msg);
+}
+
+// The whole way: read, patch, judge, save, read again.
+static void a_saved_text_is_what_was_asked_for(void **state) {
+    (void)state;
+    struct error err = {0};
+    struct infer_config c;
+    struct stat st;
+    struct str text;
+    char dir[] = "/tmp/rwkv-test-patch-XXXXXX", path[100], link[100], command[100];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/model", dir);
+    assert_int_equal(file_mkdirs(path, &err), 0);
+    snprintf(path, sizeof path, "%s/infer", dir);
+    assert_int_equal(file_mkdirs(path, &err), 0);
+    put(dir, "model/m.toml",
+        "num_cells = 2\nvocab_size = 257\nembedded_dim = 128\nnum_heads = 2\n");
+    put(dir, "real.toml", served);
+    snprintf(path, sizeof path, "%s/real.toml", dir);
+    snprintf(link, sizeof link, "%s/infer/i.toml", dir);
+    assert_int_equal(chmod(path, 0640), 0);
+    assert_int_equal(symlink("../real.toml", link), 0);
+
+    str_init(&text, 1 << 16);
+    assert_int_equal(file_read(&text, link, &err), 0);
+    const char *request = "{\"upsert\":[{" ENTRY_A ",\"max_batch_size\":3,\"max_contxt_len\":9}]}";
+    assert_int_equal(patch(&text, request, &err), 0);
+    assert_int_equal(infer_config_parse(&c, dir, link, text.data, text.len, NULL, 0, &err), -1);
+    assert_non_null(strstr(err.msg, "no key max_contxt_len; did you mean max_context_len?"));
+    request = "{\"upsert\":[{" ENTRY_A ",\"max_batch_size\":3}],\"remove_model_names\":[\"b\"]}";
+    assert_int_equal(patch(&text, request, &err), 0);
+    if (infer_config_parse(&c, dir, link, text.data, text.len, NULL, 0, &err))
+        fail_msg("%s", err.msg);
+    infer_config_free(&c);
+    assert_int_equal(config_save(link, text.data, text.len, &err), 0);
+    if (infer_config_load(&c, dir, "i", NULL, 0, &err)) fail_msg("%s", err.msg);
+    assert_int_equal(c.num_models, 1);
+    assert_int_equal(c.models[0].max_batch_size, 3);
+    assert_int_equal(c.models[0].paragraph_len, 256);
+    assert_string_equal(c.api_key, "secret");
+    infer_config_free(&c);
+    assert_true(lstat(link, &st) == 0 && S_ISLNK(st.st_mode));
+    assert_true(stat(path, &st) == 0 && (st.st_mode & 0777) == 0640);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(config_save(link, text.data, text.len, &err), -1);
+    assert_non_null(strstr(err.msg, "/infer/i.toml: cannot find the file: No such file"));
+    str_free(&text);
+    snprintf(command, sizeof command, "rm -r '%s'", dir);
+    assert_int_equal(system(command), 0);
 }
 
 static void a_request_at_fault_changes_nothing(void **state) {
@@ -226,6 +296,8 @@ int main(void) {
         cmocka_unit_test(what_says_the_same_is_not_touched),
         cmocka_unit_test(an_entry_is_replaced_key_by_key),
         cmocka_unit_test(entries_come_and_go),
+        cmocka_unit_test(text_of_a_request_stays_text),
+        cmocka_unit_test(a_saved_text_is_what_was_asked_for),
         cmocka_unit_test(a_request_at_fault_changes_nothing),
         cmocka_unit_test(a_list_has_a_ceiling),
         cmocka_unit_test(a_text_at_fault_is_said),

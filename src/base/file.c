@@ -92,8 +92,12 @@ int file_create(struct file_writer *w, const char *path, struct error *err) {
     w->tmp_path = mem_alloc(len + 5);
     memcpy(w->tmp_path, path, len);
     memcpy(w->tmp_path + len, ".tmp", 5);
-    w->fd = open(w->tmp_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (w->fd < 0) {
+    // What only its owner may read stays so: from before the first byte is written.
+    struct stat old;
+    const bool replaces = stat(path, &old) == 0 && S_ISREG(old.st_mode);
+    const mode_t mode = replaces ? old.st_mode & 0777 : 0666;
+    w->fd = open(w->tmp_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    if (w->fd < 0 || (replaces && fchmod(w->fd, mode))) {
         fail_errno(err, w->tmp_path, "cannot create");
         file_abort(w);
         return -1;
