@@ -60,7 +60,7 @@ ISA_v4  := -march=x86-64-v4 -mprefer-vector-width=512
 KERNELS := gemm rows wkv7
 LIB_OBJ += $(foreach k,$(KERNELS),$(ISA_LEVELS:%=$(BUILD)/src/backend/cpu/kernels/$(k)_%.o))
 
-LIB_OBJ += $(LLHTTP_OBJ)
+LIB_OBJ += $(LLHTTP_OBJ) $(BUILD)/web.o
 
 CMD_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/*.c cmd/bench/*.c))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -85,6 +85,16 @@ $(BUILD)/librwkv.a: $(LIB_OBJ)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# The chat page goes into the program as an array of bytes.
+$(BUILD)/web.c: src/serve/web/index.html
+	@mkdir -p $(@D)
+	@{ echo '#include <stddef.h>'; echo 'extern const char web_index[]; extern const size_t web_index_len;'; \
+	   echo 'const char web_index[] = {'; od -An -v -td1 $< | sed 's/\(-*[0-9][0-9]*\)/\1,/g'; echo '};'; \
+	   echo 'const size_t web_index_len = sizeof web_index;'; } > $@
+
+$(BUILD)/web.o: $(BUILD)/web.c
+	$(CC) $(CFLAGS) -c -o $@ $<
 
 $(BUILD)/deps/llhttp/%.o: deps/llhttp/%.c
 	@mkdir -p $(@D)

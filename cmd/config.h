@@ -102,7 +102,8 @@ struct infer_config {
     struct config_strings allowed_origins; // none given: every origin
     const char *api_key, *admin_api_key;
     const char *backend;
-    int64_t num_threads, max_queue, state_cache_bytes;
+    int64_t num_threads, max_queue, max_connections, state_cache_bytes;
+    int64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, stall_timeout_ms, drain_timeout_ms;
     const char *state_dir, *tls_cert, *tls_key;
     bool ipc_enabled, ipc_require_api_key;
     const char *ipc_service_name;

@@ -160,7 +160,7 @@ static const struct config_key train_keys[] = {
     {0},
 };
 
-static const char server[] = "the server";
+static const char states[] = "states that outlive a request", tls[] = "TLS";
 
 static const struct config_key infer_keys[] = {
     // rwkv-rs listens on every address by default, without a key.
@@ -181,13 +181,25 @@ static const struct config_key infer_keys[] = {
     {"num_threads", CONFIG_INT, INFER(num_threads), "0", .min = 0, .max = 1024,
      .doc = "Threads of the CPU backend; 0: one a core"},
     {"max_queue", CONFIG_INT, INFER(max_queue), "256", .min = 1, .max = 1e6,
-     .doc = "Requests that may wait; one more is answered with 429"},
+     .doc = "Requests that may wait for a model; one more is answered with 429"},
+    {"max_connections", CONFIG_INT, INFER(max_connections), "16384", .min = 1, .max = 1e6,
+     .doc = "Connections at once; one more is closed. The limit of open files bounds it too"},
+    {"header_timeout_ms", CONFIG_INT, INFER(header_timeout_ms), "10000", .min = 10, .max = 3.6e6,
+     .doc = "For a request's head, from its first byte; then it is answered with 408"},
+    {"body_timeout_ms", CONFIG_INT, INFER(body_timeout_ms), "30000", .min = 10, .max = 3.6e6,
+     .doc = "For a request's body, from the end of its head"},
+    {"idle_timeout_ms", CONFIG_INT, INFER(idle_timeout_ms), "75000", .min = 10, .max = 8.64e7,
+     .doc = "For the next request on an open connection"},
+    {"stall_timeout_ms", CONFIG_INT, INFER(stall_timeout_ms), "30000", .min = 10, .max = 3.6e6,
+     .doc = "A reader that takes nothing for so long counts as gone"},
+    {"drain_timeout_ms", CONFIG_INT, INFER(drain_timeout_ms), "30000", .min = 0, .max = 3.6e6,
+     .doc = "For answers in flight when the server is told to stop"},
     {"state_cache_bytes", CONFIG_INT, INFER(state_cache_bytes), "0", .min = 0, .max = 1e15,
-     .later = server, .doc = "Memory for the states of prompts seen before; 0: none"},
-    {"state_dir", CONFIG_PATH, INFER(state_dir), .later = server,
+     .later = states, .doc = "Memory for the states of prompts seen before; 0: none"},
+    {"state_dir", CONFIG_PATH, INFER(state_dir), .later = states,
      .doc = "Folder that states are kept in over a restart"},
-    {"tls_cert", CONFIG_PATH, INFER(tls_cert), .later = server, .doc = "Certificate chain (PEM)"},
-    {"tls_key", CONFIG_PATH, INFER(tls_key), .later = server, .doc = "Its private key (PEM)"},
+    {"tls_cert", CONFIG_PATH, INFER(tls_cert), .later = tls, .doc = "Certificate chain (PEM)"},
+    {"tls_key", CONFIG_PATH, INFER(tls_key), .later = tls, .doc = "Its private key (PEM)"},
     {"ipc.enabled", CONFIG_BOOL, INFER(ipc_enabled), "false", .later = "shared-memory IPC",
      .doc = "Serve over shared memory too"},
     {"ipc.service_name", CONFIG_STRING, INFER(ipc_service_name), "\"rwkv.infer.openai\"",

@@ -2,15 +2,14 @@
 #include "cli.h"
 
 #include "base/json.h"
-
-#define RWKV_VERSION "0.1.0"
+#include "base/version.h"
 
 extern const struct cli_command cmd_bench, cmd_chat, cmd_config, cmd_convert, cmd_data, cmd_eval,
-    cmd_generate, cmd_info, cmd_train, cmd_verify;
+    cmd_generate, cmd_info, cmd_serve, cmd_train, cmd_verify;
 
 static const struct cli_command *const commands[] = {
-    &cmd_data,    &cmd_train, &cmd_generate, &cmd_chat,   &cmd_eval, &cmd_verify,
-    &cmd_convert, &cmd_info,  &cmd_bench,    &cmd_config, NULL,
+    &cmd_data,   &cmd_train,   &cmd_serve, &cmd_generate, &cmd_chat,   &cmd_eval,
+    &cmd_verify, &cmd_convert, &cmd_info,  &cmd_bench,    &cmd_config, NULL,
 };
 
 static const struct cli_command program = {

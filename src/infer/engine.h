@@ -17,6 +17,7 @@ enum {
     ENGINE_MAX_TOP = 20,    // alternatives a token can be reported with
     ENGINE_MAX_BIAS = 1024, // entries of logit_bias
     ENGINE_MAX_STOPS = 24,  // strings that end a text
+    ENGINE_MAX_CANDIDATES = 64,
     ENGINE_MAX_STOP_BYTES = 1024,
 };
 
@@ -70,7 +71,9 @@ struct engine_job {
     int num_bias;
     const char *stops[ENGINE_MAX_STOPS]; // UTF-8, each 1..ENGINE_MAX_STOP_BYTES long
     int num_stops;
-    int top;              // report the logprob of each token and of so many others; -1: neither
+    int top; // report the logprob of each token and of so many others; -1: neither
+    const int32_t *candidates; // and of these
+    int num_candidates;
     bool prompt_logprobs; // for the prompt's tokens too
     bool ignore_end;      // go on past the end of a document
 
@@ -102,11 +105,11 @@ struct engine_event {
     int generated_tokens; // by this step: 0 or 1
     int32_t token;        // generated, if so
     // If the job asked: of the tokens that this event is about (of the prompt: each but the very
-    // first, which has no probability), 1 + top entries each: the token itself, then the most
-    // probable ones in order.
+    // first, which has no probability), 1 + top + num_candidates entries each: the token itself,
+    // the most probable ones in order, the candidates.
     bool of_prompt;
     int num_logprobs;
-    const struct engine_logprob *logprobs; // num_logprobs * (1 + top) entries
+    const struct engine_logprob *logprobs; // num_logprobs * (1 + top + num_candidates)
     enum engine_finish finish;
     const char *error; // ENGINE_FAILED: why
 };

@@ -2,8 +2,14 @@
 
 #include <math.h>
 
-void logprob_row(struct engine_logprob *out, const float *logits, int V, int32_t token, int top) {
+int logprob_count(const struct engine_job *job) {
+    return 1 + (job->top > 0 ? job->top : 0) + job->num_candidates;
+}
+
+void logprob_row(struct engine_logprob *out, const float *logits, int V, int32_t token,
+                 const struct engine_job *job) {
     struct engine_logprob *best = out + 1;
+    const int top = job->top > 0 ? job->top : 0;
     int found = 0;
     float max = -INFINITY;
     for (int i = 0; i < V; i++) {
@@ -19,4 +25,8 @@ void logprob_row(struct engine_logprob *out, const float *logits, int V, int32_t
     out[0] = (struct engine_logprob){token, (float)((double)logits[token] - log_sum)};
     for (int i = 0; i < found; i++) best[i].logprob = (float)((double)best[i].logprob - log_sum);
     for (int i = found; i < top; i++) best[i] = (struct engine_logprob){-1, -INFINITY};
+    for (int i = 0; i < job->num_candidates; i++) {
+        const int32_t id = job->candidates[i];
+        best[top + i] = (struct engine_logprob){id, (float)((double)logits[id] - log_sum)};
+    }
 }

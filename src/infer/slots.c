@@ -387,12 +387,11 @@ static void keep_rows(struct slots *s, const struct step *step, struct tensor lo
 static void report_prompt(struct slots *s, const struct engine_seq *seq, int len,
                           struct tensor logits, int out, struct events *events) {
     const struct engine_job *job = seq->job;
-    const int top = job->top < 0 ? 0 : job->top;
     struct engine_event *event = &events->at[events->count - 1];
     event->of_prompt = true;
     for (int r = 0; r < len && seq->read + r + 1 < job->num_prompt; r++) {
-        logprob_row(events_add_probs(events, 1 + (size_t)top), fetch(s, logits, out + r),
-                    s->model->dims.V, job->prompt[seq->read + r + 1], top);
+        logprob_row(events_add_probs(events, (size_t)logprob_count(job)), fetch(s, logits, out + r),
+                    s->model->dims.V, job->prompt[seq->read + r + 1], job);
         event->num_logprobs++;
     }
 }
@@ -430,8 +429,8 @@ static void advance(struct slots *s, struct engine_seq *seq, int32_t token, cons
     event->generated_tokens = 1;
     event->token = token;
     if (job->top >= 0 && (token || job->ignore_end)) {
-        logprob_row(events_add_probs(out, 1 + (size_t)job->top), logits, s->model->dims.V, token,
-                    job->top);
+        logprob_row(events_add_probs(out, (size_t)logprob_count(job)), logits, s->model->dims.V,
+                    token, job);
         event->num_logprobs = 1;
     }
     str_clear(&s->piece);

@@ -55,7 +55,7 @@ static void begin(struct http *h) {
     h->request->content_length = -1;
     llhttp_init(&h->parser->llhttp, HTTP_REQUEST, &settings);
     h->parser->llhttp.data = h->parser;
-    h->stage = HTTP_HEAD;
+    h->stage = HTTP_IN_HEAD;
 }
 
 // ---- the head ----------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ static void read_head(struct http *h) {
         refuse(h, 414, "the URL is longer than 8192 bytes");
         return;
     }
-    h->stage = HTTP_BODY;
+    h->stage = HTTP_IN_BODY;
     if (read_line(h, line))
         refuse(h, 400, "a bad request target");
     else if (!read_headers(r, rest + 2))
@@ -214,7 +214,7 @@ static void read_head(struct http *h) {
 static size_t feed_head(struct http *h, const char *data, size_t len) {
     struct str *head = &h->parser->head;
     size_t i = 0;
-    for (; i < len && h->stage == HTTP_HEAD; i++) {
+    for (; i < len && h->stage == HTTP_IN_HEAD; i++) {
         if (!head->len && (data[i] == '\r' || data[i] == '\n')) continue; // before a request
         if (str_putc(head, data[i])) {
             const bool in_line = !memchr(head->data, '\n', head->len);
@@ -270,13 +270,18 @@ static size_t feed_body(struct http *h, const char *data, size_t len) {
 }
 
 size_t http_feed(struct http *h, const char *data, size_t len) {
-    if (h->stage == HTTP_NOTHING) {
+    if (h->stage == HTTP_AT_START) {
         size_t i = 0;
         while (i < len && (data[i] == '\r' || data[i] == '\n')) i++;
         if (i || !len) return i;
         begin(h);
     }
-    if (h->stage == HTTP_HEAD) return feed_head(h, data, len);
-    if (h->stage == HTTP_BODY) return feed_body(h, data, len);
+    if (h->stage == HTTP_IN_HEAD) {
+        const size_t taken = feed_head(h, data, len);
+        // Without a body nothing more will come that could end it.
+        if (h->stage == HTTP_IN_BODY) feed_body(h, data + taken, 0);
+        return taken;
+    }
+    if (h->stage == HTTP_IN_BODY) return feed_body(h, data, len);
     return 0;
 }

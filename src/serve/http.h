@@ -13,9 +13,9 @@ enum {
 };
 
 enum http_stage {
-    HTTP_NOTHING, // not a byte of the request yet
-    HTTP_HEAD,    // the head is incomplete
-    HTTP_BODY,    // the head is there; the body is incomplete
+    HTTP_AT_START, // not a byte of the request yet
+    HTTP_IN_HEAD,  // the head is incomplete
+    HTTP_IN_BODY,  // the head is there; the body is incomplete
     HTTP_COMPLETE,
     HTTP_BAD, // `status` and `problem` say why; nothing more can be read from this connection
 };
@@ -24,7 +24,7 @@ struct http_header {
     const char *name, *value; // NUL-terminated; the value without white space around it
 };
 
-// Valid from HTTP_BODY on, until http_reset. One owner thread.
+// Valid from HTTP_IN_BODY on, until http_reset. One owner thread.
 struct http_request {
     char *method; // "GET"
     char *path;   // "/v1/models": begins with "/", percent-decoded, no control bytes, no ".."
@@ -51,8 +51,8 @@ void http_free(struct http *h);
 // Ready for the next request on the same connection; memory goes back.
 void http_reset(struct http *h);
 
-// Takes bytes until a stage ends: once when the head is complete (HTTP_BODY; also when there is no
-// body, so that the caller can judge the head first) and once when the body is. Returns how many
+// Takes bytes until a stage ends: once when the head is complete (HTTP_IN_BODY; also when there is
+// no body, so that the caller can judge the head first) and once when the body is. Returns how many
 // were taken; call again with the rest. Takes none when complete or bad.
 size_t http_feed(struct http *h, const char *data, size_t len);
 

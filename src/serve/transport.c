@@ -45,7 +45,15 @@ void transport_read(struct transport *t, bool on) {
 }
 
 size_t transport_queued(const struct transport *t) {
-    return t->waiting_len + t->flying_len - t->flying_at;
+    return t->waiting_len + uv_stream_get_write_queue_size((const uv_stream_t *)&t->tcp);
+}
+
+int64_t transport_stalled_ms(struct transport *t) {
+    const size_t queued = transport_queued(t);
+    const int64_t now = (int64_t)uv_now(t->tcp.loop);
+    if (queued < t->queued_before || !queued) t->progress_ms = now;
+    t->queued_before = queued;
+    return now - t->progress_ms;
 }
 
 static void fly(struct transport *t);
@@ -54,7 +62,6 @@ static void on_written(uv_write_t *req, int status) {
     struct transport *t = req->data;
     free(t->flying);
     t->flying = NULL;
-    t->flying_len = t->flying_at = 0;
     t->progress_ms = (int64_t)uv_now(t->tcp.loop);
     if (t->closing) return;
     if (status) {
@@ -73,16 +80,13 @@ static void on_written(uv_write_t *req, int status) {
 
 static void fly(struct transport *t) {
     t->flying = t->waiting;
-    t->flying_len = t->waiting_len;
-    t->flying_at = 0;
+    const uv_buf_t buf = uv_buf_init(t->waiting, (unsigned)t->waiting_len);
     t->waiting = NULL;
     t->waiting_len = t->waiting_cap = 0;
     t->write.data = t;
-    const uv_buf_t buf = uv_buf_init(t->flying, (unsigned)t->flying_len);
     if (uv_write(&t->write, (uv_stream_t *)&t->tcp, &buf, 1, on_written)) {
         free(t->flying);
         t->flying = NULL;
-        t->flying_len = 0;
         t->failed = true;
     }
 }

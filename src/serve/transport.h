@@ -20,11 +20,11 @@ struct transport {
     uv_write_t write;
     const struct transport_events *events;
     void *owner;
-    char *flying; // being written; NULL: nothing is
-    size_t flying_len, flying_at;
+    char *flying;  // being written; NULL: nothing is
     char *waiting; // to be written next
     size_t waiting_len, waiting_cap;
-    int64_t progress_ms; // loop time when the kernel last took bytes
+    size_t queued_before; // at the last transport_stalled_ms
+    int64_t progress_ms;  // loop time when the kernel last took bytes
     bool closing, failed;
 };
 
@@ -32,6 +32,8 @@ int transport_accept(struct transport *t, uv_stream_t *server,
                      const struct transport_events *events, void *owner);
 void transport_write(struct transport *t, const void *data, size_t len);
 size_t transport_queued(const struct transport *t); // bytes not yet with the kernel
+// For how long the kernel has taken nothing of what is queued; to be called now and then.
+int64_t transport_stalled_ms(struct transport *t);
 void transport_read(struct transport *t, bool on);
 void transport_shutdown(struct transport *t); // we send no more; what is queued must be drained
 void transport_close(struct transport *t);    // harmless a second time

@@ -347,9 +347,15 @@ size_t tok_memory(const struct tok *t) {
 }
 
 size_t tok_encode(const struct tok *t, const void *text, size_t len, int32_t *out) {
+    size_t used;
+    return tok_encode_some(t, text, len, out, len, &used);
+}
+
+size_t tok_encode_some(const struct tok *t, const void *text, size_t len, int32_t *out, size_t max,
+                       size_t *used) {
     const uint8_t *p = text;
-    size_t n = 0;
-    for (size_t i = 0; i < len;) {
+    size_t n = 0, i = 0;
+    while (i < len && n < max) {
         uint32_t at = t->nodes[0].first + p[i];
         int32_t best = t->nodes[at].token; // every single byte is a token
         size_t end = i + 1;
@@ -361,6 +367,7 @@ size_t tok_encode(const struct tok *t, const void *text, size_t len, int32_t *ou
         out[n++] = best;
         i = end;
     }
+    *used = i;
     return n;
 }
 

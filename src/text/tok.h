@@ -28,6 +28,10 @@ size_t tok_memory(const struct tok *t); // bytes it takes
 // `out` has room for len tokens. Returns how many there are. Always succeeds.
 size_t tok_encode(const struct tok *t, const void *text, size_t len, int32_t *out);
 
+// The same, but no more than max tokens; *used: bytes of the text that they stand for.
+size_t tok_encode_some(const struct tok *t, const void *text, size_t len, int32_t *out, size_t max,
+                       size_t *used);
+
 // A token's bytes; *len 0 for token 0 and ids that the vocabulary lacks.
 const char *tok_bytes(const struct tok *t, int32_t id, size_t *len);
 
