@@ -3,17 +3,13 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/hist.h"
-#include "base/json.h"
 #include "base/mem.h"
-#include "base/str.h"
-#include "base/version.h"
 #include "serve/fault.h"
 #include "serve/secret.h"
-#include "text/think.h"
+#include "serve/wire.h"
 #include "text/tok.h"
 #include "text/utf8.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,354 +18,6 @@ enum {
     MAX_TEXT = 1 << 30,     // of one answer
     DEFAULT_MAX_TOKENS = 256,
 };
-
-// One prompt and what came of it.
-struct choice {
-    struct engine_job job;
-    struct answer *answer;
-    int engine; // of the version
-    int32_t *tokens, *candidates;
-    bool begins_document; // token 0 stands before the prompt's text
-    bool done, told;      // finished; and its finish_reason said
-    enum engine_finish finish;
-    struct think think;
-    struct str text, thoughts; // to be said: all of it, or since the last chunk
-    int prompt_tokens, generated, thought_tokens;
-    // Logprobs to be said, as fragments of JSON: chat uses `content`, completions the other four.
-    struct str content, lp_tokens, lp_values, lp_tops, lp_offsets;
-    size_t offset; // code points of text before the next token
-};
-
-struct answer {
-    struct answers *all;
-    struct conn *conn; // NULL: the client is gone
-    struct version *version;
-    struct request request;
-    struct choice *choices;
-    int num_choices, num_open; // jobs in flight
-    char id[48];
-    int64_t created_s;
-    double begin_s, first_s, last_s; // of the request, and of its first and last token
-    int64_t written_ms;              // when something was last written to the stream
-    bool streaming, parked, is_dirty;
-    char error[200]; // a stream that breaks says why
-    struct answer *next_dirty;
-};
-
-// ---- JSON --------------------------------------------------------------------------------------
-
-static void put(struct json_writer *w, const char *key, const char *text) {
-    json_put_key(w, key);
-    json_put_text(w, text, strlen(text));
-}
-
-static const char *reason_of(enum engine_finish finish) {
-    return finish == ENGINE_LENGTH ? "length" : "stop";
-}
-
-// id, object, created, model, system_fingerprint; the object stays open.
-static void put_beginning(struct json_writer *w, const struct answer *a, const char *object) {
-    char fingerprint[64];
-    snprintf(fingerprint, sizeof fingerprint, "rwkv-%s-%08x", RWKV_VERSION,
-             (unsigned)engine_model_hash(a->version->engines[0]));
-    json_open(w, '{');
-    put(w, "id", a->id);
-    put(w, "object", object);
-    json_put_key(w, "created");
-    json_put_int(w, a->created_s);
-    put(w, "model", a->request.model);
-    put(w, "system_fingerprint", fingerprint);
-}
-
-static void put_usage(struct json_writer *w, const struct answer *a) {
-    int prompt = 0, generated = 0, thoughts = 0;
-    for (int i = 0; i < a->num_choices; i++) {
-        prompt += a->choices[i].prompt_tokens;
-        generated += a->choices[i].generated;
-        thoughts += a->choices[i].thought_tokens;
-    }
-    const struct {
-        const char *key;
-        int value;
-    } all[] = {{"prompt_tokens", prompt},
-               {"completion_tokens", generated},
-               {"total_tokens", prompt + generated}};
-    json_put_key(w, "usage");
-    json_open(w, '{');
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
-        json_put_key(w, all[i].key);
-        json_put_int(w, all[i].value);
-    }
-    json_put_key(w, "prompt_tokens_details");
-    json_open(w, '{');
-    json_put_key(w, "cached_tokens");
-    json_put_int(w, 0);
-    json_close(w, '}');
-    json_put_key(w, "completion_tokens_details");
-    json_open(w, '{');
-    json_put_key(w, "reasoning_tokens");
-    json_put_int(w, thoughts);
-    json_close(w, '}');
-    json_close(w, '}');
-}
-
-// ---- logprobs ----------------------------------------------------------------------------------
-
-// A token as text: its own, or, where that is no whole UTF-8, "bytes:\xNN…" as OpenAI writes it.
-static void put_token(struct json_writer *w, const struct tok *tok, int32_t id) {
-    size_t len;
-    const char *bytes = tok_bytes(tok, id, &len);
-    if (utf8_valid(bytes, len)) {
-        json_put_text(w, bytes, len);
-        return;
-    }
-    struct str text;
-    str_init(&text, 8 + 4 * TOK_MAX_BYTES);
-    str_puts(&text, "bytes:");
-    for (size_t i = 0; i < len; i++) str_printf(&text, "\\x%02x", (unsigned char)bytes[i]);
-    json_put_text(w, text.data, text.len);
-    str_free(&text);
-}
-
-static void put_logprob(struct json_writer *w, float logprob) {
-    json_put_float32(w, isfinite(logprob) ? logprob : -9999.0f); // JSON has no infinity
-}
-
-static void put_chat_entry(struct json_writer *w, const struct tok *tok,
-                           const struct engine_logprob *e) {
-    size_t len;
-    const char *bytes = tok_bytes(tok, e->token, &len);
-    json_put_key(w, "token");
-    put_token(w, tok, e->token);
-    json_put_key(w, "logprob");
-    put_logprob(w, e->logprob);
-    json_put_key(w, "bytes");
-    json_open(w, '[');
-    for (size_t i = 0; i < len; i++) json_put_int(w, (unsigned char)bytes[i]);
-    json_close(w, ']');
-}
-
-static int by_probability(const void *a, const void *b) {
-    const struct engine_logprob *x = a, *y = b;
-    return x->logprob != y->logprob ? (x->logprob < y->logprob ? 1 : -1)
-                                    : (x->token > y->token) - (x->token < y->token);
-}
-
-// The alternatives of a token: the most probable ones and the candidates, each once, in order.
-// `with_own` adds the token itself (completions).
-static int alternatives(struct engine_logprob *out, const struct choice *c,
-                        const struct engine_logprob *e, bool with_own) {
-    const int n = (c->job.top > 0 ? c->job.top : 0) + c->job.num_candidates;
-    int count = 0;
-    for (int i = with_own ? 0 : 1; i <= n; i++) {
-        bool seen = e[i].token < 0;
-        for (int k = 0; k < count; k++) seen |= out[k].token == e[i].token;
-        if (!seen) out[count++] = e[i];
-    }
-    qsort(out, (size_t)count, sizeof *out, by_probability);
-    return count;
-}
-
-static void separate(struct str *list) {
-    if (list->len) str_putc(list, ',');
-}
-
-static size_t code_points(const char *text, size_t len) {
-    size_t n = 0;
-    for (size_t i = 0; i < len; i++) n += ((unsigned char)text[i] & 0xc0) != 0x80;
-    return n;
-}
-
-// Adds one token to what is to be said. e NULL: the prompt's first token, which has no probability.
-static void add_logprobs(struct choice *c, int32_t token, const struct engine_logprob *e) {
-    const struct tok *tok = engine_tok(c->answer->version->engines[c->engine]);
-    struct engine_logprob others[1 + ENGINE_MAX_TOP + ENGINE_MAX_CANDIDATES];
-    const bool chat = c->answer->request.kind == REQUEST_CHAT;
-    const int n = e ? alternatives(others, c, e, !chat) : 0;
-    size_t len;
-    const char *bytes = tok_bytes(tok, token, &len);
-    if (chat) {
-        separate(&c->content);
-        struct json_writer w = {.out = &c->content};
-        json_open(&w, '{');
-        put_chat_entry(&w, tok, e);
-        json_put_key(&w, "top_logprobs");
-        json_open(&w, '[');
-        for (int i = 0; i < n; i++) {
-            json_open(&w, '{');
-            put_chat_entry(&w, tok, &others[i]);
-            json_close(&w, '}');
-        }
-        json_close(&w, ']');
-        json_close(&w, '}');
-        return;
-    }
-    struct str *lists[] = {&c->lp_tokens, &c->lp_values, &c->lp_tops, &c->lp_offsets};
-    for (int i = 0; i < 4; i++) separate(lists[i]);
-    put_token(&(struct json_writer){.out = &c->lp_tokens}, tok, token);
-    struct json_writer value = {.out = &c->lp_values}, top = {.out = &c->lp_tops};
-    str_printf(&c->lp_offsets, "%zu", c->offset);
-    c->offset += code_points(bytes, len);
-    if (!e) {
-        json_put_null(&value);
-        json_put_null(&top);
-        return;
-    }
-    put_logprob(&value, e->logprob);
-    json_open(&top, '{');
-    for (int i = 0; i < n; i++) {
-        put_token(&top, tok, others[i].token);
-        str_putc(&c->lp_tops, ':');
-        top.after_value = false;
-        put_logprob(&top, others[i].logprob);
-    }
-    json_close(&top, '}');
-}
-
-static void put_logprobs(struct json_writer *w, struct choice *c) {
-    const struct {
-        const char *key;
-        struct str *list;
-    } all[] = {{"content", &c->content},
-               {"tokens", &c->lp_tokens},
-               {"token_logprobs", &c->lp_values},
-               {"top_logprobs", &c->lp_tops},
-               {"text_offset", &c->lp_offsets}};
-    const bool chat = c->answer->request.kind == REQUEST_CHAT;
-    json_put_key(w, "logprobs");
-    if (c->job.top < 0) {
-        json_put_null(w);
-        return;
-    }
-    json_open(w, '{');
-    for (int i = chat ? 0 : 1; i < (chat ? 1 : 5); i++) {
-        json_put_key(w, all[i].key);
-        json_open(w, '[');
-        str_append(w->out, all[i].list->data, all[i].list->len);
-        json_close(w, ']');
-        str_clear(all[i].list);
-    }
-    json_close(w, '}');
-}
-
-// ---- saying it ---------------------------------------------------------------------------------
-
-static void put_finish(struct json_writer *w, enum engine_finish finish) {
-    json_put_key(w, "finish_reason");
-    if (finish)
-        json_put_text(w, reason_of(finish), strlen(reason_of(finish)));
-    else
-        json_put_null(w);
-}
-
-static void put_whole_choice(struct json_writer *w, struct choice *c) {
-    json_open(w, '{');
-    json_put_key(w, "index");
-    json_put_int(w, c - c->answer->choices);
-    if (c->answer->request.kind == REQUEST_CHAT) {
-        json_put_key(w, "message");
-        json_open(w, '{');
-        put(w, "role", "assistant");
-        json_put_key(w, "content");
-        json_put_text(w, c->text.data, c->text.len);
-        if (c->thoughts.len) {
-            json_put_key(w, "reasoning_content");
-            json_put_text(w, c->thoughts.data, c->thoughts.len);
-        }
-        json_put_key(w, "refusal");
-        json_put_null(w);
-        json_close(w, '}');
-    } else {
-        json_put_key(w, "text");
-        json_put_text(w, c->text.data, c->text.len);
-    }
-    put_logprobs(w, c);
-    put_finish(w, c->finish);
-    json_close(w, '}');
-}
-
-static void say_whole(struct answer *a) {
-    const bool chat = a->request.kind == REQUEST_CHAT;
-    struct str body;
-    str_init(&body, SIZE_MAX / 2);
-    struct json_writer w = {.out = &body};
-    put_beginning(&w, a, chat ? "chat.completion" : "text_completion");
-    json_put_key(&w, "choices");
-    json_open(&w, '[');
-    for (int i = 0; i < a->num_choices; i++) put_whole_choice(&w, &a->choices[i]);
-    json_close(&w, ']');
-    put_usage(&w, a);
-    json_close(&w, '}');
-    struct conn *c = a->conn;
-    a->conn = NULL;
-    conn_reply(c, 200, "application/json", NULL, body.data, body.len);
-    str_free(&body);
-}
-
-enum chunk_kind { CHUNK_ROLE, CHUNK_TEXT, CHUNK_FINISH };
-
-static void put_chunk(struct str *out, struct choice *c, enum chunk_kind kind) {
-    const struct answer *a = c->answer;
-    const bool chat = a->request.kind == REQUEST_CHAT;
-    struct json_writer w = {.out = out};
-    str_puts(out, "data: ");
-    put_beginning(&w, a, chat ? "chat.completion.chunk" : "text_completion");
-    json_put_key(&w, "choices");
-    json_open(&w, '[');
-    json_open(&w, '{');
-    json_put_key(&w, "index");
-    json_put_int(&w, c - a->choices);
-    if (chat) {
-        json_put_key(&w, "delta");
-        json_open(&w, '{');
-        if (kind == CHUNK_ROLE) put(&w, "role", "assistant");
-        if (kind == CHUNK_TEXT && c->thoughts.len) {
-            json_put_key(&w, "reasoning_content");
-            json_put_text(&w, c->thoughts.data, c->thoughts.len);
-        }
-        if (kind == CHUNK_ROLE || (kind == CHUNK_TEXT && (c->text.len || !c->thoughts.len))) {
-            json_put_key(&w, "content");
-            json_put_text(&w, c->text.data, kind == CHUNK_ROLE ? 0 : c->text.len);
-        }
-        json_close(&w, '}');
-    } else {
-        json_put_key(&w, "text");
-        json_put_text(&w, c->text.data, kind == CHUNK_TEXT ? c->text.len : 0);
-    }
-    if (kind == CHUNK_TEXT) {
-        put_logprobs(&w, c);
-        str_clear(&c->text);
-        str_clear(&c->thoughts);
-    } else {
-        json_put_key(&w, "logprobs");
-        json_put_null(&w);
-    }
-    put_finish(&w, kind == CHUNK_FINISH ? c->finish : ENGINE_NOT_YET);
-    json_close(&w, '}');
-    json_close(&w, ']');
-    if (a->request.include_usage) {
-        json_put_key(&w, "usage");
-        json_put_null(&w);
-    }
-    json_close(&w, '}');
-    str_puts(out, "\n\n");
-}
-
-static void put_last(struct str *out, struct answer *a) {
-    const bool chat = a->request.kind == REQUEST_CHAT;
-    if (a->request.include_usage) {
-        struct json_writer w = {.out = out};
-        str_puts(out, "data: ");
-        put_beginning(&w, a, chat ? "chat.completion.chunk" : "text_completion");
-        json_put_key(&w, "choices");
-        json_open(&w, '[');
-        json_close(&w, ']');
-        put_usage(&w, a);
-        json_close(&w, '}');
-        str_puts(out, "\n\n");
-    }
-    str_puts(out, "data: [DONE]\n\n");
-}
 
 static struct str scratch; // what is being said; reused
 
@@ -380,13 +28,21 @@ static void park_all(struct answer *a, bool parked) {
             engine_park(a->version->engines[a->choices[i].engine], &a->choices[i].job, parked);
 }
 
+static void say_whole(struct answer *a) {
+    struct conn *c = a->conn;
+    str_clear(&scratch);
+    wire_put_whole(&scratch, a);
+    a->conn = NULL;
+    conn_reply(c, 200, "application/json", NULL, scratch.data, scratch.len);
+}
+
 static void say_chunks(struct answer *a) {
     str_clear(&scratch);
     for (int i = 0; i < a->num_choices; i++) {
         struct choice *c = &a->choices[i];
         if (c->text.len || c->thoughts.len || c->content.len || c->lp_tokens.len)
-            put_chunk(&scratch, c, CHUNK_TEXT);
-        if (c->done && !c->told && !*a->error) put_chunk(&scratch, c, CHUNK_FINISH);
+            wire_put_chunk(&scratch, c, WIRE_TEXT);
+        if (c->done && !c->told && !*a->error) wire_put_chunk(&scratch, c, WIRE_FINISH);
         c->told |= c->done;
     }
     struct conn *c = a->conn;
@@ -397,7 +53,7 @@ static void say_chunks(struct answer *a) {
         fault_write(&scratch, &f);
         str_puts(&scratch, "\n\n");
     } else if (!a->num_open) {
-        put_last(&scratch, a);
+        wire_put_last(&scratch, a);
     }
     if (!scratch.len) return;
     a->written_ms = clock_ns() / 1000000;
@@ -438,9 +94,9 @@ static void on_tick(void *ctx, int64_t now_ms) {
 static void answer_free(struct answer *a) {
     for (int i = 0; i < a->num_choices; i++) {
         struct choice *c = &a->choices[i];
-        struct str *all[] = {&c->text,      &c->thoughts, &c->content,   &c->lp_tokens,
-                             &c->lp_values, &c->lp_tops,  &c->lp_offsets};
-        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) str_free(all[k]);
+        struct str *all[CHOICE_STRINGS];
+        choice_strings(c, all);
+        for (int k = 0; k < CHOICE_STRINGS; k++) str_free(all[k]);
         free(c->tokens);
         free(c->candidates);
     }
@@ -491,7 +147,8 @@ void answer_event(void *owner, const struct engine_event *e) {
         const size_t step =
             1 + (size_t)(c->job.top > 0 ? c->job.top : 0) + (size_t)c->job.num_candidates;
         for (int i = 0; i < e->num_logprobs; i++)
-            add_logprobs(c, e->logprobs[(size_t)i * step].token, e->logprobs + (size_t)i * step);
+            wire_add_logprobs(c, e->logprobs[(size_t)i * step].token,
+                              e->logprobs + (size_t)i * step);
         add_text(c, e);
     }
     if (e->finish) finish_choice(c, e);
@@ -631,16 +288,16 @@ static void echo(struct choice *c) {
         utf8_feed(&utf8, bytes, len, &c->text);
     }
     utf8_flush(&utf8, &c->text);
-    if (r->top >= 0 && !c->begins_document) add_logprobs(c, c->tokens[0], NULL);
+    if (r->top >= 0 && !c->begins_document) wire_add_logprobs(c, c->tokens[0], NULL);
 }
 
 static int prepare(struct answer *a, struct fault *f) {
     if (check_bias(a, f)) return -1;
     for (int i = 0; i < a->num_choices; i++) {
         struct choice *c = &a->choices[i];
-        struct str *all[] = {&c->text,      &c->thoughts, &c->content,   &c->lp_tokens,
-                             &c->lp_values, &c->lp_tops,  &c->lp_offsets};
-        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) str_init(all[k], MAX_TEXT);
+        struct str *all[CHOICE_STRINGS];
+        choice_strings(c, all);
+        for (int k = 0; k < CHOICE_STRINGS; k++) str_init(all[k], MAX_TEXT);
         c->answer = a;
     }
     for (int i = 0; i < a->num_choices; i++) {
@@ -709,8 +366,8 @@ int answer_begin(struct answers *all, struct conn *conn, struct request *r, stru
     a->written_ms = clock_ns() / 1000000;
     str_clear(&scratch);
     for (int i = 0; i < a->num_choices; i++) {
-        if (a->request.kind == REQUEST_CHAT) put_chunk(&scratch, &a->choices[i], CHUNK_ROLE);
-        if (a->choices[i].text.len) put_chunk(&scratch, &a->choices[i], CHUNK_TEXT);
+        if (a->request.kind == REQUEST_CHAT) wire_put_chunk(&scratch, &a->choices[i], WIRE_ROLE);
+        if (a->choices[i].text.len) wire_put_chunk(&scratch, &a->choices[i], WIRE_TEXT);
     }
     conn_stream_write(conn, scratch.data, scratch.len);
     return 0;
