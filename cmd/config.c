@@ -276,7 +276,6 @@ static int check_served(const struct config_reader *r, const struct infer_config
 
 static int read_served(struct config_reader *r, struct infer_config *c, const char *config_dir,
                        struct error *err) {
-    const struct overrides none = {NULL, 0, ""};
     const struct toml_value *list = toml_get(&r->doc.root, "models");
     if (!list || !list->items.count)
         return toml_fail(&r->doc, list ? list : &r->doc.root, err,
@@ -290,18 +289,18 @@ static int read_served(struct config_reader *r, struct infer_config *c, const ch
                              toml_type_name(table->type));
         if (config_read(r, &config_infer_model, table, m, err) ||
             check_served(r, c, c->num_models, table, err) ||
-            find_model(&path, r, config_dir, m->model_cfg, err) ||
-            read_model(&m->model, r->arena, path, &none, err))
+            find_model(&path, r, config_dir, m->model_cfg, err))
             return -1;
+        m->model.path = path;
         m->model_cfg = arena_absolute(r->arena, path);
         c->num_models++;
     }
     return 0;
 }
 
-int infer_config_parse(struct infer_config *out, const char *config_dir, const char *path,
-                       const char *text, size_t len, const char *const sets[], size_t num_sets,
-                       struct error *err) {
+int infer_config_outline(struct infer_config *out, const char *config_dir, const char *path,
+                         const char *text, size_t len, const char *const sets[], size_t num_sets,
+                         struct error *err) {
     struct arena arena = {0};
     struct config_reader r = {.arena = &arena,
                               .sets = sets,
@@ -317,6 +316,24 @@ int infer_config_parse(struct infer_config *out, const char *config_dir, const c
     c.path = arena_copy(&arena, path, strlen(path));
     *out = c;
     out->arena = arena;
+    if (rc) infer_config_free(out);
+    return rc;
+}
+
+int infer_config_shapes(struct infer_config *c, struct error *err) {
+    const struct overrides none = {NULL, 0, ""};
+    for (size_t i = 0; i < c->num_models; i++) {
+        struct model_config *m = &c->models[i].model;
+        if (read_model(m, &c->arena, m->path, &none, err)) return -1;
+    }
+    return 0;
+}
+
+int infer_config_parse(struct infer_config *out, const char *config_dir, const char *path,
+                       const char *text, size_t len, const char *const sets[], size_t num_sets,
+                       struct error *err) {
+    if (infer_config_outline(out, config_dir, path, text, len, sets, num_sets, err)) return -1;
+    const int rc = infer_config_shapes(out, err);
     if (rc) infer_config_free(out);
     return rc;
 }

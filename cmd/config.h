@@ -127,6 +127,14 @@ int infer_config_load(struct infer_config *out, const char *config_dir, const ch
 int infer_config_parse(struct infer_config *out, const char *config_dir, const char *path,
                        const char *text, size_t len, const char *const sets[], size_t num_sets,
                        struct error *err);
+// That in two steps, for texts whose paths somebody else chose: what is wrong with a file is told
+// with words out of it, so where the files are is checked before they are opened. After _outline
+// every path is known (model_cfg absolute) and no file but the text's was read; _shapes fills each
+// models[i].model. After a failure of _shapes *_free is still needed.
+int infer_config_outline(struct infer_config *out, const char *config_dir, const char *path,
+                         const char *text, size_t len, const char *const sets[], size_t num_sets,
+                         struct error *err);
+int infer_config_shapes(struct infer_config *c, struct error *err);
 void infer_config_free(struct infer_config *c);
 
 // The model's file alone; its strings go to `arena`. Here `sets` have no "model." before the key.

@@ -283,6 +283,20 @@ static void a_text_is_read_as_its_file_would_be(void **state) {
     assert_int_equal(err.code, E_CONFIG);
     assert_non_null(strstr(err.msg, "/infer/next.toml:1:1: the infer configuration has no key x"));
     infer_config_free(&i);
+    // Before its paths are found good, no file that it names is opened.
+    put("secret", "root:x:0\n");
+    snprintf(text, sizeof text,
+             "[[models]]\nmodel_name = \"a\"\nmodel_cfg = \"%s/secret\"\n"
+             "weights_path = \"w\"\ntokenizer_vocab_path = \"bytes\"\n",
+             dir);
+    if (infer_config_outline(&i, dir, path, text, strlen(text), NULL, 0, &err))
+        fail_msg("%s", err.msg);
+    snprintf(wanted, sizeof wanted, "%s/secret", dir);
+    assert_string_equal(i.models[0].model_cfg, wanted);
+    assert_int_equal(i.models[0].model.embedded_dim, 0);
+    assert_int_equal(infer_config_shapes(&i, &err), -1);
+    assert_non_null(strstr(err.msg, "/secret:1:5: got :x:0"));
+    infer_config_free(&i);
     set = "api_key=";
     assert_int_equal(infer_config_load(&i, dir, "i", &set, 1, &err), -1);
     assert_string_equal(err.msg, "--set api_key: api_key cannot be empty; remove it where no key "
