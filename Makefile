@@ -125,6 +125,10 @@ $(BUILD)/libcmd.a: $(filter-out $(BUILD)/cmd/main.o,$(CMD_OBJ))
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libcmd.a $(BUILD)/librwkv.a
 	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
+# The server in front of an engine that is none: what links this needs no model.
+$(BUILD)/tests/test_serve: $(BUILD)/tests/test_serve.o $(BUILD)/tests/fake_engine.o $(BUILD)/librwkv.a
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
 $(BUILD)/tests/check_ops: $(CHECK_OPS) $(BUILD)/librwkv.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 

@@ -135,9 +135,10 @@ static int propose(void *ctx, struct server_plan *plan, const struct json *reque
     if (file_read(&p->before, c->first.path, err) ||
         str_append(&p->after, p->before.data, p->before.len) ||
         (request && config_patch(&p->after, c->first.path, request, err)) ||
-        infer_config_parse(&p->config, c->config_dir, c->first.path, p->after.data, p->after.len,
-                           c->sets, c->num_sets, err) ||
-        (request && check_roots(c, &p->config, err))) {
+        infer_config_outline(&p->config, c->config_dir, c->first.path, p->after.data, p->after.len,
+                             c->sets, c->num_sets, err) ||
+        // Before any file that the request names is opened: an error would quote it.
+        (request && check_roots(c, &p->config, err)) || infer_config_shapes(&p->config, err)) {
         drop(c, plan);
         return -1;
     }
@@ -155,7 +156,13 @@ static int commit(void *ctx, struct server_plan *plan, struct error *err) {
     const struct proposal *p = plan->owner;
     if (p->before.len == p->after.len && !memcmp(p->before.data, p->after.data, p->after.len))
         return 0;
-    return file_replace(c->first.path, p->after.data, p->after.len, err);
+    struct str now;
+    str_init(&now, TOML_MAX_BYTES);
+    int rc = file_read(&now, c->first.path, err);
+    if (!rc && (now.len != p->before.len || memcmp(now.data, p->before.data, now.len)))
+        rc = fail(err, E_CONFIG, "%s has been changed meanwhile; ask again", c->first.path);
+    str_free(&now);
+    return rc ? -1 : config_save(c->first.path, p->after.data, p->after.len, err);
 }
 
 int serve_config_open(struct serve_config **out, const struct infer_config **config,

@@ -2,7 +2,7 @@
 # `make check`: all tests under ASan and UBSan, those that start threads under TSan, the layering.
 set -eu
 cd "$(dirname "$0")/.."
-threaded=$(grep -lE '"(base/pool|data/loader|train/trainer)\.h"|<pthread\.h>' tests/test_*.c |
+threaded=$(grep -lE '"(base/pool|data/loader|train/trainer|infer/engine|serve/server)\.h"|<pthread\.h>' tests/test_*.c |
     xargs -r -n 1 basename -s .c)
 
 # TSan wants its shadow at fixed places, which address randomisation on newer kernels takes.

@@ -17,11 +17,13 @@ struct http_parser {
 static int on_body(llhttp_t *p, const char *at, size_t len);
 static int on_headers_complete(llhttp_t *p);
 static int on_message_complete(llhttp_t *p);
+static int on_chunk_header(llhttp_t *p);
 
 static const llhttp_settings_t settings = {
     .on_body = on_body,
     .on_headers_complete = on_headers_complete,
     .on_message_complete = on_message_complete,
+    .on_chunk_header = on_chunk_header,
 };
 
 void http_init(struct http *h, size_t max_body) {
@@ -135,7 +137,8 @@ static bool read_headers(struct http_request *r, char *line) {
     while (*line) {
         char *end = strstr(line, "\r\n"), *colon = strchr(line, ':');
         if (r->num_headers == HTTP_MAX_HEADERS || !end) return false;
-        if (!colon || colon > end || colon == line) return false;
+        if (!colon || colon > end || colon == line || strcspn(line, " \t") < (size_t)(colon - line))
+            return false;
         *end = *colon = 0;
         r->headers[r->num_headers++] = (struct http_header){line, trim(colon + 1)};
         line = end + 2;
@@ -176,6 +179,10 @@ static void read_head(struct http *h) {
         refuse(h, 400, "the head has a lone CR or LF, a control byte or a folded line");
         return;
     }
+    if (strcspn(p->head.data, "\r") > HTTP_MAX_URL) {
+        refuse(h, 414, "the URL is longer than 8192 bytes");
+        return;
+    }
     const llhttp_errno_t rc = llhttp_execute(&p->llhttp, p->head.data, p->head.len);
     if (rc == HPE_INVALID_VERSION) {
         refuse(h, 505, "HTTP/1.1 and HTTP/1.0 are spoken here");
@@ -194,10 +201,6 @@ static void read_head(struct http *h) {
     char *line = p->head.data, *rest = strstr(line, "\r\n");
     *rest = 0;
     p->head.data[p->head.len - 2] = 0; // the empty line
-    if (strlen(line) > HTTP_MAX_URL) {
-        refuse(h, 414, "the URL is longer than 8192 bytes");
-        return;
-    }
     h->stage = HTTP_IN_BODY;
     if (read_line(h, line))
         refuse(h, 400, "a bad request target");
@@ -251,6 +254,17 @@ static int on_body(llhttp_t *p, const char *at, size_t len) {
     struct http *h = ((struct http_parser *)p->data)->owner;
     if (!str_append(&h->request->body, at, len)) return 0;
     refuse(h, 413, "the body is larger than request_body_limit_bytes");
+    return HPE_USER;
+}
+
+// A chunk's size is judged before its bytes come.
+static int on_chunk_header(llhttp_t *p) {
+    struct http *h = ((struct http_parser *)p->data)->owner;
+    if (p->content_length <= h->max_body - h->request->body.len) return 0;
+    if (p->content_length > INT64_MAX)
+        refuse(h, 400, "a chunk's size is no size");
+    else
+        refuse(h, 413, "the body is larger than request_body_limit_bytes");
     return HPE_USER;
 }
 
