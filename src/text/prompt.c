@@ -45,12 +45,18 @@ static int put_clean(struct str *out, const char *text, size_t len) {
     return str_append(out, text + kept, len - kept);
 }
 
+static bool is_blank(const struct prompt_message *m) {
+    size_t i = 0;
+    while (i < m->len && is_space(m->text[i])) i++;
+    return i == m->len;
+}
+
 int prompt_chat(struct str *out, const struct prompt_message *messages, size_t count,
                 enum prompt_think think) {
     static const char *const names[] = {[PROMPT_SYSTEM] = "System: ",
                                         [PROMPT_USER] = "User: ",
                                         [PROMPT_ASSISTANT] = "Assistant: ",
-                                        [PROMPT_TOOL] = "User: Function output:\n"};
+                                        [PROMPT_TOOL] = "User: Function output:"};
     static const char *const asks[] = {[PROMPT_PLAIN] = "",
                                        [PROMPT_DONT_THINK] = "",
                                        [PROMPT_THINK_A_BIT] = " (think a bit)",
@@ -63,7 +69,8 @@ int prompt_chat(struct str *out, const struct prompt_message *messages, size_t c
                                            [PROMPT_THINK_A_LOT] = " <think"};
     for (size_t i = 0; i < count; i++) {
         const bool asked = i + 1 == count && messages[i].role == PROMPT_USER;
-        if (str_puts(out, names[messages[i].role]) ||
+        const bool below = messages[i].role == PROMPT_TOOL && !is_blank(&messages[i]);
+        if (str_puts(out, names[messages[i].role]) || (below && str_putc(out, '\n')) ||
             put_clean(out, messages[i].text, messages[i].len) ||
             (asked && str_puts(out, asks[think])) || str_puts(out, "\n\n"))
             return -1;
