@@ -101,6 +101,7 @@ static void answer_free(struct answer *a) {
         free(c->candidates);
     }
     free(a->choices);
+    str_free(&a->beginning);
     request_free(&a->request);
     free(a);
 }
@@ -340,6 +341,7 @@ int answer_begin(struct answers *all, struct conn *conn, struct request *r, stru
                          .num_choices = (int)r->num_prompts,
                          .created_s = clock_unix_ms() / 1000,
                          .begin_s = clock_s()};
+    str_init(&a->beginning, 4096);
     secret_id(a->id, sizeof a->id, r->kind == REQUEST_CHAT ? "chatcmpl-" : "cmpl-");
     a->choices = mem_zero((size_t)a->num_choices, sizeof *a->choices);
     if (!scratch.max) str_init(&scratch, SIZE_MAX / 2);

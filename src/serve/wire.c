@@ -27,18 +27,24 @@ static const char *reason_of(enum engine_finish finish) {
     return finish == ENGINE_LENGTH ? "length" : "stop";
 }
 
-// id, object, created, model, system_fingerprint; the object stays open.
-static void put_beginning(struct json_writer *w, const struct answer *a, const char *object) {
-    char fingerprint[64];
-    snprintf(fingerprint, sizeof fingerprint, "rwkv-%s-%08x", RWKV_VERSION,
-             (unsigned)engine_model_hash(a->version->engines[0]));
-    json_open(w, '{');
-    put(w, "id", a->id);
-    put(w, "object", object);
-    json_put_key(w, "created");
-    json_put_int(w, a->created_s);
-    put(w, "model", a->request.model);
-    put(w, "system_fingerprint", fingerprint);
+// id, object, created, model, system_fingerprint; the object stays open. The same in every chunk of
+// an answer, so it is made once.
+static void put_beginning(struct json_writer *w, struct answer *a, const char *object) {
+    if (!a->beginning.len) {
+        struct json_writer once = {.out = &a->beginning};
+        char fingerprint[64];
+        snprintf(fingerprint, sizeof fingerprint, "rwkv-%s-%08x", RWKV_VERSION,
+                 (unsigned)engine_model_hash(a->version->engines[0]));
+        json_open(&once, '{');
+        put(&once, "id", a->id);
+        put(&once, "object", object);
+        json_put_key(&once, "created");
+        json_put_int(&once, a->created_s);
+        put(&once, "model", a->request.model);
+        put(&once, "system_fingerprint", fingerprint);
+    }
+    str_append(w->out, a->beginning.data, a->beginning.len);
+    w->after_value = true;
 }
 
 static void put_usage(struct json_writer *w, const struct answer *a) {
@@ -260,7 +266,7 @@ void wire_put_whole(struct str *out, struct answer *a) {
 }
 
 void wire_put_chunk(struct str *out, struct choice *c, enum wire_chunk kind) {
-    const struct answer *a = c->answer;
+    struct answer *a = c->answer;
     const bool chat = a->request.kind == REQUEST_CHAT;
     struct json_writer w = {.out = out};
     str_puts(out, "data: ");

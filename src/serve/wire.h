@@ -30,6 +30,7 @@ struct answer {
     struct choice *choices;
     int num_choices, num_open; // jobs in flight
     char id[48];
+    struct str beginning; // of every object that is sent
     int64_t created_s;
     double begin_s, first_s, last_s; // of the request, and of its first and last token
     int64_t written_ms;              // when something was last written to the stream
