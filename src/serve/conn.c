@@ -78,8 +78,9 @@ static void judge(struct conn *c) {
     set_deadline(c, c->server->limits.body_ms);
     c->server->on_head(c->server->ctx, c);
     static const char go_on[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    if (c->stage == CONN_READING && c->http.request->expects_continue &&
-        c->http.stage == HTTP_IN_BODY && c->http.request->content_length != 0)
+    const bool wanted = c->judged && c->stage == CONN_READING; // no answer ended the request
+    if (wanted && c->http.request->expects_continue && c->http.stage == HTTP_IN_BODY &&
+        c->http.request->content_length != 0)
         transport_write(&c->transport, go_on, strlen(go_on));
 }
 
