@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs every test program of $BUILD and every tests/cli/*.sh, one after the other, and ends with
+# Runs every test program of $BUILD and every script of tests/{cli,http,faults}, and ends with
 # the line "N passed, N failed, N skipped". Usage: [BUILD=dir] tests/run.sh [NAME…]   (no name: all)
 #
 # A cmocka program counts its tests. Any other counts by a line "N passed, N failed[, N skipped]" of
@@ -61,10 +61,14 @@ done
 if [ -x "$BUILD/tests/check_ops" ] && wanted check_ops "$@"; then
     run check_ops "$BUILD/tests/check_ops" compare
 fi
-for script in tests/cli/*.sh; do
+for script in tests/cli/*.sh tests/http/*.sh tests/http/conformance.py tests/faults/*.py; do
     [ -e "$script" ] || continue
-    name=cli/$(basename "$script" .sh)
-    wanted "$name" "$@" && run "$name" bash "$script"
+    name=${script#tests/}
+    name=${name%.*}
+    case $script in
+    *.sh) wanted "$name" "$@" && run "$name" bash "$script" ;;
+    *.py) wanted "$name" "$@" && run "$name" python3 "$script" ;;
+    esac
 done
 
 echo "$passed passed, $failed failed, $skipped skipped"
