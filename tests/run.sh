@@ -61,7 +61,7 @@ done
 if [ -x "$BUILD/tests/check_ops" ] && wanted check_ops "$@"; then
     run check_ops "$BUILD/tests/check_ops" compare
 fi
-for script in tests/cli/*.sh tests/http/*.sh tests/http/conformance.py tests/faults/*.py; do
+for script in tests/cli/*.sh tests/http/*.sh tests/http/conformance.py tests/http/page.py tests/faults/*.py; do
     [ -e "$script" ] || continue
     name=${script#tests/}
     name=${name%.*}
