@@ -15,10 +15,11 @@ tools/layering.sh
 echo "== ASan and UBSan"
 make -s -j2 BUILD=build-san SAN=address,undefined OPT='-O1 -g' WARN= test
 
-echo "== TSan:" $threaded
+served="http/conformance faults/runtime"
+echo "== TSan:" $threaded $served
 # shellcheck disable=SC2086  # the lists are words on purpose
 {
-    make -s -j2 BUILD=build-tsan SAN=thread OPT='-O1 -g' WARN= \
+    make -s -j2 BUILD=build-tsan SAN=thread OPT='-O1 -g' WARN= all \
         $(printf 'build-tsan/tests/%s ' $threaded)
-    BUILD=build-tsan TSAN_OPTIONS=halt_on_error=1 $no_aslr tests/run.sh $threaded
+    BUILD=build-tsan TSAN_OPTIONS=halt_on_error=1 $no_aslr tests/run.sh $threaded $served
 }
