@@ -6,3 +6,6 @@
 extern _Atomic int fake_running, fake_step_us;
 // What the next engine_open says: NULL is success.
 extern const char *fake_open_error;
+// What engine_plan says an engine takes, and how many engines are open.
+extern _Atomic unsigned long long fake_bytes;
+extern _Atomic int fake_open;

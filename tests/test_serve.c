@@ -548,6 +548,38 @@ static void reloads_change_what_they_must(void **state) {
     stop_server();
 }
 
+// Where two versions don't fit, the old one goes first, but only if that was asked for.
+static void a_reload_without_room_is_refused_or_forced(void **state) {
+    (void)state;
+    const char *path = "/admin/models/reload";
+    start_server(NULL, NULL);
+    assert_int_equal(fake_open, 4);
+    fake_bytes = 1ull << 60;
+    const char *a = ask("POST", path, "", "{\"dtype\":1}");
+    assert_has(a, "HTTP/1.1 409 ");
+    assert_has(a, "insufficient_memory");
+    assert_has(a, " MB are free");
+    a = ask("POST", path, "", "{\"dtype\":1,\"dry_run\":true}");
+    assert_has(a, "\"planned_bytes\":2305843009213693952");
+    fake_step_us = 5000;
+    const int fd = dial(); // a sequence of the version that must go: it ends first
+    say(fd, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "Connection: close\r\nContent-Length: 44\r\n\r\n"
+            "{\"model\":\"m\",\"prompt\":\"abc\",\"max_tokens\":50}");
+    for (int i = 0; i < 200 && !fake_running; i++) usleep(5000);
+    a = ask("POST", path, "", "{\"dtype\":1,\"force\":true}");
+    assert_has(a, "\"rebuilt_model_names\":[\"m\"]");
+    assert_int_equal(fake_open, 4);
+    assert_has(hear(fd, NULL), "\"finish_reason\":\"length\"");
+    close(fd);
+    fake_bytes = 1000;
+    assert_has(ask("POST", "/v1/completions", "",
+                   "{\"model\":\"m\",\"prompt\":\"ab\",\"max_tokens\":2}"),
+               "\"text\":\"ba\"");
+    stop_server();
+    assert_int_equal(fake_open, 0);
+}
+
 static void a_drain_lets_answers_end(void **state) {
     (void)state;
     start_server(NULL, NULL);
@@ -580,6 +612,7 @@ int main(void) {
         cmocka_unit_test(a_client_that_goes_ends_its_job),
         cmocka_unit_test(keys_open_doors),
         cmocka_unit_test(reloads_change_what_they_must),
+        cmocka_unit_test(a_reload_without_room_is_refused_or_forced),
         cmocka_unit_test(a_drain_lets_answers_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -660,6 +660,24 @@ def browsers_may_ask():
     assert "access-control-allow-credentials" not in a.headers
 
 @case
+def origins_may_be_listed():
+    listed = Server("origins", top='allowed_origins = ["https://a.example", "https://b.example"]\n')
+    a = listed.get("/v1/models", Origin="https://b.example")
+    same((a.headers["access-control-allow-origin"], a.headers["vary"]), ("https://b.example", "Origin"))
+    for origin in ("https://c.example", "https://a.example.evil", "null", "https://b.example\tx"):
+        assert "access-control-allow-origin" not in listed.get("/v1/models", Origin=origin).headers, origin
+    assert "access-control-allow-origin" not in listed.ask("POST", "/admin/models/reload", {}, {"Origin": "https://a.example"}).headers
+    listed.stop()
+
+@case
+def replicas_share_the_work():
+    two = Server("replicas", model="device_ids = [0, 1]\nmax_batch_size = 2\n")
+    texts = parallel(8, lambda i: two.completion("x", max_tokens=200, seed=3).json["choices"][0]["text"])
+    same(len(set(texts)), 1)
+    assert all(two.metric("rwkv_steps_total", device=d) > 10 for d in "01")
+    two.stop()
+
+@case
 def streams_are_kept_alive():
     # A prompt that must wait for slots: silence, with comments in it.
     holders = [server.stream(2900) for _ in range(8)]
