@@ -5,6 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+// What the kernel may hold for a reader, instead of the megabytes that it would grow to: a thousand
+// slow ones must not fill the memory.
+enum { SEND_BUFFER = 128 << 10 };
+
 // One buffer for all: what is read is consumed before the next read.
 static char input[64 << 10];
 
@@ -32,6 +36,8 @@ int transport_accept(struct transport *t, uv_stream_t *server,
     t->progress_ms = (int64_t)uv_now(server->loop);
     if (uv_accept(server, (uv_stream_t *)&t->tcp)) return -1;
     uv_tcp_nodelay(&t->tcp, 1);
+    int size = SEND_BUFFER;
+    uv_send_buffer_size((uv_handle_t *)&t->tcp, &size);
     transport_read(t, true);
     return 0;
 }
