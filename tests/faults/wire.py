@@ -244,32 +244,34 @@ def H11_reader_that_never_reads_is_bounded_and_dropped():
 
 @case
 def H11_slow_reader_gets_every_token():
+    slow = Server("slow", model="max_context_len = 200000\n")  # with the usual patience
     s = socket.socket()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    s.connect(("127.0.0.1", server.port))
+    s.connect(("127.0.0.1", slow.port))
     def others():
         start = time.time()
-        parallel(4, lambda i: server.completion("y", max_tokens=2000, seed=i, logit_bias={"0": -100}))
+        parallel(4, lambda i: slow.completion("y", max_tokens=2000, seed=i, logit_bias={"0": -100}))
         return time.time() - start
     alone = others()
     n = 40000  # megabytes, more than is buffered anywhere
     fields = {"model": "tiny", "prompt": "x", "max_tokens": n, "stream": True, "logit_bias": {"0": -100}, "temperature": 0}
-    s.sendall(server.post("/v1/completions", json.dumps(fields), headers="Connection: close\r\n"))
+    s.sendall(slow.post("/v1/completions", json.dumps(fields), headers="Connection: close\r\n"))
     out, parked, beside, start = b"", 0, 0, time.time()
     while piece := s.recv(1024 if time.time() < start + 5 else 1 << 20):
         out += piece
         if time.time() < start + 5:  # 1 KB/s
             time.sleep(0.5)
             out += s.recv(1 << 9)
-            parked = max(parked, server.metric("rwkv_requests_parked"))
+            parked = max(parked, slow.metric("rwkv_requests_parked"))
             beside = beside or (parked and others())
     s.close()
     print(f"    others took {beside:.2f} s beside a reader of 1 KB/s, {alone:.2f} s without")
     text = "".join(json.loads(l[6:])["choices"][0]["text"] for l in out.decode().split("\n")
                    if l.startswith("data: {"))
-    wanted = server.completion("x", max_tokens=n, temperature=0, logit_bias={"0": -100}).json["choices"][0]["text"]
+    wanted = slow.completion("x", max_tokens=n, temperature=0, logit_bias={"0": -100}).json["choices"][0]["text"]
     same(text, wanted)
     assert b'"finish_reason":"length"' in out and out.rstrip().endswith(b"0") and parked == 1, parked
+    slow.stop()
 
 @case
 def H12_out_of_files_goes_on():
