@@ -100,6 +100,8 @@ $(BUILD)/deps/llhttp/%.o: deps/llhttp/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(OPT) $(if $(SAN),-fsanitize=$(SAN)) -w -c -o $@ $<
 
+# Asked for before anything is compiled, so that its absence is the first thing said.
+$(LIB_OBJ) $(CMD_OBJ): | $(if $(LLHTTP_OBJ),deps/llhttp/llhttp.h)
 deps/llhttp/%:
 	@echo "deps/llhttp is missing: run ./setup.sh demo, which takes it out of Debian's package" >&2
 	@false
