@@ -1,4 +1,5 @@
-// Speed of whole passes with random weights: decoding, prefill, training.
+// Speed of whole passes with random weights: decoding, prefill, training. What load tests do is in
+// bench_serve.c and bench_report.c.
 #include "cli.h"
 #include "common.h"
 
@@ -315,11 +316,17 @@ static const struct cli_command train = {
     .run = run_train,
 };
 
-static const struct cli_command *const below[] = {&decode, &prefill, &train, NULL};
+extern const struct cli_command cmd_bench_serve, cmd_bench_report;
+
+static const struct cli_command *const below[] = {
+    &decode, &prefill, &train, &cmd_bench_serve, &cmd_bench_report, NULL,
+};
 
 const struct cli_command cmd_bench = {
     .name = "bench",
-    .summary = "measure speed with random weights",
-    .help = "Timings are medians of repetitions after a warm-up; nothing is written anywhere.\n",
+    .summary = "measure the speed of models and of servers",
+    .help = "decode, prefill and train take random weights; their timings are medians of\n"
+            "repetitions after a warm-up, and nothing is written anywhere. serve sends requests\n"
+            "to a server that runs, and report draws what came of it.\n",
     .commands = below,
 };
