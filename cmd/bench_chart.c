@@ -221,12 +221,17 @@ int bench_chart_cdf(const char *path, const struct bench_result *a, const struct
         for (int i = 0; i < NUM_CURVES; i++)
             put_cdf(&c, values[r][i], counts[r][i], curves[i].color, r == 1);
     for (int i = 0, row = 0; i < NUM_CURVES; i++) {
-        char text[100], p50[32], p99[32];
+        char text[160], p50[32], p99[32];
         const struct bench_spread *s = &a->summary.ms[curves[i].what];
         if (!s->count) continue;
         number(p50, s->p50);
         number(p99, s->p99);
-        snprintf(text, sizeof text, "%s: p50 %s ms, p99 %s ms", curves[i].name, p50, p99);
+        int len = snprintf(text, sizeof text, "%s: p50 %s ms, p99 %s ms", curves[i].name, p50, p99);
+        if (b) {
+            number(p50, b->summary.ms[curves[i].what].p50);
+            number(p99, b->summary.ms[curves[i].what].p99);
+            snprintf(text + len, sizeof text - (size_t)len, "; B: %s, %s", p50, p99);
+        }
         legend(&c, row++, curves[i].color, text);
     }
     for (int r = 0; r < 2; r++)

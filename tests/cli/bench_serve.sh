@@ -12,7 +12,7 @@ python3 tests/cli/standin.py <"$dir/stay" >"$dir/port" &
 server=$!
 exec 9>"$dir/stay" # the server ends when this is closed
 trap 'exec 9>&-; wait $server; rm -r "$dir"' EXIT
-for ((i = 0; i < 100; i++)); do [ -s "$dir/port" ] && break || sleep 0.1; done
+for ((i = 0; i < 100; i++)); do [ -s "$dir/port" ] && break; sleep 0.1; done
 url=http://127.0.0.1:$(cat "$dir/port")
 passed=0 failed=0
 
@@ -125,6 +125,22 @@ files = glob.glob('$dir/*/*.svg')
 for f in files: xml.dom.minidom.parse(f)
 sys.exit(any('nan' in open(f).read() or 'inf' in open(f).read() for f in files) or len(files) < 30)"
 verdict "pictures" $? "an SVG is missing, no XML, or draws nan"
+python3 -c "
+import json
+gaps = [0.01] * 4
+spread = {'p50': 1, 'p90': 1, 'p95': 1, 'p99': 1}
+json.dump({'started_at_utc': '2025-01-01T00:00:00Z', 'finished_at_utc': '2025-01-01T00:00:01Z',
+    'config': {'base_url': 'http://x', 'model': 'm', 'endpoint': 'completions', 'num_requests': 3,
+        'concurrency': 2, 'request_rate': 0.0, 'input_tokens': 9, 'output_tokens': 5,
+        'stream': True, 'temperature': 0.0, 'timeout_secs': 120, 'api_key': 'k', 'metadata': {}},
+    'duration_s': 1.0, 'summary': {'completed': 2, 'failed': 1, 'ttft_ms': spread},
+    'requests': [{'request_id': i, 'success': i < 2, 'error': None if i < 2 else 'no | <b>',
+        'prompt_tokens': 9, 'output_tokens': 5, 'ttft_s': 0.1, 'itl_s': gaps, 'tpot_s': 0.01,
+        'e2el_s': 0.14} for i in range(3)]}, open('$dir/theirs.json', 'w'))"
+check "the reference's file" 0 "chart: " "$rwkv" bench report --input-json "$dir/theirs.json" \
+    --output-dir "$dir/theirs"
+grep -q "Output tokens / s | 10.00" "$dir/theirs/report.md" && ! grep -q "<b>" "$dir/theirs/report.md"
+verdict "the reference's figures" $? "$(cat "$dir/theirs/report.md")"
 printf '{"requests": 1}' >"$dir/wrong.json"
 check "no result" 1 "not what" "$rwkv" bench report --input-json "$dir/wrong.json" --output-dir "$dir/x"
 
