@@ -62,11 +62,11 @@ async def stream(w, model, chat, tokens, usage):
 
 async def respond(w, path, headers, body):
     SEEN["keys"].add(headers.get("authorization"))
-    SEEN["requests"] += 1
     if path == "/seen":
         w.write(answer("200 OK", {**SEEN, "keys": [str(k) for k in SEEN["keys"]],
                                   "prompts": len(SEEN["prompts"])}))
         return
+    SEEN["requests"] += 1
     request = json.loads(body)
     SEEN["bodies"] = (SEEN["bodies"] + [request])[-4:]
     chat = path.endswith("/chat/completions")
