@@ -13,6 +13,7 @@
 
 _Atomic int fake_running, fake_step_us = 100;
 _Atomic int fake_open;
+_Atomic bool fake_fails;
 _Atomic unsigned long long fake_bytes = 1000;
 const char *fake_open_error;
 
@@ -53,6 +54,11 @@ static void step(struct engine *e) {
         const uint32_t wishes = atomic_load(&j->wishes);
         if (wishes & 1 || e->stop) {
             emit(e, i, "", 0, ENGINE_CANCELED);
+            continue;
+        }
+        if (fake_fails && e->written[i] > 3) {
+            emit(e, i, "", 0, ENGINE_FAILED);
+            e->ready[e->filling][e->num_ready - 1].error = "the device is gone";
             continue;
         }
         if (wishes & 2) continue; // parked

@@ -360,6 +360,24 @@ static void a_reload_without_room_is_refused_or_forced(void **state) {
     assert_int_equal(fake_open, 0);
 }
 
+static void a_broken_device_is_said(void **state) {
+    (void)state;
+    start_server(NULL, NULL);
+    fake_fails = true;
+    const char *a = ask("POST", "/v1/completions", "",
+                        "{\"model\":\"m\",\"prompt\":\"abc\",\"max_tokens\":30}");
+    assert_has(a, "HTTP/1.1 503 ");
+    assert_has(a, "the device is gone");
+    a = ask("POST", "/v1/completions", "",
+            "{\"model\":\"m\",\"prompt\":\"abc\",\"max_tokens\":30,\"stream\":true}");
+    assert_has(a, "HTTP/1.1 200 ");
+    assert_has(a, "data: {\"error\":{\"message\":\"the device is gone\"");
+    assert_null(strstr(a, "[DONE]"));
+    assert_null(strstr(a, "\"finish_reason\":\"stop\""));
+    fake_fails = false;
+    stop_server();
+}
+
 static void a_drain_lets_answers_end(void **state) {
     (void)state;
     start_server(NULL, NULL);
@@ -388,6 +406,7 @@ int main(void) {
         cmocka_unit_test(keys_open_doors),
         cmocka_unit_test(reloads_change_what_they_must),
         cmocka_unit_test(a_reload_without_room_is_refused_or_forced),
+        cmocka_unit_test(a_broken_device_is_said),
         cmocka_unit_test(a_drain_lets_answers_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
