@@ -72,6 +72,8 @@ static void length_and_depth_have_ceilings(void **state) {
     assert_int_equal(parse(&v, s.data, &err), 0);
     json_free(v);
     str_free(&s);
+    assert_int_equal(json_parse(&v, "{\"a\":4\0}", 8, 100, "x.json", &err), -1);
+    assert_non_null(strstr(err.msg, "byte 6 is NUL"));
     assert_int_equal(json_parse(&v, "[1]", 3, 2, "x.json", &err), -1);
     assert_int_equal(err.code, E_LIMIT);
 }

@@ -49,6 +49,9 @@ int json_parse(struct json **out, const char *text, size_t len, size_t max_bytes
     if (len > max_bytes)
         return fail(err, E_LIMIT, "%s: %zu bytes of JSON, at most %zu are read", name, len,
                     max_bytes);
+    if (len && memchr(text, 0, len)) // the library takes one behind a number for its end
+        return fail(err, E_FORMAT, "%s: byte %zu is NUL", name,
+                    (size_t)((const char *)memchr(text, 0, len) - text));
     if (check_depth(text, len, name, err)) return -1;
     json_error_t why;
     json_t *root =

@@ -48,9 +48,9 @@ static int64_t count_in(const struct json *usage, const char *key) {
 }
 
 // Keys written with escapes and a count of -0 are what the scan doesn't see through, and nobody
-// writes them; a NUL behind a token is swallowed by the library that reads the document.
+// writes them.
 static bool is_comparable(const char *text, size_t len) {
-    return len && !memchr(text, '\\', len) && !memchr(text, '-', len) && !memchr(text, '\0', len);
+    return len && !memchr(text, '\\', len) && !memchr(text, '-', len);
 }
 
 // The scan against the document, for texts that are strict JSON.
