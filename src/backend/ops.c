@@ -82,7 +82,7 @@ static void require(const char *op, bool ok, const char *what) {
 }
 
 static void trace(const char *op, struct tensor y) {
-    static int on = -1;
+    static _Atomic int on = -1; // engines of several threads ask
     if (on < 0) on = getenv("RWKV_TRACE") != NULL;
     if (!on) return;
     char text[160];
