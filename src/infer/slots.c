@@ -326,13 +326,20 @@ static const float *fetch(struct slots *s, struct tensor logits, int out) {
     return s->row;
 }
 
+// One number at a time: a row is much longer than any list of biases.
 static void apply_bias(struct slots *s, const struct engine_job *job, struct tensor logits,
                        int out) {
     struct backend *be = s->model->be;
-    fetch(s, logits, out);
-    for (int i = 0; i < job->num_bias; i++) s->row[job->bias[i].token] += job->bias[i].value;
-    dtype_convert(s->raw, be->real, s->row, DT_F32, (size_t)s->model->dims.V);
-    be->class->upload(be, tensor_slice(logits, (size_t)out, 1), s->raw);
+    const struct tensor row = tensor_at(logits, (size_t)out);
+    for (int i = 0; i < job->num_bias; i++) {
+        const struct tensor one = tensor_slice(row, (size_t)job->bias[i].token, 1);
+        float value;
+        be->class->download(be, s->raw, one);
+        dtype_convert(&value, DT_F32, s->raw, be->real, 1);
+        value += job->bias[i].value;
+        dtype_convert(s->raw, be->real, &value, DT_F32, 1);
+        be->class->upload(be, one, s->raw);
+    }
 }
 
 static struct sample_row sample_row_of(const struct engine_seq *seq) {
