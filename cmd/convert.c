@@ -54,6 +54,11 @@ static int run(const struct cli_args *args, struct error *err) {
         if (to == DT_F16 && t->dtype != DT_F16 && check_range(t, err)) rc = fail_in(err, "%s", in);
     }
     if (rc == 0) rc = weights_write(out, sources, count, err);
+    if (rc == 0 && weights_shrank(w)) {
+        remove(out);
+        rc = fail(err, E_IO, "%s: was cut short while it was being read; %s is not written", in,
+                  out);
+    }
     if (rc == 0) printf("%s: %zu tensors, %llu bytes of numbers\n", out, count, bytes);
     free(sources);
     weights_close(w);

@@ -297,6 +297,33 @@ static void file_that_is_none_is_refused_by_name(void **state) {
     free(big);
 }
 
+static void a_file_that_shrinks_reads_as_zeros_and_says_so(void **state) {
+    (void)state;
+    char path[] = "/tmp/rwkv_shrink_XXXXXX", text[3 * 4096];
+    struct file f, whole;
+    struct error err;
+    const int fd = mkstemp(path);
+    memset(text, 'x', sizeof text);
+    assert_int_equal(write(fd, text, sizeof text), sizeof text);
+    assert_int_equal(file_map(&whole, "LICENSE", &err), 0);
+    assert_int_equal(file_map(&f, path, &err), 0);
+    assert_int_equal(f.data[2 * 4096], 'x');
+    assert_false(file_shrank(&f));
+    assert_int_equal(ftruncate(fd, 100), 0);
+    assert_int_equal(f.data[2 * 4096 + 7], 0);
+    assert_int_equal(f.data[4096], 0);
+    assert_int_equal(f.data[99], 'x');
+    assert_true(file_shrank(&f));
+    assert_false(file_shrank(&whole));
+    file_unmap(&f);
+    assert_int_equal(file_map(&f, path, &err), 0);
+    assert_false(file_shrank(&f));
+    file_unmap(&f);
+    file_unmap(&whole);
+    close(fd);
+    unlink(path);
+}
+
 static void folders_are_made_with_their_parents(void **state) {
     (void)state;
     struct error err = {0};
@@ -572,6 +599,7 @@ int main(void) {
         cmocka_unit_test(rng_is_philox),
         cmocka_unit_test(rng_is_uniform_and_normal),
         cmocka_unit_test(clock_never_goes_back),
+        cmocka_unit_test(a_file_that_shrinks_reads_as_zeros_and_says_so),
         cmocka_unit_test(log_line_is_one_line),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -5,6 +5,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +38,61 @@ static int open_regular(const char *path, struct stat *st, struct error *err) {
     return -1;
 }
 
+// ---- files that shrink -------------------------------------------------------------------------
+
+// Reading a mapped file behind an end that came nearer raises SIGBUS, in whatever thread reads. The
+// handler puts a page of zeros there and notes it; the reader goes on and finds out by asking. So
+// nothing is jumped out of, and no lock stays taken.
+static struct file_watch {
+    _Atomic uintptr_t begin; // of the mapping; 0: this watch is free
+    _Atomic size_t len;
+    _Atomic bool shrank;
+} watches[256];
+enum { NUM_WATCHES = sizeof watches / sizeof watches[0] };
+static _Atomic size_t page_size;
+
+static void on_bus_error(int number, siginfo_t *info, void *context) {
+    const uintptr_t at = (uintptr_t)info->si_addr;
+    const size_t page = page_size;
+    (void)context;
+    for (int i = 0; i < NUM_WATCHES; i++) {
+        struct file_watch *w = &watches[i];
+        const uintptr_t begin = w->begin;
+        if (!begin || at < begin || at - begin >= w->len) continue;
+        void *const start = (void *)(at / page * page);
+        if (mmap(start, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != start)
+            break;
+        w->shrank = true;
+        return;
+    }
+    signal(number, SIG_DFL); // not ours: it happens again, and ends the program
+}
+
+static void install_handler(void) {
+    page_size = (size_t)sysconf(_SC_PAGESIZE);
+    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+}
+
+// With more mappings than watches the rest goes without. The handler is set each time: test
+// frameworks and sanitizers take the signal for themselves now and then.
+static void watch(struct file *f) {
+    install_handler();
+    for (int i = 0; i < NUM_WATCHES; i++) {
+        uintptr_t none = 0;
+        if (!atomic_compare_exchange_strong(&watches[i].begin, &none, (uintptr_t)f->data)) continue;
+        watches[i].shrank = false;
+        watches[i].len = f->len;
+        f->watch = &watches[i];
+        return;
+    }
+}
+
+bool file_shrank(const struct file *f) {
+    return f->watch && f->watch->shrank;
+}
+
 int file_map(struct file *f, const char *path, struct error *err) {
     *f = (struct file){0};
     struct stat st;
@@ -51,6 +108,7 @@ int file_map(struct file *f, const char *path, struct error *err) {
             f->len = 0;
         } else {
             f->data = p;
+            watch(f);
         }
     }
     close(fd);
@@ -59,6 +117,10 @@ int file_map(struct file *f, const char *path, struct error *err) {
 
 void file_unmap(struct file *f) {
     if (!f) return;
+    if (f->watch) {
+        f->watch->len = 0;
+        f->watch->begin = 0;
+    }
     if (f->data) munmap((void *)f->data, f->len);
     *f = (struct file){0};
 }

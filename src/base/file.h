@@ -9,16 +9,18 @@
 struct error;
 
 // A regular file mapped read-only. Directories, FIFOs and devices are refused by name. If someone
-// shrinks the file while it is mapped, reading past the new end raises SIGBUS: file_map installs no
-// handler; readers of files that others may change use file_read.
+// cuts the file short while it is mapped, what is behind its new end reads as zeros from then on,
+// and file_shrank says so: ask it after reading what matters. Any thread may read.
 struct file {
     const uint8_t *data; // NULL when the file is empty
     size_t len;          // bytes
     int64_t mtime_ns;
+    struct file_watch *watch; // what file_shrank asks; NULL: nobody watches
 };
 
 int file_map(struct file *f, const char *path, struct error *err);
 void file_unmap(struct file *f); // NULL and unmapped are fine
+bool file_shrank(const struct file *f);
 
 // Appends the whole file to `out`, whose ceiling limits it.
 int file_read(struct str *out, const char *path, struct error *err);

@@ -1,6 +1,7 @@
 #include "data/loader.h"
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/mem.h"
 #include "data/binidx.h"
 #include "data/order.h"
@@ -43,6 +44,8 @@ static int read_window(const struct binidx *d, uint64_t start, int ctx, int voca
         if (i < ctx) inputs[i] = t[i];
         if (i > 0) targets[i - 1] = t[i];
     }
+    if (file_shrank(&d->bin))
+        return fail(err, E_IO, "%s.bin: was cut short while it was being read", d->prefix);
     return 0;
 }
 

@@ -173,8 +173,13 @@ int model_load(struct model *m, const struct weights *w, struct error *err) {
         else if (!p->unused && load_matrix(m, i, t, err))
             return fail_in(err, "%s: %s", weights_path(w), p->name);
     }
-    if (m->options.trained) model_refresh(m);
     m->hash = hash_of(m, w);
+    if (weights_shrank(w))
+        return fail(err, E_IO,
+                    "%s: was cut short while it was being read; new weights are best put in an old "
+                    "file's place by renaming",
+                    weights_path(w));
+    if (m->options.trained) model_refresh(m);
     return 0;
 }
 

@@ -70,6 +70,9 @@ int weights_add(struct weights *w, const struct weights_tensor *t, const char *n
 const char *weights_path(const struct weights *w) {
     return w->path;
 }
+bool weights_shrank(const struct weights *w) {
+    return file_shrank(&w->file);
+}
 const char *weights_format(const struct weights *w) {
     return w->format;
 }
@@ -185,6 +188,10 @@ int weights_open(struct weights **out, const char *path, struct error *err) {
     if (file_map(&w->file, path, err)) goto bad;
     if (read_format(w, err)) {
         fail_in(err, "%s", path);
+        goto bad;
+    }
+    if (weights_shrank(w)) {
+        fail(err, E_IO, "%s: was cut short while it was being read", path);
         goto bad;
     }
     *out = w;

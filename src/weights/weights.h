@@ -2,6 +2,7 @@
 // so that others read them. Knows nothing of models.
 #pragma once
 #include "backend/dtype.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -39,6 +40,9 @@ struct weights_note {
     const char *key, *value;
 };
 const struct weights_note *weights_notes(const struct weights *w, size_t *count);
+
+// Whether the file was cut short since it was opened: what was read of it may be zeros.
+bool weights_shrank(const struct weights *w);
 
 // All elements, row-major, converted: `count` of type `to`, a float type.
 void weights_read(const struct weights_tensor *t, enum dtype to, void *out);

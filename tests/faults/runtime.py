@@ -154,6 +154,25 @@ def R6_streams_survive_reloads():
     print(f"    {streams} streams during {reloads} reloads: none broken, none wrong")
 
 @case
+def R6_weights_that_are_cut_while_they_load():
+    big = open(TINY, "rb").read()
+    path = server.dir + "/weights/cut.pth"
+    answers = set()
+    for n in range(30):
+        open(path, "wb").write(big)
+        def cut():
+            time.sleep(random.random() * 0.006 * SLOW)
+            os.truncate(path, random.randrange(len(big)))
+        t = threading.Thread(target=cut)
+        t.start()
+        answers.add(server.ask("POST", "/admin/models/reload", {"upsert": [entry("cut", weights_path="../weights/cut.pth")]}).status)
+        t.join()
+        same(server.completion(max_tokens=2).status, 200)
+    assert answers <= {200, 400}, answers
+    if server.completion(model="cut", max_tokens=1).status == 200:
+        reload(remove_model_names=["cut"])
+
+@case
 def R7_model_is_removed_while_it_writes():
     reload(upsert=[entry("third")])
     wanted = expected(3, 3000)
