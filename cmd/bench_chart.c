@@ -145,8 +145,9 @@ static void axis_y(struct chart *c, const char *name) {
     label(c, c->left, c->top - 10, 's', "s", name);
 }
 
+// Beside the title, where no curve comes.
 static void legend(struct chart *c, int row, const char *color, const char *text) {
-    const int x = c->left + 16, y = c->top + 20 + 22 * row;
+    const int x = c->width / 2 + 100, y = 20 + 22 * row;
     str_printf(&c->svg, "<rect x='%d' y='%d' width='18' height='4' rx='2' fill='%s'/>\n", x, y,
                color);
     label(c, x + 26, y + 7, 's', "", text);
