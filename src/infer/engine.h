@@ -74,6 +74,8 @@ struct engine_job {
     int top; // report the logprob of each token and of so many others; -1: neither
     const int32_t *candidates; // and of these
     int num_candidates;
+    char held[3]; // of a prompt that is shown before the text: the beginning of a code point that
+    int num_held; // its last tokens left unfinished, to be completed by the text
     bool prompt_logprobs; // for the prompt's tokens too
     bool ignore_end;      // go on past the end of a document
 

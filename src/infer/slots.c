@@ -228,6 +228,8 @@ void slots_admit(struct slots *s, struct engine_job *job) {
     *seq = (struct engine_seq){.job = job, .slot = slot};
     if (job->num_stops) seq->stop = stop_create(job->stops, job->num_stops);
     job->seq = seq;
+    str_clear(&s->piece);
+    utf8_feed(&seq->utf8, job->held, (size_t)job->num_held, &s->piece); // emits nothing yet
     state_zero(s->room.state, slot);
     void *zeros = mem_zero(s->room.penalties.dim[1], 1);
     be->class->upload(be, tensor_slice(s->room.penalties, (size_t)slot, 1), zeros);
@@ -412,6 +414,7 @@ static int advance_prompt(struct slots *s, struct engine_seq *seq, int len, stru
     seq->read += len;
     seq->finished = seq->read == seq->job->num_prompt && !seq->job->max_tokens;
     event->finish = seq->finished ? ENGINE_LENGTH : ENGINE_NOT_YET;
+    if (seq->finished) end_text(s, seq, events);
     events_end_text(events);
     return seq->job->prompt_logprobs ? len : 0;
 }

@@ -288,7 +288,8 @@ static void echo(struct choice *c) {
         const char *bytes = tok_bytes(tok, c->tokens[i], &len);
         utf8_feed(&utf8, bytes, len, &c->text);
     }
-    utf8_flush(&utf8, &c->text);
+    c->job.num_held = utf8.num_held; // the text may complete it
+    memcpy(c->job.held, utf8.held, sizeof c->job.held);
     if (r->top >= 0 && !c->begins_document) wire_add_logprobs(c, c->tokens[0], NULL);
 }
 

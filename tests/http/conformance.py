@@ -374,6 +374,7 @@ def greedy_takes_the_top_logprob():
 def logprobs_are_the_models_own():
     a = server.completion("The", max_tokens=1, logprobs=20, temperature=0).json["choices"][0]["logprobs"]
     b = server.completion("The", max_tokens=1, logprobs=20, temperature=0, logit_bias={"70": 50}).json["choices"][0]["logprobs"]
+    assert len(set(a["top_logprobs"][0]) & set(b["top_logprobs"][0])) >= 19
     same({k: v for k, v in a["top_logprobs"][0].items() if k in b["top_logprobs"][0]},
          {k: v for k, v in b["top_logprobs"][0].items() if k in a["top_logprobs"][0]})
 
@@ -435,6 +436,16 @@ def half_a_letter_waits_for_its_end():
     bias = {str(0xE2 + 1): 100, str(0x82 + 1): 90, str(0xAC + 1): 80}
     events = server.completion(max_tokens=3, logit_bias=bias, temperature=0, presence_penalty=100, stream=True).events
     same([e["choices"][0]["text"] for e in events if e["choices"][0]["text"]], ["\u20ac"])
+
+@case
+def half_a_letter_of_the_prompt_is_completed():
+    euro = [0, 0xE3, 0x83]  # the first two bytes of a sign
+    fields = dict(echo=True, temperature=0)
+    a = server.completion(euro, max_tokens=1, logit_bias={str(0xAC + 1): 100}, **fields)
+    same(a.json["choices"][0]["text"], "\u20ac")
+    a = server.completion(euro, max_tokens=1, logit_bias={str(ord("x") + 1): 100}, **fields)
+    same(a.json["choices"][0]["text"], "\ufffdx")
+    same(server.completion(euro, max_tokens=0, **fields).json["choices"][0]["text"], "\ufffd")
 
 @case
 def logprobs_of_half_letters_have_bytes():
