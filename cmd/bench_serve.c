@@ -280,6 +280,16 @@ static const char *first_error(const struct bench_result *r) {
     return "interrupted";
 }
 
+// The report is of what was written, digit by digit, so that drawing it again changes nothing.
+static int report(const struct test *t, const char *json, const char *dir, struct error *err) {
+    struct bench_result written = {0};
+    int rc = bench_result_write(&t->result, json, err);
+    if (!rc) rc = bench_result_read(&written, json, err);
+    if (!rc) rc = bench_report_write(dir, &written, NULL, err);
+    bench_result_free(&written);
+    return rc;
+}
+
 static int run(const struct cli_args *args, struct error *err) {
     const char *const json = cli_string(args, "output-json"), *dir = cli_string(args, "report-dir");
     struct test t = {.args = args};
@@ -289,7 +299,7 @@ static int run(const struct cli_args *args, struct error *err) {
     t.words = (int)t.result.config.input_tokens;
     if ((!cli_flag(args, "no-calibration") && calibrate(&t, l, err)) ||
         (t.result.config.warmup && warm_up(&t, l, err)) || measure(&t, l, err) ||
-        bench_result_write(&t.result, json, err) || bench_report_write(dir, &t.result, NULL, err))
+        report(&t, json, dir, err))
         goto out;
     say_result(&t.result);
     printf("serve json: %s\nreport markdown: %s/report.md\n", json, dir);
