@@ -694,12 +694,14 @@ def streams_are_kept_alive():
     # A prompt that must wait for slots: silence, with comments in it.
     holders = [server.stream(2900) for _ in range(32)]
     s = server.stream(1)
-    s.settimeout(20)
+    s.settimeout(20 * SLOW)
     out = b""
+    while b": keep-alive" not in out and b"data: " not in out:
+        out += s.recv(4096)
+    for h in holders:  # the slots are free
+        h.close()
     while b"[DONE]" not in out:
         out += s.recv(4096)
-    for h in holders:
-        h.close()
     s.close()
     server.wait_idle()
     assert b": keep-alive\n\n" in out[:out.index(b"data: ")], out
