@@ -692,7 +692,7 @@ def replicas_share_the_work():
 @case
 def streams_are_kept_alive():
     # A prompt that must wait for slots: silence, with comments in it.
-    holders = [server.stream(2900) for _ in range(32)]
+    holders = [server.stream(2900) for _ in range(200)]  # seconds of work
     s = server.stream(1)
     s.settimeout(20 * SLOW)
     out = b""
