@@ -51,14 +51,17 @@ LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
 LIB_OBJ += $(BUILD)/src/backend/ref/ref_f32.o $(BUILD)/src/backend/ref/ref_f64.o
 # The kernels are one text compiled for each level of the instruction set, chosen at run time.
 ifeq ($(ARCH),x86_64)
-ISA_LEVELS := v1 v3 v4
+ISA_LEVELS := v1 v3 v4 bf16
 else
 ISA_LEVELS := v1
 endif
 ISA_v3  := -march=x86-64-v3
 ISA_v4  := -march=x86-64-v4 -mprefer-vector-width=512
-KERNELS := gemm rows wkv7
-LIB_OBJ += $(foreach k,$(KERNELS),$(ISA_LEVELS:%=$(BUILD)/src/backend/cpu/kernels/$(k)_%.o))
+ISA_bf16 := $(ISA_v4) -mavx512bf16 -mavx512vnni
+KERNELS := gemm integer pack rows wkv7
+# The last level differs in products only.
+LIB_OBJ += $(foreach k,gemm integer,$(ISA_LEVELS:%=$(BUILD)/src/backend/cpu/kernels/$(k)_%.o)) \
+           $(foreach k,pack rows wkv7,$(patsubst %,$(BUILD)/src/backend/cpu/kernels/$(k)_%.o,$(filter-out bf16,$(ISA_LEVELS))))
 
 LIB_OBJ += $(LLHTTP_OBJ) $(BUILD)/web.o
 

@@ -233,7 +233,7 @@ static int measure(const struct cli_args *args, const char *what, bool trained,
     size_t i = 0;
     while (strcmp(sizes[i].name, cli_string(args, "size"))) i++; // one of the choices
     b.dims = sizes[i].dims;
-    const struct model_options options = {.stored = dtype_parse(cli_string(args, "dtype")),
+    const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype")),
                                           .trained = trained};
     b.seconds = mem_zero((size_t)b.repeat, sizeof *b.seconds);
     int rc = backend_open(&b.be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err);

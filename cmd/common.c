@@ -14,7 +14,7 @@ int vocab_open(struct tok **out, const char *name, struct error *err) {
 
 int model_open_args(struct backend **be, struct model **m, const struct cli_args *args,
                     struct error *err) {
-    const struct model_options options = {.stored = dtype_parse(cli_string(args, "dtype"))};
+    const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype"))};
     if (backend_open(be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err))
         return -1;
     if (model_open(m, *be, cli_string(args, "weights"), options, err)) {

@@ -23,8 +23,9 @@ int vocab_open(struct tok **out, const char *name, struct error *err);
     { "backend", "NAME", .fallback = "cpu", .help = "what computes: cpu, ref (slow, plain), ref64" }
 #define OPTION_DTYPE                                                                               \
     {                                                                                              \
-        "dtype", "TYPE", .fallback = "f32", .choices = "f32|bf16",                                 \
-                         .help = "how the weights are stored while computing"                      \
+        "dtype", "TYPE", .fallback = "f32", .choices = PRECISION_NAMES,                            \
+                         .help = "how matrices are stored and multiplied: bf16 rounds weights "    \
+                                 "and inputs, bf16w the weights only"                              \
     }
 #define OPTION_THREADS                                                                             \
     {                                                                                              \

@@ -3,6 +3,8 @@
 #include "config.h"
 #include "config_table.h"
 
+#include "backend/backend.h"
+
 #define MODEL(field)  offsetof(struct model_config, field)
 #define TRAIN(field)  offsetof(struct train_config, field)
 #define INFER(field)  offsetof(struct infer_config, field)
@@ -124,8 +126,10 @@ static const struct config_key train_keys[] = {
 
     {"backend", CONFIG_STRING, TRAIN(backend), "\"cpu\"", .choices = "cpu|cuda|wgpu|metal",
      .later = "the GPU backends", .doc = "What computes"},
-    {"dtype", CONFIG_STRING, TRAIN(dtype), "\"f32\"", .choices = "f32|bf16",
-     .doc = "Storage of the matrices that multiply; master weights, sums and states are f32"},
+    {"dtype", CONFIG_STRING, TRAIN(dtype), "\"f32\"", .choices = "f32|bf16|bf16w",
+     .doc =
+         "What the matrix products multiply: `bf16` rounds weights, activations and gradients in "
+         "front of them, `bf16w` the weights only; master weights, sums and states are f32"},
     {"num_threads", CONFIG_INT, TRAIN(num_threads), "0", .min = 0, .max = 1024,
      .doc = "Threads of the CPU backend; 0: one a core. The result doesn't depend on it"},
 
@@ -228,8 +232,10 @@ static const struct config_key infer_model_keys[] = {
      .doc = "Its weights"},
     {"tokenizer_vocab_path", CONFIG_PATH, SERVED(tokenizer_vocab_path), .required = true,
      .builtin = "bytes", .reloadable = true, .doc = "Its vocabulary; \"bytes\" is built in"},
-    {"dtype", CONFIG_STRING, SERVED(dtype), "\"f32\"", .choices = "f32|bf16", .reloadable = true,
-     .doc = "Storage of the matrices"},
+    {"dtype", CONFIG_STRING, SERVED(dtype), "\"f32\"", .choices = PRECISION_NAMES,
+     .reloadable = true,
+     .doc = "How the matrices are stored and multiplied: `bf16` rounds weights and inputs, `bf16w` "
+            "the weights only; `int8` and `int4` work with integers in groups that have a scale"},
     {"device_type", CONFIG_INT, SERVED(device_type), "0", .min = 0, .max = 4,
      .later = "the GPU backends", .reloadable = true,
      .doc = "Kind of WebGPU device: 0 discrete, 1 integrated, 2 virtual, 3 CPU, 4 default"},

@@ -127,7 +127,7 @@ static int load_initial(struct model *m, const struct train_config *c, struct er
 int train_setup_model(struct model **out, struct backend *be, const struct train_config *c,
                       const struct train_options *options, struct error *err) {
     const struct dims d = dims_from(&c->model);
-    const struct model_options mo = {.stored = dtype_parse(c->dtype), .trained = true};
+    const struct model_options mo = {.precision = precision_parse(c->dtype), .trained = true};
     int64_t step;
     struct model *m;
     if (model_create(&m, be, &d, mo, err)) return fail_in(err, "%s", c->model.path);

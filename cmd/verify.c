@@ -212,7 +212,7 @@ out:
 }
 
 static int run_grads(const struct cli_args *args, struct error *err) {
-    const struct model_options options = {.stored = dtype_parse(cli_string(args, "dtype")),
+    const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype")),
                                           .trained = true};
     struct backend *be = NULL;
     struct model *m = NULL;

@@ -52,7 +52,7 @@ struct call {
     struct span span[MAX_SPANS];
     bool used[MAX_SPANS + 8]; // slots that a span has
     int32_t prev[MAX_ROWS], last[MAX_ROWS];
-    enum dtype stored; // of the weight made of argument "weight"
+    struct precision precision; // of the weight made of argument "weight"
     enum weight_layout layout;
     bool trained;
 
@@ -117,6 +117,8 @@ double value_gradient(const struct call *c, const struct arg *a, size_t i);
 double value_wkv_input(const struct call *c, const struct arg *a, size_t i);
 double value_sample_rows(const struct call *c, const struct arg *a, size_t i);
 double value_sample_penalties(const struct call *c, const struct arg *a, size_t i);
+double value_mostly_zero(const struct call *c, const struct arg *a, size_t i);
+double value_faint(const struct call *c, const struct arg *a, size_t i);
 double value_norm2(const struct call *c, const struct arg *a, size_t i);
 double flops_matmul(const struct call *c);
 double flops_act(const struct call *c);

@@ -194,7 +194,8 @@ static struct result bench_call(struct backend *be, const struct machine *m, con
     time_call(&out, &r);
     for (int i = 0; i < c->args; i++)
         if (strcmp(c->arg[i].name, "weight") == 0)
-            out.bytes += (double)(arg_count(&c->arg[i]) * dtype_size(c->stored));
+            out.bytes += (double)be->class->weight_bytes(be, c->arg[i].dim[0], c->arg[i].dim[1],
+                                                         c->precision, false);
         else if (strcmp(c->arg[i].name, "table") == 0 || strcmp(c->arg[i].name, "dtable") == 0)
             out.bytes += (double)c->size.R * c->size.C * 4; // the rows that are touched
         else if (c->arg[i].ndim && !c->arg[i].shares)

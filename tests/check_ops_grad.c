@@ -152,7 +152,8 @@ static void grad_op(struct tally *t, const struct op_case *op, struct backend *b
                 p->be = be;
                 call_init(&p->fwd, forward, size, variant, fills[f], bare, false);
                 call_init(&p->bwd, op, size, variant, fills[f], bare, false);
-                p->fwd.stored = p->bwd.stored = DT_F64; // a rounded weight follows no small step
+                p->fwd.precision = p->bwd.precision =
+                    (struct precision){DT_F64, DT_F64}; // a rounded weight follows no small step
                 check_pair(t, p, &worst, &failed);
             }
     if (!failed) tally_one(t, true, "grad: %s: within %.1e of finite differences", op->name, worst);

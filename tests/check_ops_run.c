@@ -247,7 +247,7 @@ void run_open(struct run *r, const struct call *c, struct backend *be) {
                                   .prev = r->t[span + 1],
                                   .last = r->t[span + 2]};
     if (weight >= 0)
-        r->w = be->class->weight_create(be, r->t[weight], c->layout, c->stored, c->trained);
+        r->w = be->class->weight_create(be, r->t[weight], c->layout, c->precision, c->trained);
 }
 
 void run_go(struct run *r) {

@@ -177,11 +177,15 @@ CALL(shift_mix_bwd) {
 
 // ---- matrices ----------------------------------------------------------------------------------
 
-// Variants: f32 or bf16 weights, stored (O,K) or (K,O).
+// Variants: stored (O,K) or (K,O), in one of the precisions; of matmul from SPARSE on the same with
+// inputs that are mostly zero, from ACTS on the activations.
+enum { PRECISIONS = 5, SPARSE = 2 * PRECISIONS, ACTS = 2 * SPARSE };
+static const struct precision precisions[] = {
+    {DT_F32, DT_F32}, {DT_BF16, DT_F32}, {DT_BF16, DT_BF16}, {DT_INT8, DT_F32}, {DT_INT4, DT_F32}};
 static void put_weight(struct call *c, bool trained) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
-    c->stored = c->variant & 1 ? DT_BF16 : DT_F32;
-    c->layout = c->variant & 2 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN;
+    c->precision = precisions[c->variant < ACTS ? c->variant % SPARSE / 2 : 0];
+    c->layout = c->variant & 1 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN;
     c->trained = trained;
     const bool oi = c->layout == WEIGHT_OUT_IN;
     put(c, "weight", "i", 2, (size_t[]){oi ? O : K, oi ? K : O}, -1)->value = value_param;
@@ -196,12 +200,14 @@ static void put_add(struct call *c, const char *with, size_t cols) {
 
 static void shape_matmul(struct call *c) {
     put_rows(c, "y", c->aliased ? "+" : "=", (size_t)c->size.V);
-    put_rows(c, "x", "i", (size_t)c->size.C);
+    struct arg *x = put_rows(c, "x", "i", (size_t)c->size.C);
+    if (c->variant >= SPARSE) x->value = c->variant < ACTS ? value_mostly_zero : value_faint;
     put_add(c, "y", (size_t)c->size.V);
     put_weight(c, false);
 }
 CALL(matmul) {
-    op_matmul(be, t[0], t[1], w, t[2]);
+    const enum act act = c->variant < ACTS ? ACT_NONE : (enum act)(c->variant - ACTS);
+    op_matmul(be, &(struct product){t[0], t[1], w, t[2], act}, 1);
 }
 
 static void shape_matmul_bwd_x(struct call *c) {
@@ -216,12 +222,13 @@ CALL(matmul_bwd_x) {
 
 static void shape_matmul_bwd_w(struct call *c) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
-    put(c, "dweight", "+", 2, (size_t[]){c->variant & 2 ? K : O, c->variant & 2 ? O : K}, -1);
+    put(c, "dweight", "+", 2, (size_t[]){c->variant & 1 ? K : O, c->variant & 1 ? O : K}, -1);
     put_rows(c, "dy", "i", O);
     put_rows(c, "x", "i", K);
+    put_weight(c, true);
 }
 CALL(matmul_bwd_w) {
-    op_matmul_bwd_w(be, t[0], t[1], t[2], c->variant & 2 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN);
+    op_matmul_bwd_w(be, t[0], t[1], t[2], w);
 }
 
 static void shape_act(struct call *c) {
@@ -535,14 +542,14 @@ const struct op_case op_cases[] = {
      .can_alias = true, .tolerance = 3e-7},
     {NAMED(shift_mix_bwd), .sizes = span_sizes, .bench = rows_bench, .variants = 2,
      .can_bare = true, .tolerance = 1e-6, .forward = "shift_mix"},
-    {NAMED(matmul), .bench_variants = 3u, .sizes = product_sizes, .bench = product_bench,
-     .variants = 4, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
+    {NAMED(matmul), .bench_variants = 0x155u, .sizes = product_sizes, .bench = product_bench,
+     .variants = ACTS + 3, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
      .flops = flops_matmul},
-    {NAMED(matmul_bwd_x), .sizes = product_sizes, .bench = product_bench, .variants = 4,
-     .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6, .forward = "matmul",
-     .flops = flops_matmul},
-    {NAMED(matmul_bwd_w), .sizes = product_sizes, .bench = product_bench, .variants = 4,
-     .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
+    {NAMED(matmul_bwd_x), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
+     .variants = 6, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
+     .forward = "matmul", .flops = flops_matmul},
+    {NAMED(matmul_bwd_w), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
+     .variants = 6, .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
     {NAMED(act), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .flops = flops_act},
     {NAMED(act_bwd), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,

@@ -112,7 +112,7 @@ struct bench {
 static struct bench bench_open(const char *backend, const char *path, bool trained, int threads) {
     struct bench b;
     struct error err;
-    const struct model_options options = {.stored = DT_F32, .trained = trained};
+    const struct model_options options = {.precision = {DT_F32, DT_F32}, .trained = trained};
     if (backend_open(&b.be, backend, threads, &err) || model_open(&b.m, b.be, path, options, &err))
         fail_msg("%s", err.msg);
     return b;
@@ -413,14 +413,16 @@ static void the_wrong_model_is_refused_naming_both_sides(void **state) {
     struct dims d;
     assert_int_equal(model_dims_of(&d, w, &err), 0);
     d.V = 13;
-    assert_int_equal(model_create(&m, be, &d, (struct model_options){.stored = DT_F32}, &err), 0);
+    assert_int_equal(model_create(&m, be, &d, (struct model_options){.precision = {DT_F32, DT_F32}},
+                                  &err),
+                     0);
     assert_int_equal(model_load(m, w, &err), -1);
     assert_non_null(strstr(err.msg, "emb.weight is (12,32), expected (13,32)"));
     model_destroy(m);
     weights_close(w);
     // Other people's tensors.
     assert_int_equal(model_open(&m, be, "tests/fixtures/weights/f32.pth",
-                                (struct model_options){.stored = DT_F32}, &err),
+                                (struct model_options){.precision = {DT_F32, DT_F32}}, &err),
                      -1);
     assert_non_null(strstr(err.msg, "emb.weight"));
     backend_destroy(be);
@@ -514,7 +516,8 @@ static struct model *created(struct backend *be, struct dims d) {
     struct model *m;
     struct error err;
     dims_default_ranks(&d);
-    if (model_create(&m, be, &d, (struct model_options){.stored = DT_F32, .trained = true}, &err))
+    if (model_create(&m, be, &d,
+                     (struct model_options){.precision = {DT_F32, DT_F32}, .trained = true}, &err))
         fail_msg("%s", err.msg);
     return m;
 }

@@ -58,6 +58,18 @@ enum weight_layout {
     WEIGHT_IN_OUT, // stored (K,O): y = x W;  the LoRA matrices
 };
 
+// How a matrix is held and what is multiplied by it. Sums are f32, or `real` where that is more.
+struct precision {
+    enum dtype stored; // DT_F32, DT_BF16; not trained: DT_INT8, DT_INT4 (backend/quant.h)
+    enum dtype inputs; // x and dy are rounded to it first: DT_F32 (as they are) or DT_BF16, which
+                       // goes with DT_BF16 weights. Integers multiply integers, whatever it says.
+};
+
+// By the name users know: "f32"; "bf16": weights and inputs; "bf16w": only the weights, inputs stay
+// f32; "int8", "int4". Any other name: DT_NONE.
+struct precision precision_parse(const char *name);
+#define PRECISION_NAMES "f32|bf16|bf16w|int8|int4"
+
 // ---- batches -----------------------------------------------------------------------------------
 
 // A run of consecutive rows that are consecutive tokens of one sequence.
@@ -98,13 +110,16 @@ struct backend_class {
     int (*sync)(struct backend *be, struct error *err);                 // where device faults show
 
     // src is a (rows, cols) tensor of this backend in any float storage; it may be freed
-    // afterwards. `trained` keeps what matmul_bwd_x needs. Values are rounded to `stored`.
+    // afterwards. Values are rounded to `precision.stored`. A trained weight can do matmul_bwd_x;
+    // its src is in `real` storage and has to stay, for the backend may read it in place.
     struct weight *(*weight_create)(struct backend *be, struct tensor src,
-                                    enum weight_layout layout, enum dtype stored, bool trained);
-    void (*weight_refresh)(struct backend *be, struct weight *w, struct tensor src);
+                                    enum weight_layout layout, struct precision precision,
+                                    bool trained);
+    void (*weight_refresh)(struct backend *be, struct weight *w, struct tensor src); // src changed
     void (*weight_destroy)(struct weight *w);
-    size_t (*weight_bytes)(const struct backend *be, size_t rows, size_t cols, enum dtype stored,
-                           bool trained);
+    // Bytes it takes besides src.
+    size_t (*weight_bytes)(const struct backend *be, size_t rows, size_t cols,
+                           struct precision precision, bool trained);
 
     // Bytes that wkv7 saves for wkv7_bwd, for a batch of up to `rows` rows in `spans` spans.
     size_t (*wkv7_saved_bytes)(const struct backend *be, int rows, int spans, int H, int N);
@@ -114,7 +129,7 @@ struct backend_class {
 struct weight {
     struct backend *be;
     size_t in, out; // y (R,out) = x (R,in) · W
-    enum dtype stored;
+    struct precision precision;
     enum weight_layout layout;
     bool trained;
 };

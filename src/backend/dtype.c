@@ -9,9 +9,10 @@ static const struct {
     const char *name;
     size_t size;
 } types[DT_COUNT] = {
-    [DT_NONE] = {"none", 0}, [DT_F64] = {"f64", 8}, [DT_F32] = {"f32", 4},
-    [DT_BF16] = {"bf16", 2}, [DT_F16] = {"f16", 2}, [DT_I64] = {"i64", 8},
-    [DT_I32] = {"i32", 4},   [DT_U16] = {"u16", 2}, [DT_U8] = {"u8", 1},
+    [DT_NONE] = {"none", 0}, [DT_F64] = {"f64", 8},   [DT_F32] = {"f32", 4},
+    [DT_BF16] = {"bf16", 2}, [DT_F16] = {"f16", 2},   [DT_I64] = {"i64", 8},
+    [DT_I32] = {"i32", 4},   [DT_U16] = {"u16", 2},   [DT_U8] = {"u8", 1},
+    [DT_INT8] = {"int8", 0}, [DT_INT4] = {"int4", 0},
 };
 
 size_t dtype_size(enum dtype t) {

@@ -12,10 +12,12 @@ enum dtype {
     DT_I32,
     DT_U16,
     DT_U8,
+    DT_INT8, // weights only: blocks of integers with a scale, see backend/quant.h
+    DT_INT4,
     DT_COUNT,
 };
 
-size_t dtype_size(enum dtype t);          // bytes
+size_t dtype_size(enum dtype t);          // bytes; 0 for blocks
 const char *dtype_name(enum dtype t);     // "f32", "bf16", …
 enum dtype dtype_parse(const char *name); // DT_NONE: no such name
 

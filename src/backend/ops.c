@@ -180,13 +180,16 @@ void op_shift_mix_bwd(struct backend *be, struct tensor dz, struct tensor dmix, 
     be->ops->shift_mix_bwd(be, dz, dmix, dm, z, shift_in, mix, b);
 }
 
-void op_matmul(struct backend *be, struct tensor y, struct tensor x, const struct weight *w,
-               struct tensor add) {
-    want("matmul", "x", x, be->real, 2, x.dim[0], w->in, 0);
-    want("matmul", "y", y, be->real, 2, x.dim[0], w->out, 0);
-    maybe("matmul", "add", add, be->real, 2, x.dim[0], w->out, 0);
-    trace("matmul", y);
-    be->ops->matmul(be, y, x, w, add);
+void op_matmul(struct backend *be, const struct product *products, int n) {
+    for (int i = 0; i < n; i++) {
+        const struct product *p = &products[i];
+        const size_t R = p->x.dim[0];
+        want("matmul", "x", p->x, be->real, 2, R, p->w->in, 0);
+        want("matmul", "y", p->y, be->real, 2, R, p->w->out, 0);
+        maybe("matmul", "add", p->add, be->real, 2, R, p->w->out, 0);
+        trace("matmul", p->y);
+    }
+    be->ops->matmul(be, products, n);
 }
 
 void op_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy, const struct weight *w,
@@ -200,18 +203,18 @@ void op_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy, con
 }
 
 void op_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                     enum weight_layout layout) {
-    const size_t K = x.dim[1], O = dy.dim[1];
+                     const struct weight *w) {
+    const bool oi = w->layout == WEIGHT_OUT_IN;
     require("matmul_bwd_w", x.dim[0] == dy.dim[0], "x and dy have the same rows");
-    if (layout == WEIGHT_OUT_IN)
-        want("matmul_bwd_w", "dw", dw, be->real, 2, O, K, 0);
-    else
-        want("matmul_bwd_w", "dw", dw, be->real, 2, K, O, 0);
+    want("matmul_bwd_w", "x", x, be->real, 2, x.dim[0], w->in, 0);
+    want("matmul_bwd_w", "dy", dy, be->real, 2, x.dim[0], w->out, 0);
+    want("matmul_bwd_w", "dw", dw, be->real, 2, oi ? w->out : w->in, oi ? w->in : w->out, 0);
     trace("matmul_bwd_w", dw);
-    be->ops->matmul_bwd_w(be, dw, dy, x, layout);
+    be->ops->matmul_bwd_w(be, dw, dy, x, w);
 }
 
 void op_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
+    require("act", f != ACT_NONE, "there is nothing to do");
     require("act", y.dtype == be->real && x.dtype == be->real && same_shape(y, x), "y is like x");
     trace("act", y);
     be->ops->act(be, y, x, f);

@@ -11,7 +11,7 @@
 #pragma once
 #include "backend/backend.h"
 
-enum act { ACT_TANH, ACT_SIGMOID, ACT_RELU2 };
+enum act { ACT_TANH, ACT_SIGMOID, ACT_RELU2, ACT_NONE };
 
 // Planes of packed tensors: the token-shift mixes, the LoRA outputs, the inputs of wkv7, the
 // parameter vectors of key_prep and of readout.
@@ -38,6 +38,14 @@ struct adamw {
     double lr, beta1, beta2, eps, weight_decay;
     int64_t step; // t ≥ 1, for the bias corrections 1 - βᵗ
     double clip;  // max global norm; 0: no clipping
+};
+
+// One of several products that do not wait for each other. No y overlaps another's arguments.
+struct product {
+    struct tensor y, x; // (R,O), (R,K)
+    const struct weight *w;
+    struct tensor add; // (R,O), absent, or y itself
+    enum act act;      // said each time: 0 is ACT_TANH
 };
 
 struct ops {
@@ -72,16 +80,16 @@ struct ops {
                           const struct batch *);
 
     // -- matrices --------------------------------------------------------------------------------
-    // y (R,O) = add + x (R,K) · W. add (R,O) may be absent or y itself. Σ runs over k upward, in an
-    // order that does not depend on R.
-    void (*matmul)(struct backend *, struct tensor y, struct tensor x, const struct weight *w,
-                   struct tensor add);
-    // dx (R,K) = add + dy (R,O) · Wᵀ. The weight was created with `trained`.
+    // For each of n products y (R,O) = f(add + x (R,K) · W). Σ runs over k upward, in an order that
+    // does not depend on R, over x rounded as the weight says. Terms of x = 0 may be left out.
+    void (*matmul)(struct backend *, const struct product *products, int n);
+    // dx (R,K) = add + dy (R,O) · Wᵀ, dy rounded likewise. The weight was created with `trained`.
     void (*matmul_bwd_x)(struct backend *, struct tensor dx, struct tensor dy,
                          const struct weight *w, struct tensor add);
-    // dw += the outer products of rows, in the parameter's own layout: (O,K) or (K,O).
+    // dw += the outer products of rows, in the parameter's own layout: (O,K) or (K,O); x and dy
+    // rounded as the weight says.
     void (*matmul_bwd_w)(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
-                         enum weight_layout layout);
+                         const struct weight *w);
 
     // y = f(x): tanh x, σ(x), max(x,0)². y may be x.
     void (*act)(struct backend *, struct tensor y, struct tensor x, enum act f);
@@ -174,12 +182,11 @@ void op_shift_mix(struct backend *, struct tensor m, struct tensor shift_out, st
 void op_shift_mix_bwd(struct backend *, struct tensor dz, struct tensor dmix, struct tensor dm,
                       struct tensor z, struct tensor shift_in, struct tensor mix,
                       const struct batch *);
-void op_matmul(struct backend *, struct tensor y, struct tensor x, const struct weight *w,
-               struct tensor add);
+void op_matmul(struct backend *, const struct product *products, int n);
 void op_matmul_bwd_x(struct backend *, struct tensor dx, struct tensor dy, const struct weight *w,
                      struct tensor add);
 void op_matmul_bwd_w(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
-                     enum weight_layout layout);
+                     const struct weight *w);
 void op_act(struct backend *, struct tensor y, struct tensor x, enum act f);
 void op_act_bwd(struct backend *, struct tensor dx, struct tensor dy, struct tensor y, enum act f);
 void op_key_prep(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,

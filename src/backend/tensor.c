@@ -1,6 +1,7 @@
 #include "backend/backend.h"
 
 #include <assert.h>
+#include <string.h>
 
 struct tensor tensor_none(void) {
     return (struct tensor){0};
@@ -60,4 +61,18 @@ struct tensor carve(struct carver *c, enum dtype type, int ndim, const size_t *d
     c->used = t.offset + tensor_bytes(t);
     assert(!c->buf || c->used <= c->buf->bytes);
     return t;
+}
+
+struct precision precision_parse(const char *name) {
+    static const struct {
+        const char *name;
+        struct precision precision;
+    } known[] = {{"f32", {DT_F32, DT_F32}},
+                 {"bf16", {DT_BF16, DT_BF16}},
+                 {"bf16w", {DT_BF16, DT_F32}},
+                 {"int8", {DT_INT8, DT_F32}},
+                 {"int4", {DT_INT4, DT_F32}}};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (strcmp(name, known[i].name) == 0) return known[i].precision;
+    return (struct precision){DT_NONE, DT_NONE};
 }

@@ -25,9 +25,9 @@ bool file_shrank(const struct file *f);
 // Appends the whole file to `out`, whose ceiling limits it.
 int file_read(struct str *out, const char *path, struct error *err);
 
-// Written to "<path>.tmp" in the same folder; commit does fsync, rename, fsync of the folder. A file
-// that is replaced keeps its permissions; a link at `path` is replaced itself.
-// One owner thread. A failed write is remembered: later calls return -1 at once, commit reports it.
+// Written to "<path>.tmp" in the same folder; commit does fsync, rename, fsync of the folder. A
+// file that is replaced keeps its permissions; a link at `path` is replaced itself. One owner
+// thread. A failed write is remembered: later calls return -1 at once, commit reports it.
 struct file_writer {
     int fd; // -1: closed
     char *path, *tmp_path;

@@ -259,7 +259,7 @@ static int open_checked(struct weights **out, struct dims *d, const struct engin
 }
 
 static struct model_options options_of(const struct engine_spec *spec) {
-    return (struct model_options){.stored = dtype_parse(spec->dtype)};
+    return (struct model_options){.precision = precision_parse(spec->dtype)};
 }
 
 int engine_plan(uint64_t *bytes, const struct engine_spec *spec, struct engine_limits limits,

@@ -27,7 +27,7 @@ struct engine_spec {
     const char *weights_path;
     const char *vocab_path; // "bytes": the built-in vocabulary
     const char *backend;    // "cpu"
-    const char *dtype;      // "f32", "bf16"
+    const char *dtype;      // one of PRECISION_NAMES
     int device_id;
     int num_threads; // 0: all
     // The shape that the configuration promises; the weights must have it.

@@ -18,7 +18,7 @@ static struct tensor vector_grad(const struct model *m, enum param_id first, int
 static void linear_bwd(struct model *m, enum param_id id, int layer, struct tensor dx,
                        struct tensor dy, struct tensor x, struct tensor add) {
     const struct weight *w = model_weight(m, id, layer);
-    op_matmul_bwd_w(m->be, grad_of(m, id, layer), dy, x, w->layout);
+    op_matmul_bwd_w(m->be, grad_of(m, id, layer), dy, x, w);
     op_matmul_bwd_x(m->be, dx, dy, w, add);
 }
 
@@ -27,7 +27,7 @@ static void lora_bwd(struct model *m, int layer, struct acts *a, struct grads *g
     const struct lora_ids *l = &lora_ids[which];
     const struct tensor dh = g->hidden[which], h = a->hidden[which];
     linear_bwd(m, l->w2, layer, dh, tensor_at(g->lora, (size_t)which), h, tensor_none());
-    if (l->has_act) op_act_bwd(m->be, dh, dh, h, l->act);
+    if (l->act != ACT_NONE) op_act_bwd(m->be, dh, dh, h, l->act);
     linear_bwd(m, l->w1, layer, tensor_at(g->m, (size_t)l->mix), dh,
                tensor_at(a->m, (size_t)l->mix), add);
 }
@@ -93,7 +93,9 @@ static void head_loss(struct model *m, struct run *r, const struct feed *f, bool
         const size_t n = R - at < chunk ? R - at : chunk;
         const struct tensor x = tensor_slice(r->normed, at, n);
         const struct tensor logits = tensor_slice(r->logits, 0, n);
-        op_matmul(be, logits, x, model_weight(m, P_HEAD, 0), tensor_none());
+        op_matmul(be,
+                  &(struct product){logits, x, model_weight(m, P_HEAD, 0), tensor_none(), ACT_NONE},
+                  1);
         op_xent(be, tensor_slice(r->losses, at, n), gradient ? logits : tensor_none(), logits,
                 tensor_slice(f->targets, at, n), (float)scale, l2wrap);
         if (gradient)

@@ -131,7 +131,8 @@ static int load_matrix(struct model *m, int i, const struct weights_tensor *t, s
     const struct tensor src = {.buf = b, .dtype = type, .ndim = 2, .dim = {p->dim[0], p->dim[1]}};
     load_into(m, src, t);
     weight_destroy(m->weights[i]);
-    m->weights[i] = m->be->class->weight_create(m->be, src, p->layout, m->options.stored, false);
+    m->weights[i] =
+        m->be->class->weight_create(m->be, src, p->layout, model_precision(m->options, p), false);
     buffer_destroy(b);
     return 0;
 }

@@ -14,15 +14,42 @@ static struct tensor slot_wkv(const struct state *s, int layer) {
     return s ? tensor_at(s->wkv, (size_t)layer) : tensor_none();
 }
 
-// y = f(x W₁) W₂; the decay's f is tanh, the gate's σ, the others have none.
-static void lora(struct model *m, int layer, struct acts *a, int which) {
-    const struct lora_ids *l = &lora_ids[which];
-    const struct tensor hidden = a->hidden[which];
-    op_matmul(m->be, hidden, tensor_at(a->m, (size_t)l->mix), model_weight(m, l->w1, layer),
-              tensor_none());
-    if (l->has_act) op_act(m->be, hidden, hidden, l->act);
-    op_matmul(m->be, tensor_at(a->lora, (size_t)which), hidden, model_weight(m, l->w2, layer),
-              tensor_none());
+// Products that do not wait for each other go out together.
+struct product_list {
+    struct product p[8];
+    int n;
+};
+
+static void add_product(struct product_list *l, struct tensor y, struct tensor x,
+                        const struct weight *w, enum act act) {
+    l->p[l->n++] = (struct product){.y = y, .x = x, .w = w, .add = tensor_none(), .act = act};
+}
+
+// The projections, and the LoRAs y = f(x W₁) W₂: the decay's f is tanh, the gate's σ, the others
+// have none. Layer 0 has no value LoRA: its values are the ones the others look back at.
+static void project(struct model *m, int layer, struct acts *a) {
+    static const int of[RKV_COUNT][2] = {
+        [RKV_R] = {P_RECEPTANCE, MIX_R}, [RKV_K] = {P_KEY, MIX_K}, [RKV_V] = {P_VALUE, MIX_V}};
+    struct product_list one = {0}, two = {0};
+    for (int i = 0; i < RKV_COUNT; i++)
+        add_product(&one, tensor_at(a->rkv, (size_t)i), tensor_at(a->m, (size_t)of[i][1]),
+                    model_weight(m, (enum param_id)of[i][0], layer), ACT_NONE);
+    for (int i = 0; i < LORA_COUNT; i++) {
+        const struct lora_ids *l = &lora_ids[i];
+        if (i == LORA_V && layer == 0) continue;
+        add_product(&one, a->hidden[i], tensor_at(a->m, (size_t)l->mix),
+                    model_weight(m, l->w1, layer), l->act);
+        add_product(&two, tensor_at(a->lora, (size_t)i), a->hidden[i],
+                    model_weight(m, l->w2, layer), ACT_NONE);
+    }
+    op_matmul(m->be, one.p, one.n);
+    op_matmul(m->be, two.p, two.n);
+}
+
+static void linear(struct model *m, enum param_id id, int layer, struct tensor y, struct tensor x,
+                   struct tensor add, enum act act) {
+    const struct product p = {y, x, model_weight(m, id, layer), add, act};
+    op_matmul(m->be, &p, 1);
 }
 
 void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, struct tensor x,
@@ -35,16 +62,7 @@ void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, 
     op_norm(be, a->z1, x, model_vector(m, P_LN1_W, i), model_vector(m, P_LN1_B, i), LN_EPS);
     op_shift_mix(be, a->m, slot_shift(s, i, 0), a->z1, slot_shift(s, i, 0),
                  model_vectors(m, P_X_R, MIX_COUNT, i), b);
-    op_matmul(be, tensor_at(a->rkv, RKV_R), tensor_at(a->m, MIX_R),
-              model_weight(m, P_RECEPTANCE, i), none);
-    op_matmul(be, tensor_at(a->rkv, RKV_K), tensor_at(a->m, MIX_K), model_weight(m, P_KEY, i),
-              none);
-    op_matmul(be, tensor_at(a->rkv, RKV_V), tensor_at(a->m, MIX_V), model_weight(m, P_VALUE, i),
-              none);
-    lora(m, i, a, LORA_W);
-    lora(m, i, a, LORA_A);
-    lora(m, i, a, LORA_G);
-    if (i > 0) lora(m, i, a, LORA_V); // layer 0's values are the ones the others look back at
+    project(m, i, a);
     op_key_prep(be, a->u, a->rkv, a->lora, i > 0 ? v_first : none,
                 model_vectors(m, P_W0, KEY_COUNT, i), H);
     if (i == 0) op_copy(be, v_first, tensor_at(a->u, U_V));
@@ -52,15 +70,14 @@ void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, 
             H);
     op_readout(be, a->o, a->y, tensor_at(a->rkv, RKV_R), a->u, tensor_at(a->lora, LORA_G),
                model_vectors(m, P_LNX_W, READ_COUNT, i), H);
-    op_matmul(be, a->x1, a->o, model_weight(m, P_OUTPUT, i), x);
+    linear(m, P_OUTPUT, i, a->x1, a->o, x, ACT_NONE);
 
     // channel mix
     op_norm(be, a->z2, a->x1, model_vector(m, P_LN2_W, i), model_vector(m, P_LN2_B, i), LN_EPS);
     op_shift_mix(be, a->m2, slot_shift(s, i, 1), a->z2, slot_shift(s, i, 1),
                  model_vectors(m, P_FFN_X_K, 1, i), b);
-    op_matmul(be, a->h, tensor_at(a->m2, 0), model_weight(m, P_FFN_KEY, i), none);
-    op_act(be, a->h, a->h, ACT_RELU2);
-    op_matmul(be, x_out, a->h, model_weight(m, P_FFN_VALUE, i), a->x1);
+    linear(m, P_FFN_KEY, i, a->h, tensor_at(a->m2, 0), none, ACT_RELU2);
+    linear(m, P_FFN_VALUE, i, x_out, a->h, a->x1, ACT_NONE);
 }
 
 void embed_forward(struct model *m, struct run *r, const struct feed *f) {
@@ -81,6 +98,6 @@ struct tensor model_forward(struct model *m, struct run *r, const struct feed *f
     op_gather_rows(m->be, r->last, x, f->out_rows);
     op_norm(m->be, r->normed, r->last, model_vector(m, P_OUT_W, 0), model_vector(m, P_OUT_B, 0),
             LN_EPS);
-    op_matmul(m->be, r->logits, r->normed, model_weight(m, P_HEAD, 0), tensor_none());
+    linear(m, P_HEAD, 0, r->logits, r->normed, tensor_none(), ACT_NONE);
     return r->logits;
 }

@@ -201,8 +201,8 @@ int model_randomise(struct model *m, uint64_t seed, struct error *err) {
         m->be->class->upload(m->be, t, raw);
         if (!own) {
             weight_destroy(m->weights[i]);
-            m->weights[i] =
-                m->be->class->weight_create(m->be, t, p->layout, m->options.stored, false);
+            m->weights[i] = m->be->class->weight_create(m->be, t, p->layout,
+                                                        model_precision(m->options, p), false);
         }
         free(values);
         free(raw);

@@ -11,17 +11,35 @@ static bool has_weight(const struct param *p) {
     return p->matrix && !p->unused;
 }
 
+static bool is_integer(enum dtype t) {
+    return t == DT_INT8 || t == DT_INT4;
+}
+
+struct precision model_precision(struct model_options options, const struct param *p) {
+    const bool large = p->id == P_HEAD || p->id == P_RECEPTANCE || p->id == P_KEY ||
+                       p->id == P_VALUE || p->id == P_OUTPUT || p->id == P_FFN_KEY ||
+                       p->id == P_FFN_VALUE;
+    struct precision out = options.precision;
+    if (!large && is_integer(out.stored)) out = (struct precision){DT_BF16, DT_F32};
+    return out;
+}
+
+// The embedding is looked up, not multiplied.
+static enum dtype table_type(struct model_options o) {
+    return o.precision.stored == DT_F32 ? DT_F32 : DT_BF16;
+}
+
 size_t model_bytes(const struct backend *be, const struct dims *d, struct model_options options) {
     struct param *list = mem_zero((size_t)params_count(d), sizeof *list);
     size_t vectors;
     const size_t all = params_list(list, d, &vectors), real = dtype_size(be->real);
     size_t bytes = options.trained
                        ? 2 * all * real
-                       : vectors * real + list[P_EMB].count * dtype_size(options.stored);
+                       : vectors * real + list[P_EMB].count * dtype_size(table_type(options));
     for (int i = 0; i < params_count(d); i++)
         if (has_weight(&list[i]))
-            bytes += be->class->weight_bytes(be, list[i].dim[0], list[i].dim[1], options.stored,
-                                             options.trained);
+            bytes += be->class->weight_bytes(be, list[i].dim[0], list[i].dim[1],
+                                             model_precision(options, &list[i]), options.trained);
     free(list);
     return bytes;
 }
@@ -39,10 +57,11 @@ static struct tensor view_of(struct tensor all, const struct param *p) {
 int model_create(struct model **out, struct backend *be, const struct dims *d,
                  struct model_options options, struct error *err) {
     if (dims_check(d, err)) return -1;
-    if (options.stored != DT_F32 && options.stored != DT_BF16)
-        return fail(err, E_UNSUPPORTED,
-                    "weights stored as %s are not supported yet; f32 and bf16 are",
-                    dtype_name(options.stored));
+    const enum dtype stored = options.precision.stored;
+    if (stored != DT_F32 && stored != DT_BF16 && (options.trained || !is_integer(stored)))
+        return fail(err, E_UNSUPPORTED, "weights stored as %s are not supported; %s are",
+                    dtype_name(stored),
+                    options.trained ? "f32 and bf16" : "f32, bf16, int8 and int4");
     int rc = -1;
     struct model *m = mem_zero(1, sizeof *m);
     m->be = be;
@@ -60,15 +79,17 @@ int model_create(struct model **out, struct backend *be, const struct dims *d,
         if (!(m->grad_memory = buffer_create(be, all * real, err))) goto out;
         m->grad = flat(m->grad_memory, be->real, all);
         m->embedding = view_of(m->master, emb);
-        // The packed twins exist from the start, so that a plan that fits keeps fitting.
         for (int i = 0; i < m->num_params; i++)
             if (has_weight(&m->params[i]))
-                m->weights[i] = be->class->weight_create(be, view_of(m->master, &m->params[i]),
-                                                         m->params[i].layout, options.stored, true);
+                m->weights[i] =
+                    be->class->weight_create(be, view_of(m->master, &m->params[i]),
+                                             m->params[i].layout,
+                                             model_precision(options, &m->params[i]), true);
     } else {
-        const size_t bytes = emb->count * dtype_size(options.stored);
+        const size_t bytes = emb->count * dtype_size(table_type(options));
         if (!(m->table_memory = buffer_create(be, bytes, err))) goto out;
-        m->embedding = tensor_shape(flat(m->table_memory, options.stored, emb->count), 2, emb->dim);
+        m->embedding =
+            tensor_shape(flat(m->table_memory, table_type(options), emb->count), 2, emb->dim);
     }
     *out = m;
     rc = 0;

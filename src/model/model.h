@@ -7,8 +7,9 @@
 struct weights; // weights/weights.h
 
 struct model_options {
-    enum dtype stored; // of the matrices and, when not trained, the embedding: DT_F32 or DT_BF16
-    bool trained;      // keeps master parameters and gradients
+    struct precision precision; // of the large matrices; int8 and int4 leave the LoRA matrices and
+                                // the embedding in bf16; trained: DT_F32 or DT_BF16
+    bool trained;               // keeps master parameters and gradients
 };
 
 // Owner: one thread at a time. Read-only after loading unless trained.
@@ -27,7 +28,7 @@ struct model {
     uint64_t hash;           // of sizes and numbers as loaded; 0: changed or never loaded
 };
 
-// All parameters zero. DT_F32 and DT_BF16 matrices; dims checked.
+// All parameters zero; dims checked.
 int model_create(struct model **out, struct backend *be, const struct dims *d,
                  struct model_options options, struct error *err);
 void model_destroy(struct model *m); // NULL is fine
@@ -59,6 +60,9 @@ void model_init_param(struct model *m, int param, uint64_t seed, struct pool *po
 
 // After master changed: packs the matrices again. Trained models only.
 void model_refresh(struct model *m);
+
+// How a parameter's matrix is held.
+struct precision model_precision(struct model_options options, const struct param *p);
 
 // Views by parameter, in master or grad.
 struct tensor model_vector(const struct model *m, enum param_id id, int layer);            // (C)

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 
 const struct lora_ids lora_ids[LORA_COUNT] = {
-    [LORA_W] = {P_W1, P_W2, MIX_W, true, ACT_TANH},
-    [LORA_A] = {P_A1, P_A2, MIX_A, false, ACT_TANH},
-    [LORA_V] = {P_V1, P_V2, MIX_V, false, ACT_TANH},
-    [LORA_G] = {P_G1, P_G2, MIX_G, true, ACT_SIGMOID},
+    [LORA_W] = {P_W1, P_W2, MIX_W, ACT_TANH},
+    [LORA_A] = {P_A1, P_A2, MIX_A, ACT_NONE},
+    [LORA_V] = {P_V1, P_V2, MIX_V, ACT_NONE},
+    [LORA_G] = {P_G1, P_G2, MIX_G, ACT_SIGMOID},
 };
 
 static struct tensor matrix(struct carver *c, enum dtype t, size_t rows, size_t cols) {

@@ -53,7 +53,6 @@ struct run {
 struct lora_ids {
     enum param_id w1, w2;
     int mix;
-    bool has_act;
     enum act act;
 };
 extern const struct lora_ids lora_ids[LORA_COUNT];

@@ -278,7 +278,7 @@ static void save(struct trainer *t) {
         progress_prune(t->o.run_dir, t->o.keep, t->o.keep_every);
         log_info("checkpoint %s", path);
     }
-    if (model_save(t->model, weights, t->model->options.stored, &err) ||
+    if (model_save(t->model, weights, t->model->options.precision.stored, &err) ||
         runlog_plot(t->log, t->o.name, &err))
         log_error("%s; training goes on", err.msg);
     free(path);

@@ -17,7 +17,9 @@ static struct writer *tiny_writer(const char *path) {
     struct error err;
     struct dims d = {.L = 1, .C = 16, .H = 1, .V = 4, .Dw = 1, .Da = 1, .Dv = 1, .Dg = 1};
     if (backend_open(&be, "cpu", 1, &err) ||
-        model_create(&m, be, &d, (struct model_options){.stored = DT_F32, .trained = true}, &err) ||
+        model_create(&m, be, &d,
+                     (struct model_options){.precision = {DT_F32, DT_F32}, .trained = true},
+                     &err) ||
         writer_create(&w, m, &err))
         abort();
     model_init(m, 1);

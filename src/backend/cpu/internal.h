@@ -4,12 +4,15 @@
 #include "backend/cpu/kernels/kernels.h"
 #include "base/pool.h"
 
+struct product;
+
 struct cpu {
     struct backend base;
     struct pool *pool;
     const struct kernels *k;
     float *scratch; // grows to the largest op's need; one op at a time uses it
     size_t scratch_floats;
+    struct slab *slabs; // weight.c
 };
 
 static inline struct cpu *cpu_of(struct backend *be) {
@@ -34,19 +37,31 @@ static inline int row_blocks(size_t R) {
     return (int)((R + ROW_BLOCK - 1) / ROW_BLOCK);
 }
 
-// matmul.c
+// weight.c
+struct cpu_weight {
+    struct weight base;
+    void *data;          // panels, see kernels.h; NULL: trained
+    struct slab *slab;   // which they lie in
+    const float *master; // trained: the numbers themselves
+};
+
+static inline size_t cpu_panels(size_t out) {
+    return (out + PANEL - 1) / PANEL;
+}
+size_t cpu_panel_bytes(size_t in, enum dtype stored); // of one panel, whole groups
 struct weight *cpu_weight_create(struct backend *be, struct tensor src, enum weight_layout layout,
-                                 enum dtype stored, bool trained);
+                                 struct precision p, bool trained);
 void cpu_weight_refresh(struct backend *be, struct weight *w, struct tensor src);
 void cpu_weight_destroy(struct weight *w);
-size_t cpu_weight_bytes(const struct backend *be, size_t rows, size_t cols, enum dtype stored,
+size_t cpu_weight_bytes(const struct backend *be, size_t rows, size_t cols, struct precision p,
                         bool trained);
-void cpu_matmul(struct backend *be, struct tensor y, struct tensor x, const struct weight *w,
-                struct tensor add);
+
+// matmul.c
+void cpu_matmul(struct backend *be, const struct product *products, int n);
 void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
                       const struct weight *w, struct tensor add);
 void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                      enum weight_layout layout);
+                      const struct weight *w);
 
 // time.c
 size_t cpu_wkv7_saved_bytes(const struct backend *be, int rows, int spans, int H, int N);

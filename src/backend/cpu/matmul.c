@@ -1,258 +1,426 @@
-// Packed weights and the cutting of matrix products into tasks. How a product is cut never shows in
-// the result: each output is one chain over k (kernels/gemm.c).
+// The cutting of matrix products into tasks. How a product is cut never shows in the result: each
+// output is one chain over k (kernels/gemm.c), laid down and taken up at will.
 #include "backend/cpu/internal.h"
 
 #include "backend/ops.h"
-#include "base/half.h"
-#include "base/mem.h"
 
 #include <assert.h>
-#include <stdlib.h>
 #include <string.h>
 
-struct packed {
-    void *data; // panels, see kernels.h
-    size_t bytes;
-    size_t in, out;
+// k goes in blocks whose part of a panel stays in the second-level cache while the rows pass.
+// Rows go in blocks whose x does, or, where each task must pack its panels first, in larger ones.
+enum { K_BLOCK = 2048, ROWS_PACKED = 96, ROWS_MASTER = 768, FEW_ROWS = 12, SOME_ROWS = 4 };
+
+// One product y = f(add + x W), ready to run.
+struct part {
+    float *y;
+    const float *add;
+    const float *x;        // f32 inputs
+    const uint32_t *pairs; // bf16 inputs, rows of `pairs_step`
+    struct quantised ints; // int8 and int4 weights
+    const uint32_t *list;  // the k (or pairs) that are not zero; NULL: all
+    size_t list_len;
+    const void *panels; // packed, or NULL: `master` is to be packed
+    const float *master;
+    size_t in_step, out_step; // of master
+    size_t in, out, R;
+    enum dtype stored, inputs;
+    int act;
+    size_t row_chunk, row_chunks, panel_chunk, first_task;
 };
 
-struct cpu_weight {
-    struct weight base;
-    struct packed fwd;  // y = x W
-    struct packed back; // dx = dy Wᵀ; empty unless trained
-};
-
-static size_t panels(size_t out) {
-    return (out + PANEL - 1) / PANEL;
-}
-
-static size_t panel_bytes(size_t in, enum dtype stored) {
-    return stored == DT_BF16 ? (in + 1) / 2 * 2 * PANEL * 2 : in * PANEL * 4;
-}
-
-struct pack_job {
-    struct packed *to;
-    struct tensor src;
-    enum dtype stored;
-    size_t in_step, out_step; // of src, in elements
-};
-
-enum { PACK_ROWS = 16 };
-
-// Rows k … k+PACK_ROWS of a panel as floats, [k][output]; zeros past the matrix. Whichever index is
-// contiguous in src is the inner loop.
-static void fetch(float rows[PACK_ROWS][PANEL], const struct pack_job *j, size_t k, size_t first) {
-    const size_t left_k = j->to->in - k, left_o = j->to->out - first;
-    const size_t n = left_k < PACK_ROWS ? left_k : PACK_ROWS,
-                 outs = left_o < PANEL ? left_o : PANEL;
-    const size_t start = k * j->in_step + first * j->out_step, size = dtype_size(j->src.dtype);
-    const char *src = (const char *)tensor_host(j->src) + start * size;
-    memset(rows, 0, PACK_ROWS * sizeof *rows);
-    if (j->out_step == 1) {
-        for (size_t r = 0; r < n; r++)
-            dtype_convert(rows[r], DT_F32, src + r * j->in_step * size, j->src.dtype, outs);
-        return;
-    }
-    for (size_t o = 0; o < outs; o++) {
-        float column[PACK_ROWS];
-        dtype_convert(column, DT_F32, src + o * j->out_step * size, j->src.dtype, n);
-        for (size_t r = 0; r < n; r++) rows[r][o] = column[r];
-    }
-}
-
-static void pack_panel(void *ctx, int task) {
-    const struct pack_job *j = ctx;
-    const size_t in = j->to->in;
-    char *panel = (char *)j->to->data + (size_t)task * panel_bytes(in, j->stored);
-    for (size_t k = 0; k < in; k += PACK_ROWS) {
-        const size_t n = in - k < PACK_ROWS ? in - k : PACK_ROWS;
-        float rows[PACK_ROWS][PANEL];
-        fetch(rows, j, k, (size_t)task * PANEL);
-        if (j->stored == DT_F32) {
-            memcpy((float *)(void *)panel + k * PANEL, rows, n * sizeof *rows);
-            continue;
-        }
-        uint16_t *p = (uint16_t *)(void *)panel + k * PANEL;
-        for (size_t r = 0; r < n; r += 2) // an odd last k has a partner of zeros
-            for (size_t o = 0; o < PANEL; o++) {
-                *p++ = f32_to_bf16(rows[r][o]);
-                *p++ = f32_to_bf16(rows[r + 1][o]);
-            }
-    }
-}
-
-static void pack(struct cpu *cpu, struct packed *to, struct tensor src, enum dtype stored,
-                 size_t in_step, size_t out_step) {
-    struct pack_job job = {to, src, stored, in_step, out_step};
-    pool_run(cpu->pool, (int)panels(to->out), pack_panel, &job);
-}
-
-static struct packed packed_create(size_t in, size_t out, enum dtype stored) {
-    struct packed p = {.in = in, .out = out, .bytes = panels(out) * panel_bytes(in, stored)};
-    p.data = mem_pages(p.bytes);
-    return p;
-}
-
-void cpu_weight_refresh(struct backend *be, struct weight *base, struct tensor src) {
-    struct cpu_weight *w = (struct cpu_weight *)base;
-    const size_t cols = src.dim[1];
-    const bool oi = base->layout == WEIGHT_OUT_IN;
-    const size_t in_step = oi ? 1 : cols, out_step = oi ? cols : 1;
-    pack(cpu_of(be), &w->fwd, src, base->stored, in_step, out_step);
-    if (base->trained) pack(cpu_of(be), &w->back, src, base->stored, out_step, in_step);
-}
-
-struct weight *cpu_weight_create(struct backend *be, struct tensor src, enum weight_layout layout,
-                                 enum dtype stored, bool trained) {
-    assert(stored == DT_F32 || stored == DT_BF16);
-    struct cpu_weight *w = mem_zero(1, sizeof *w);
-    const bool oi = layout == WEIGHT_OUT_IN;
-    const size_t in = src.dim[oi ? 1 : 0], out = src.dim[oi ? 0 : 1];
-    w->base = (struct weight){
-        .be = be, .in = in, .out = out, .stored = stored, .layout = layout, .trained = trained};
-    w->fwd = packed_create(in, out, stored);
-    if (trained) w->back = packed_create(out, in, stored);
-    cpu_weight_refresh(be, &w->base, src);
-    return &w->base;
-}
-
-void cpu_weight_destroy(struct weight *base) {
-    struct cpu_weight *w = (struct cpu_weight *)base;
-    mem_pages_free(w->fwd.data, w->fwd.bytes);
-    mem_pages_free(w->back.data, w->back.bytes);
-    free(w);
-}
-
-size_t cpu_weight_bytes(const struct backend *be, size_t rows, size_t cols, enum dtype stored,
-                        bool trained) {
-    (void)be;
-    const size_t one = panels(rows) * panel_bytes(cols, stored);
-    return trained ? one + panels(cols) * panel_bytes(rows, stored) : one;
-}
-
-// ---- y = add + x W -----------------------------------------------------------------------------
+enum { MAX_PARTS = 16 };
 
 struct matmul_job {
-    const struct gemm_kernels *gemm;
-    float *y;
-    const float *x, *add;
-    const struct packed *w;
-    enum dtype stored;
-    size_t R, row_chunk, row_chunks, panel_chunk;
+    const struct kernels *k;
+    struct part part[MAX_PARTS];
+    int parts, tasks;
+    float *scratch; // a thread's: sums of a row block, then a block of a panel
+    size_t scratch_step, acc_floats;
 };
 
-// k goes in blocks whose part of a panel (256 KiB) stays in the second-level cache while the rows
-// pass; the sums wait in y. The blocks depend on k alone, so a row still has one order of
-// operations.
-enum { K_BLOCK = 2048 };
-
-static void panel_rows(const struct matmul_job *j, size_t p, size_t r, size_t rows, size_t k) {
-    const size_t in = j->w->in, out = j->w->out, o = p * PANEL;
-    const size_t outs = out - o < PANEL ? out - o : PANEL, n = in - k < K_BLOCK ? in - k : K_BLOCK;
-    const char *panel = (const char *)j->w->data + p * panel_bytes(in, j->stored);
-    float *y = j->y + r * out + o;
-    const float *x = j->x + r * in + k, *add = k ? y : j->add ? j->add + r * out + o : NULL;
-    if (j->stored == DT_BF16)
-        j->gemm->bf16(y, out, x, in, (const uint16_t *)(const void *)panel + k * PANEL, rows, n,
-                      outs, add, out);
-    else
-        j->gemm->f32(y, out, x, in, 1, (const float *)(const void *)panel + k * PANEL, rows, n,
-                     outs, add, out);
+static size_t pairs_step(size_t in) {
+    return (in + 1) / 2;
 }
 
-// A task is a block of rows times a few panels: the rows' x stays in the second-level cache.
+// ---- tasks -------------------------------------------------------------------------------------
+
+// The part of a panel from k on: where it lies packed, or packed now.
+static const void *panel_block(const struct matmul_job *j, const struct part *p, size_t panel,
+                               size_t k, size_t n, float *room) {
+    if (p->panels)
+        return (const char *)p->panels + panel * cpu_panel_bytes(p->in, p->stored) +
+               cpu_panel_bytes(k, p->stored);
+    const size_t first = panel * PANEL, outs = p->out - first < PANEL ? p->out - first : PANEL;
+    const float *from = p->master + k * p->in_step + first * p->out_step;
+    if (p->stored == DT_F32) {
+        j->k->pack->f32(room, from, p->in_step, p->out_step, n, outs);
+    } else {
+        uint16_t *lines = (uint16_t *)(void *)room;
+        j->k->pack->bf16(lines, from, p->in_step, p->out_step, n, outs);
+        if (n & 1) memset(lines + n * PANEL, 0, PANEL * sizeof *lines);
+    }
+    return room;
+}
+
+static void multiply_block(const struct matmul_job *j, const struct part *p, float *acc,
+                           const void *panel, size_t r, size_t rows, size_t k, size_t n) {
+    const struct gemm_kernels *g = j->k->gemm;
+    // Few rows: the panel comes from memory and is gone after one pass.
+    const size_t ahead = p->R <= FEW_ROWS && p->panels ? 4096 : 0;
+    const bool first = k == 0;
+    switch (p->stored) {
+    case DT_INT8:
+        j->k->integer->int8(acc, &p->ints, r, panel, rows, k / INT8_GROUP,
+                            (k + n + INT8_GROUP - 1) / INT8_GROUP, ahead);
+        break;
+    case DT_INT4:
+        j->k->integer->int4(acc, &p->ints, r, panel, rows, k / INT4_GROUP,
+                            (k + n + INT4_GROUP - 1) / INT4_GROUP, ahead);
+        break;
+    case DT_BF16:
+        if (p->inputs == DT_BF16) {
+            const size_t step = pairs_step(p->in);
+            const uint32_t *x = p->pairs + r * step + k / 2;
+            if (p->list)
+                g->dot_some(acc, x, step, panel, rows, p->list, p->list_len, first);
+            else
+                g->dot(acc, x, step, 1, panel, rows, n, ahead, first);
+        } else if (p->list) {
+            g->bf16_some(acc, p->x + r * p->in, p->in, panel, rows, p->list, p->list_len, first);
+        } else {
+            g->bf16(acc, p->x + r * p->in + k, p->in, panel, rows, n, ahead, first);
+        }
+        break;
+    default: g->f32(acc, p->x + r * p->in + k, p->in, 1, panel, rows, n, ahead, first);
+    }
+}
+
 static void matmul_task(void *ctx, int task) {
     const struct matmul_job *j = ctx;
-    const size_t r = (size_t)task % j->row_chunks * j->row_chunk;
-    const size_t rows = j->R - r < j->row_chunk ? j->R - r : j->row_chunk;
-    const size_t first = (size_t)task / j->row_chunks * j->panel_chunk, all = panels(j->w->out);
-    for (size_t p = first; p < all && p < first + j->panel_chunk; p++)
-        for (size_t k = 0; k < j->w->in; k += K_BLOCK) panel_rows(j, p, r, rows, k);
+    int i = j->parts - 1;
+    while ((size_t)task < j->part[i].first_task) i--;
+    const struct part *p = &j->part[i];
+    const size_t t = (size_t)task - p->first_task, all = cpu_panels(p->out);
+    const size_t r = t % p->row_chunks * p->row_chunk;
+    const size_t rows = p->R - r < p->row_chunk ? p->R - r : p->row_chunk;
+    const size_t first = t / p->row_chunks * p->panel_chunk;
+    const size_t end = first + p->panel_chunk < all ? first + p->panel_chunk : all;
+    const size_t block = p->panels && p->R <= FEW_ROWS ? p->in : K_BLOCK;
+    float *acc = j->scratch + (size_t)pool_thread() * j->scratch_step, *room = acc + j->acc_floats;
+    for (size_t panel = first; panel < end; panel++) {
+        for (size_t k = 0; k < p->in; k += block) {
+            const size_t n = p->in - k < block ? p->in - k : block;
+            multiply_block(j, p, acc, panel_block(j, p, panel, k, n, room), r, rows, k, n);
+        }
+        const size_t o = panel * PANEL, outs = p->out - o < PANEL ? p->out - o : PANEL;
+        for (size_t n = 0; n < rows; n++) {
+            const size_t at = (r + n) * p->out + o;
+            j->k->rows->finish(p->y + at, acc + n * PANEL, p->add ? p->add + at : NULL, outs,
+                               p->act);
+        }
+    }
 }
 
-static void multiply(struct backend *be, struct tensor y, struct tensor x, const struct packed *w,
-                     enum dtype stored, struct tensor add) {
+// ---- inputs ------------------------------------------------------------------------------------
+
+// Rows as the kernel wants them: bf16, or integers with scales.
+struct convert_job {
+    const struct kernels *k;
+    const struct part *part;
+    uint32_t *pairs;
+    int8_t *value;
+    float *scale, *padded; // padded: a row of whole groups for each thread
+    int32_t *sum;
+};
+
+enum { CONVERT_ROWS = 8 };
+
+static void convert_task(void *ctx, int task) {
+    const struct convert_job *j = ctx;
+    const struct part *p = j->part;
+    const size_t first = (size_t)task * CONVERT_ROWS;
+    const size_t end = first + CONVERT_ROWS < p->R ? first + CONVERT_ROWS : p->R;
+    for (size_t r = first; r < end; r++) {
+        const float *x = p->x + r * p->in;
+        if (j->pairs) {
+            uint16_t *to = (uint16_t *)(void *)(j->pairs + r * pairs_step(p->in));
+            j->k->pack->narrow(to, x, p->in);
+            if (p->in & 1) to[p->in] = 0;
+            continue;
+        }
+        const size_t K = p->ints.K, groups = K / p->ints.group;
+        if (K != p->in) {
+            float *row = j->padded + (size_t)pool_thread() * K;
+            memcpy(row, x, p->in * sizeof *row);
+            memset(row + p->in, 0, (K - p->in) * sizeof *row);
+            x = row;
+        }
+        j->k->integer->quantise(j->value + r * K, j->scale + r * groups, j->sum + r * groups, x, K,
+                                p->ints.group);
+    }
+}
+
+static bool is_integer(const struct part *p) {
+    return p->stored == DT_INT8 || p->stored == DT_INT4;
+}
+
+static size_t up_to(size_t n, size_t step) {
+    return (n + step - 1) / step * step;
+}
+
+// Floats of scratch that a part's inputs take: pairs or integers, then the list.
+static size_t input_floats(const struct part *p, size_t threads) {
+    size_t n = p->stored == DT_BF16 && p->R <= SOME_ROWS ? 3 * (p->in + SOME_AHEAD) : 0;
+    if (is_integer(p)) {
+        const size_t group = p->stored == DT_INT8 ? INT8_GROUP : INT4_GROUP;
+        const size_t K = up_to(p->in, group);
+        n += up_to(p->R * K, 64) / 4 + 2 * p->R * (K / group) + threads * K;
+    } else if (p->inputs == DT_BF16) {
+        n += p->R * pairs_step(p->in);
+    }
+    return up_to(n, 16);
+}
+
+// The k that have a number in some row; NULL where there are too many for it to pay.
+static const uint32_t *list_some(struct part *p, uint32_t *list) {
+    size_t n = 0;
+    for (size_t k = 0; k < p->in; k++) {
+        if (k == 128 && n > 96) return NULL; // an ordinary row shows at once
+        bool any = false;
+        for (size_t r = 0; r < p->R; r++) any |= p->x[r * p->in + k] != 0;
+        list[n] = (uint32_t)k;
+        n += any;
+    }
+    if (n > p->in * 3 / 4) return NULL;
+    for (size_t i = 0; i < SOME_AHEAD; i++) list[n + i] = (uint32_t)p->in + (i < n ? list[i] : 0);
+    p->list_len = n;
+    return list;
+}
+
+// The same in pairs: where one of the two is zero in all rows, the other's line stands in.
+static const uint32_t *list_pairs(struct part *p, uint32_t *list) {
+    size_t n = 0;
+    for (size_t k = 0; k < pairs_step(p->in); k++) {
+        if (k == 64 && n > 48) return NULL;
+        uint32_t any = 0;
+        for (size_t r = 0; r < p->R; r++) any |= p->pairs[r * pairs_step(p->in) + k];
+        const uint32_t even = (uint32_t)(2 * k);
+        list[3 * n] = (uint32_t)k;
+        list[3 * n + 1] = any & 0x7fffu ? even : even + 1;
+        list[3 * n + 2] = any & 0x7fff0000u ? even + 1 : even;
+        n += (any & 0x7fff7fffu) != 0;
+    }
+    if (n > pairs_step(p->in) * 3 / 4) return NULL;
+    for (size_t i = 0; i < 3 * SOME_AHEAD; i++)
+        list[3 * n + i] = (uint32_t)p->in + (i < 3 * n ? list[i] : 0);
+    p->list_len = n;
+    return list;
+}
+
+static void prepare(struct cpu *cpu, struct part *p, float *room) {
+    struct convert_job c = {.k = cpu->k, .part = p};
+    float *at = room;
+    if (is_integer(p)) {
+        const size_t group = p->stored == DT_INT8 ? INT8_GROUP : INT4_GROUP;
+        const size_t K = up_to(p->in, group);
+        c.value = (int8_t *)(void *)at;
+        at += up_to(p->R * K, 64) / 4;
+        c.scale = at;
+        at += p->R * (K / group);
+        c.sum = (int32_t *)(void *)at;
+        at += p->R * (K / group);
+        c.padded = at;
+        p->ints = (struct quantised){c.value, c.scale, c.sum, K, group};
+    } else if (p->inputs == DT_BF16) {
+        c.pairs = (uint32_t *)(void *)at;
+        p->pairs = c.pairs;
+        at += p->R * pairs_step(p->in);
+    }
+    const int tasks = (int)((p->R + CONVERT_ROWS - 1) / CONVERT_ROWS);
+    if (is_integer(p) || p->inputs == DT_BF16) pool_run(cpu->pool, tasks, convert_task, &c);
+    if (p->stored == DT_BF16 && p->R <= SOME_ROWS && p->panels) {
+        uint32_t *list = (uint32_t *)(void *)at;
+        p->list = p->inputs == DT_BF16 ? list_pairs(p, list) : list_some(p, list);
+    }
+}
+
+// ---- running -----------------------------------------------------------------------------------
+
+// Few rows want few, even tasks over all parts together; many want tasks of some 4 panels.
+static void cut(struct cpu *cpu, struct matmul_job *j) {
+    size_t work = 0, task = 0;
+    for (int i = 0; i < j->parts; i++) work += cpu_panels(j->part[i].out) * j->part[i].in;
+    const size_t share = work / (8 * (size_t)pool_threads(cpu->pool)) + 1;
+    for (int i = 0; i < j->parts; i++) {
+        struct part *p = &j->part[i];
+        const size_t most = p->panels ? ROWS_PACKED : ROWS_MASTER;
+        p->row_chunk = p->R < most ? p->R : most;
+        p->row_chunks = (p->R + p->row_chunk - 1) / p->row_chunk;
+        p->panel_chunk = share / p->in + 1;
+        if (p->row_chunks > 1 && p->panel_chunk > 4) p->panel_chunk = 4;
+        p->first_task = task;
+        task += (cpu_panels(p->out) + p->panel_chunk - 1) / p->panel_chunk * p->row_chunks;
+        if (p->row_chunk * PANEL > j->acc_floats) j->acc_floats = p->row_chunk * PANEL;
+    }
+    j->tasks = (int)task;
+}
+
+static void run_parts(struct cpu *cpu, struct matmul_job *j) {
+    const size_t threads = (size_t)pool_threads(cpu->pool);
+    size_t inputs = 0;
+    cut(cpu, j);
+    for (int i = 0; i < j->parts; i++) inputs += input_floats(&j->part[i], threads);
+    j->scratch_step = j->acc_floats + K_BLOCK * PANEL;
+    float *room = cpu_scratch(cpu, inputs + threads * j->scratch_step);
+    j->scratch = room + inputs;
+    for (int i = 0; i < j->parts; i++) {
+        prepare(cpu, &j->part[i], room);
+        room += input_floats(&j->part[i], threads);
+    }
+    pool_run(cpu->pool, j->tasks, matmul_task, j);
+}
+
+void cpu_matmul(struct backend *be, const struct product *products, int n) {
     struct cpu *cpu = cpu_of(be);
-    const size_t R = x.dim[0], row_chunk = R < 96 ? R : 96;
-    if (!R) return;
-    const size_t row_chunks = (R + row_chunk - 1) / row_chunk;
-    // Decode wants few, even tasks; a tall product wants tasks of some 4 panels.
-    size_t tasks = row_chunks > 1 ? (panels(w->out) + 3) / 4 : 4 * (size_t)pool_threads(cpu->pool);
-    if (tasks > panels(w->out)) tasks = panels(w->out);
-    const size_t panel_chunk = (panels(w->out) + tasks - 1) / tasks;
-    struct matmul_job job = {.gemm = cpu->k->gemm,
-                             .y = f32(y),
-                             .x = f32(x),
-                             .add = f32(add),
-                             .w = w,
-                             .stored = stored,
-                             .R = R,
-                             .row_chunk = row_chunk,
-                             .row_chunks = row_chunks,
-                             .panel_chunk = panel_chunk};
-    const size_t panel_tasks = (panels(w->out) + panel_chunk - 1) / panel_chunk;
-    pool_run(cpu->pool, (int)(panel_tasks * row_chunks), matmul_task, &job);
-}
-
-void cpu_matmul(struct backend *be, struct tensor y, struct tensor x, const struct weight *w,
-                struct tensor add) {
-    multiply(be, y, x, &((const struct cpu_weight *)w)->fwd, w->stored, add);
+    struct matmul_job job = {.k = cpu->k};
+    assert(n <= MAX_PARTS);
+    for (int i = 0; i < n; i++) {
+        const struct product *p = &products[i];
+        const struct cpu_weight *w = (const struct cpu_weight *)p->w;
+        const bool oi = w->base.layout == WEIGHT_OUT_IN;
+        if (!p->x.dim[0]) continue;
+        job.part[job.parts++] = (struct part){.y = f32(p->y),
+                                              .x = f32(p->x),
+                                              .add = f32(p->add),
+                                              .panels = w->data,
+                                              .master = w->master,
+                                              .in_step = oi ? 1 : w->base.out,
+                                              .out_step = oi ? w->base.in : 1,
+                                              .in = w->base.in,
+                                              .out = w->base.out,
+                                              .R = p->x.dim[0],
+                                              .stored = w->base.precision.stored,
+                                              .inputs = w->base.precision.inputs,
+                                              .act = (int)p->act};
+    }
+    if (job.parts) run_parts(cpu, &job);
 }
 
 void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
-                      const struct weight *w, struct tensor add) {
-    multiply(be, dx, dy, &((const struct cpu_weight *)w)->back, w->stored, add);
+                      const struct weight *base, struct tensor add) {
+    struct cpu *cpu = cpu_of(be);
+    const struct cpu_weight *w = (const struct cpu_weight *)base;
+    const bool oi = base->layout == WEIGHT_OUT_IN;
+    struct matmul_job job = {.k = cpu->k, .parts = 1};
+    if (!dy.dim[0]) return;
+    job.part[0] = (struct part){.y = f32(dx),
+                                .x = f32(dy),
+                                .add = f32(add),
+                                .master = w->master,
+                                .in_step = oi ? base->in : 1,
+                                .out_step = oi ? 1 : base->out,
+                                .in = base->out,
+                                .out = base->in,
+                                .R = dy.dim[0],
+                                .stored = base->precision.stored,
+                                .inputs = base->precision.inputs,
+                                .act = ACT_NONE};
+    run_parts(cpu, &job);
 }
 
 // ---- dw += Aᵀ B --------------------------------------------------------------------------------
 
-// dw (M,cols) += Σ_r a (R,M)[r] b (R,cols)[r]: each task packs 32 columns of b and runs them
-// against a block of a's columns; r runs upward.
+// dw (M,cols) += Σ_r a (R,M)[r] b (R,cols)[r], r upward. First a is turned into blocks of columns
+// [M/48][R][48] (bf16: pairs of rows), which all tasks share; then each task packs 32 columns of b
+// and runs them against some blocks.
+enum { COLUMNS = 48 };
+
 struct outer_job {
-    const struct gemm_kernels *gemm;
-    float *dw, *scratch;
+    const struct kernels *k;
+    float *dw, *blocks, *scratch;
     const float *a, *b;
-    size_t R, M, cols, m_chunk, m_chunks;
+    size_t R, M, cols, m_blocks, m_chunk, scratch_step;
+    bool bf16;
 };
+
+static size_t outer_steps(const struct outer_job *j) {
+    return j->bf16 ? pairs_step(j->R) : j->R;
+}
+
+static void blocks_task(void *ctx, int task) {
+    const struct outer_job *j = ctx;
+    const size_t m = (size_t)task * COLUMNS, n = j->M - m < COLUMNS ? j->M - m : COLUMNS;
+    float *to = j->blocks + (size_t)task * outer_steps(j) * COLUMNS;
+    for (size_t s = 0; s < outer_steps(j); s++, to += COLUMNS) {
+        if (!j->bf16) {
+            memcpy(to, j->a + s * j->M + m, n * sizeof *to);
+            continue;
+        }
+        const float *row = j->a + 2 * s * j->M + m;
+        j->k->pack->pair_rows((uint32_t *)(void *)to, row, 2 * s + 1 < j->R ? row + j->M : NULL, n);
+    }
+}
+
+static void outer_block(const struct outer_job *j, size_t block, const float *panel, float *acc,
+                        size_t col, size_t outs) {
+    const size_t m = block * COLUMNS, rows = j->M - m < COLUMNS ? j->M - m : COLUMNS;
+    const float *a = j->blocks + block * outer_steps(j) * COLUMNS;
+    if (j->bf16)
+        j->k->gemm->dot(acc, (const uint32_t *)(const void *)a, 1, COLUMNS,
+                        (const uint16_t *)(const void *)panel, rows, 2 * outer_steps(j), 0, true);
+    else
+        j->k->gemm->f32(acc, a, 1, COLUMNS, panel, rows, j->R, 0, true);
+    for (size_t r = 0; r < rows; r++) {
+        float *y = j->dw + (m + r) * j->cols + col;
+        j->k->rows->finish(y, acc + r * PANEL, y, outs, ACT_NONE);
+    }
+}
 
 static void outer_task(void *ctx, int task) {
     const struct outer_job *j = ctx;
-    const size_t m = (size_t)task % j->m_chunks * j->m_chunk;
-    const size_t rows = j->M - m < j->m_chunk ? j->M - m : j->m_chunk;
-    const size_t col = (size_t)task / j->m_chunks * PANEL;
+    const size_t m_chunks = (j->m_blocks + j->m_chunk - 1) / j->m_chunk;
+    const size_t first = (size_t)task % m_chunks * j->m_chunk;
+    const size_t end = first + j->m_chunk < j->m_blocks ? first + j->m_chunk : j->m_blocks;
+    const size_t col = (size_t)task / m_chunks * PANEL;
     const size_t outs = j->cols - col < PANEL ? j->cols - col : PANEL;
-    float *panel = j->scratch + (size_t)pool_thread() * j->R * PANEL;
-    for (size_t r = 0; r < j->R; r++) {
-        memcpy(panel + r * PANEL, j->b + r * j->cols + col, outs * sizeof *panel);
-        if (outs < PANEL) memset(panel + r * PANEL + outs, 0, (PANEL - outs) * sizeof *panel);
+    float *acc = j->scratch + (size_t)pool_thread() * j->scratch_step;
+    float *panel = acc + COLUMNS * PANEL;
+    if (j->bf16) {
+        uint16_t *lines = (uint16_t *)(void *)panel;
+        j->k->pack->bf16(lines, j->b + col, j->cols, 1, j->R, outs);
+        if (j->R & 1) memset(lines + j->R * PANEL, 0, PANEL * sizeof *lines);
+    } else {
+        j->k->pack->f32(panel, j->b + col, j->cols, 1, j->R, outs);
     }
-    float *y = j->dw + m * j->cols + col;
-    j->gemm->f32(y, j->cols, j->a + m, 1, j->M, panel, rows, j->R, outs, y, j->cols);
+    for (size_t block = first; block < end; block++) outer_block(j, block, panel, acc, col, outs);
 }
 
 void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                      enum weight_layout layout) {
+                      const struct weight *w) {
     struct cpu *cpu = cpu_of(be);
-    const bool oi = layout == WEIGHT_OUT_IN;
+    const bool oi = w->layout == WEIGHT_OUT_IN;
     const struct tensor a = oi ? dy : x, b = oi ? x : dy;
-    const size_t R = x.dim[0], M = a.dim[1], cols = b.dim[1];
-    if (!R) return;
-    // Blocks of at least 192 columns of a, so that packing b costs under 1 % of the product.
-    size_t m_chunks = M / 192 ? M / 192 : 1;
-    const size_t enough = 8 * (size_t)pool_threads(cpu->pool) / panels(cols) + 1;
-    if (m_chunks > enough) m_chunks = enough;
-    const size_t m_chunk = (M + m_chunks - 1) / m_chunks;
-    m_chunks = (M + m_chunk - 1) / m_chunk;
-    const size_t tasks = panels(cols) * m_chunks;
-    struct outer_job job = {.gemm = cpu->k->gemm,
-                            .dw = f32(dw),
-                            .scratch = cpu_scratch_each(cpu, R * PANEL),
-                            .a = f32(a),
-                            .b = f32(b),
-                            .R = R,
-                            .M = M,
-                            .cols = cols,
-                            .m_chunk = m_chunk,
-                            .m_chunks = m_chunks};
-    pool_run(cpu->pool, (int)tasks, outer_task, &job);
+    struct outer_job j = {.k = cpu->k,
+                          .dw = f32(dw),
+                          .a = f32(a),
+                          .b = f32(b),
+                          .R = x.dim[0],
+                          .M = a.dim[1],
+                          .cols = b.dim[1],
+                          .bf16 = w->precision.inputs == DT_BF16};
+    if (!j.R) return;
+    const size_t threads = (size_t)pool_threads(cpu->pool);
+    j.m_blocks = (j.M + COLUMNS - 1) / COLUMNS;
+    // At least 4 blocks for a packed panel, and enough tasks to go round.
+    const size_t enough = 8 * threads / cpu_panels(j.cols) + 1;
+    j.m_chunk = (j.m_blocks + enough - 1) / enough;
+    if (j.m_chunk < 4) j.m_chunk = 4;
+    j.scratch_step = COLUMNS * PANEL + up_to(j.R + 1, 2) * PANEL;
+    const size_t blocks = j.m_blocks * outer_steps(&j) * COLUMNS;
+    j.blocks = cpu_scratch(cpu, blocks + threads * j.scratch_step);
+    j.scratch = j.blocks + blocks;
+    pool_run(cpu->pool, (int)j.m_blocks, blocks_task, &j);
+    const size_t m_chunks = (j.m_blocks + j.m_chunk - 1) / j.m_chunk;
+    pool_run(cpu->pool, (int)(cpu_panels(j.cols) * m_chunks), outer_task, &j);
 }

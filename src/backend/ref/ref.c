@@ -3,6 +3,8 @@
 
 #include "backend/host.h"
 #include "backend/ops.h"
+#include "backend/quant.h"
+#include "base/half.h"
 #include "base/mem.h"
 #include "base/rng.h"
 
@@ -186,31 +188,52 @@ struct ref_weight {
     real *value; // (in, out), rounded to the stored type
 };
 
+static bool is_integer(const struct weight *w) {
+    return w->precision.stored == DT_INT8 || w->precision.stored == DT_INT4;
+}
+
+// Column o of value as quantised blocks give it back.
+static void round_column(struct ref_weight *w, size_t o) {
+    const enum dtype t = w->base.precision.stored;
+    const size_t group = quant_group(t), out = w->base.out;
+    for (size_t k = 0; k < w->base.in; k += group) {
+        float x[QUANT_MAX_GROUP] = {0};
+        uint8_t q[QUANT_MAX_GROUP];
+        const size_t n = w->base.in - k < group ? w->base.in - k : group;
+        for (size_t i = 0; i < n; i++) x[i] = (float)w->value[(k + i) * out + o];
+        const float scale = quant_weights(q, x, group, t);
+        for (size_t i = 0; i < n; i++)
+            w->value[(k + i) * out + o] = (real)(scale * (float)(q[i] - quant_zero(t)));
+    }
+}
+
 static void ref_weight_refresh(struct backend *be, struct weight *w, struct tensor src) {
     (void)be;
     const size_t n = w->in * w->out;
-    void *stored = mem_alloc(n * 8);
+    const enum dtype stored = is_integer(w) ? REAL_TYPE : w->precision.stored;
+    void *rounded = mem_alloc(n * 8);
     real *plain = mem_alloc(n * sizeof(real));
-    dtype_convert(stored, w->stored, tensor_host(src), src.dtype, n);
-    dtype_convert(plain, REAL_TYPE, stored, w->stored, n);
+    dtype_convert(rounded, stored, tensor_host(src), src.dtype, n);
+    dtype_convert(plain, REAL_TYPE, rounded, stored, n);
     real *value = ((struct ref_weight *)w)->value;
     for (size_t k = 0; k < w->in; k++)
         for (size_t o = 0; o < w->out; o++)
             value[k * w->out + o] =
                 w->layout == WEIGHT_OUT_IN ? plain[o * w->in + k] : plain[k * w->out + o];
-    free(stored);
+    for (size_t o = 0; is_integer(w) && o < w->out; o++) round_column((struct ref_weight *)w, o);
+    free(rounded);
     free(plain);
 }
 
 static struct weight *ref_weight_create(struct backend *be, struct tensor src,
-                                        enum weight_layout layout, enum dtype stored,
+                                        enum weight_layout layout, struct precision precision,
                                         bool trained) {
     struct ref_weight *w = mem_zero(1, sizeof *w);
     const bool oi = layout == WEIGHT_OUT_IN;
     w->base = (struct weight){.be = be,
                               .in = src.dim[oi ? 1 : 0],
                               .out = src.dim[oi ? 0 : 1],
-                              .stored = stored,
+                              .precision = precision,
                               .layout = layout,
                               .trained = trained};
     w->value = mem_zero(w->base.in * w->base.out, sizeof(real));
@@ -224,61 +247,102 @@ static void ref_weight_destroy(struct weight *w) {
 }
 
 static size_t ref_weight_bytes(const struct backend *be, size_t rows, size_t cols,
-                               enum dtype stored, bool trained) {
-    (void)be, (void)stored, (void)trained;
+                               struct precision precision, bool trained) {
+    (void)be, (void)precision, (void)trained;
     return rows * cols * sizeof(real);
 }
 
-static void ref_matmul(struct backend *be, struct tensor y, struct tensor x, const struct weight *w,
-                       struct tensor add) {
-    (void)be;
-    const real *value = ((const struct ref_weight *)w)->value;
+// n numbers as the weight takes its inputs.
+static void round_inputs(real *out, const real *x, size_t n, const struct weight *w) {
+    const size_t group = quant_group(w->precision.stored);
+    if (!is_integer(w)) {
+        const bool narrow = w->precision.inputs == DT_BF16;
+        for (size_t i = 0; i < n; i++)
+            out[i] = narrow ? (real)bf16_to_f32(f32_to_bf16((float)x[i])) : x[i];
+        return;
+    }
+    for (size_t at = 0; at < n; at += group) {
+        float part[QUANT_MAX_GROUP] = {0};
+        int8_t q[QUANT_MAX_GROUP];
+        const size_t len = n - at < group ? n - at : group;
+        for (size_t i = 0; i < len; i++) part[i] = (float)x[at + i];
+        const float scale = quant_inputs(q, part, group);
+        for (size_t i = 0; i < len; i++) out[at + i] = (real)(scale * (float)q[i]);
+    }
+}
+
+// All rows, rounded; the caller frees them.
+static real *rounded_rows(struct tensor x, const struct weight *w) {
+    real *out = mem_alloc(tensor_count(x) * sizeof(real));
     for (size_t r = 0; r < x.dim[0]; r++)
+        round_inputs(out + r * x.dim[1], data(x) + r * x.dim[1], x.dim[1], w);
+    return out;
+}
+
+static double activate(double x, enum act f) {
+    switch (f) {
+    case ACT_TANH: return tanh(x);
+    case ACT_SIGMOID: return sigmoid(x);
+    case ACT_RELU2: return x > 0 ? x * x : 0;
+    default: return x;
+    }
+}
+
+static void product_of(const struct product *p) {
+    const struct weight *w = p->w;
+    const real *value = ((const struct ref_weight *)w)->value;
+    real *x = rounded_rows(p->x, w);
+    for (size_t r = 0; r < p->x.dim[0]; r++)
         for (size_t o = 0; o < w->out; o++) {
             double sum = 0;
             for (size_t k = 0; k < w->in; k++)
-                sum += (double)data(x)[r * w->in + k] * (double)value[k * w->out + o];
+                sum += (double)x[r * w->in + k] * (double)value[k * w->out + o];
             const size_t at = r * w->out + o;
-            data(y)[at] = (real)((tensor_is(add) ? (double)data(add)[at] : 0) + sum);
+            const double add = tensor_is(p->add) ? (double)data(p->add)[at] : 0;
+            data(p->y)[at] = (real)activate(add + sum, p->act);
         }
+    free(x);
+}
+
+static void ref_matmul(struct backend *be, const struct product *products, int n) {
+    (void)be;
+    for (int i = 0; i < n; i++) product_of(&products[i]);
 }
 
 static void ref_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
                              const struct weight *w, struct tensor add) {
     (void)be;
     const real *value = ((const struct ref_weight *)w)->value;
+    real *g = rounded_rows(dy, w);
     for (size_t r = 0; r < dy.dim[0]; r++)
         for (size_t k = 0; k < w->in; k++) {
             double sum = 0;
             for (size_t o = 0; o < w->out; o++)
-                sum += (double)data(dy)[r * w->out + o] * (double)value[k * w->out + o];
+                sum += (double)g[r * w->out + o] * (double)value[k * w->out + o];
             const size_t at = r * w->in + k;
             data(dx)[at] = (real)((tensor_is(add) ? (double)data(add)[at] : 0) + sum);
         }
+    free(g);
 }
 
 static void ref_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy,
-                             struct tensor x, enum weight_layout layout) {
+                             struct tensor x, const struct weight *w) {
     (void)be;
     const size_t R = x.dim[0], K = x.dim[1], O = dy.dim[1];
+    real *in = rounded_rows(x, w), *g = rounded_rows(dy, w);
     for (size_t o = 0; o < O; o++)
         for (size_t k = 0; k < K; k++) {
             double sum = 0;
-            for (size_t r = 0; r < R; r++)
-                sum += (double)data(dy)[r * O + o] * (double)data(x)[r * K + k];
-            data(dw)[layout == WEIGHT_OUT_IN ? o * K + k : k * O + o] += (real)sum;
+            for (size_t r = 0; r < R; r++) sum += (double)g[r * O + o] * (double)in[r * K + k];
+            data(dw)[w->layout == WEIGHT_OUT_IN ? o * K + k : k * O + o] += (real)sum;
         }
+    free(in);
+    free(g);
 }
 
 static void ref_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
     (void)be;
-    for (size_t i = 0; i < tensor_count(x); i++) {
-        const double v = (double)data(x)[i];
-        data(y)[i] = (real)(f == ACT_TANH      ? tanh(v)
-                            : f == ACT_SIGMOID ? sigmoid(v)
-                            : v > 0            ? v * v
-                                               : 0);
-    }
+    for (size_t i = 0; i < tensor_count(x); i++) data(y)[i] = (real)activate((double)data(x)[i], f);
 }
 
 static void ref_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,

@@ -1,146 +1,241 @@
-// Matrix products on packed panels: a tile of rows × 2 vectors of outputs lives in registers while
-// k runs upward, x broadcast over contiguous outputs. Each output is one chain of multiply-adds
-// from k = 0, whatever the tile, so a row's bits do not depend on how many rows come with it.
+// Matrix products on packed panels: a tile of rows × vectors of outputs lives in registers while k
+// runs upward, x broadcast over contiguous outputs. Each output is one chain of multiply-adds from
+// k = 0, whatever the tile, so a row's bits do not depend on how many rows come with it. A chain
+// may be laid down in `acc` and taken up again: f32 keeps it exactly.
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/lanes.h"
 
-enum { TILE_OUTS = 2 * LANES };
+// A tile is rows × some 32-bit vectors of a line of bf16, each of which makes two vectors of
+// floats. Few rows take a panel's whole width at once, so that it is read from front to back.
+#if defined(__AVX512F__)
+enum { TILE_ROWS = 12 };
+#elif defined(__AVX2__)
+enum { TILE_ROWS = 6 };
+#elif defined(__aarch64__)
+enum { TILE_ROWS = 8 };
+#else
+enum { TILE_ROWS = 4 };
+#endif
+enum { HALF = PANEL / 2, WIDE = HALF / LANES, NARROW = 1, VECS = 2 * WIDE };
 
-// Writes the first `outs` of one tile row.
-INLINE void put(float *y, const vf acc[2], size_t outs, const float *add) {
-    if (outs >= TILE_OUTS) {
-        for (int v = 0; v < 2; v++)
-            store(y + v * LANES, add ? load(add + v * LANES) + acc[v] : acc[v]);
-        return;
-    }
-    float t[TILE_OUTS];
-    for (int v = 0; v < 2; v++) store(t + v * LANES, acc[v]);
-    for (size_t o = 0; o < outs; o++) y[o] = add ? add[o] + t[o] : t[o];
+// Where vector v of a tile that begins at line vector q lies among the outputs.
+INLINE size_t place(int q, int v) {
+    return (size_t)((v & 1) * HALF + (q + v / 2) * LANES);
 }
 
-// `rows` is a constant at every call, so the accumulators stay in registers.
-INLINE void tile_f32(int rows, float *y, size_t y_step, const float *x, size_t row_step,
-                     size_t k_step, const float *panel, size_t K, size_t outs, const float *add,
-                     size_t add_step) {
-    vf acc[TILE_ROWS][2] = {0};
+// The accumulators of a tile from and to acc (rows, PANEL).
+#define EACH_ROW  _Pragma("GCC unroll 12") for (int r = 0; r < rows; r++)
+#define EACH_VEC  _Pragma("GCC unroll 8") for (int v = 0; v < 2 * width; v++)
+#define EACH_LINE _Pragma("GCC unroll 4") for (int l = 0; l < width; l++)
+
+INLINE void tile_begin(vf a[TILE_ROWS][VECS], int rows, int q, int width, const float *acc,
+                       bool first) {
+    EACH_ROW EACH_VEC a[r][v] = first ? (vf){0} : load(acc + r * PANEL + place(q, v));
+}
+
+INLINE void tile_end(float *acc, vf a[TILE_ROWS][VECS], int rows, int q, int width) {
+    EACH_ROW EACH_VEC store(acc + r * PANEL + place(q, v), a[r][v]);
+}
+
+INLINE void tile_f32(int rows, int q, int width, float *acc, const float *x, size_t row_step,
+                     size_t k_step, const float *panel, size_t K, size_t ahead, bool first) {
+    vf a[TILE_ROWS][VECS];
+    tile_begin(a, rows, q, width, acc, first);
     for (size_t k = 0; k < K; k++, panel += PANEL) {
-        const vf w0 = load(panel), w1 = load(panel + LANES);
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
+        vf w[VECS];
+        if (width == WIDE) {
+            __builtin_prefetch((const char *)panel + ahead);
+            __builtin_prefetch((const char *)panel + ahead + 64);
+        }
+        EACH_VEC w[v] = load(panel + place(q, v));
+        EACH_ROW {
             const vf xr = splat(x[(size_t)r * row_step + k * k_step]);
-            acc[r][0] += xr * w0;
-            acc[r][1] += xr * w1;
+            EACH_VEC a[r][v] += xr * w[v];
         }
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++)
-        put(y + (size_t)r * y_step, acc[r], outs, add ? add + (size_t)r * add_step : NULL);
+    tile_end(acc, a, rows, q, width);
 }
 
-INLINE void tile_bf16(int rows, float *y, size_t y_step, const float *x, size_t row_step,
-                      const uint16_t *panel, size_t K, size_t outs, const float *add,
-                      size_t add_step) {
-    vf acc[TILE_ROWS][2] = {0};
-    for (size_t k = 0; k + 1 < K; k += 2, panel += 2 * PANEL) {
-        vu pair[2];
-        memcpy(pair, panel, sizeof pair);
-        const vf even0 = (vf)(pair[0] << 16), even1 = (vf)(pair[1] << 16);
-        const vf odd0 = (vf)(pair[0] & 0xffff0000u), odd1 = (vf)(pair[1] & 0xffff0000u);
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
-            const float *xr = x + (size_t)r * row_step + k;
-            const vf x0 = splat(xr[0]), x1 = splat(xr[1]);
-            acc[r][0] += x0 * even0;
-            acc[r][1] += x0 * even1;
-            acc[r][0] += x1 * odd0;
-            acc[r][1] += x1 * odd1;
-        }
-    }
-    if (K & 1) {
-        vu pair[2];
-        memcpy(pair, panel, sizeof pair);
-        const vf even0 = (vf)(pair[0] << 16), even1 = (vf)(pair[1] << 16);
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
-            const vf x0 = splat(x[(size_t)r * row_step + K - 1]);
-            acc[r][0] += x0 * even0;
-            acc[r][1] += x0 * even1;
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++)
-        put(y + (size_t)r * y_step, acc[r], outs, add ? add + (size_t)r * add_step : NULL);
+// ---- bf16 --------------------------------------------------------------------------------------
+
+INLINE vf low_half(vu x) {
+    return (vf)(x << 16);
+}
+INLINE vf high_half(vu x) {
+    return (vf)(x & 0xffff0000u);
 }
 
-static void gemm_f32(float *y, size_t y_step, const float *x, size_t row_step, size_t k_step,
-                     const float *panel, size_t rows, size_t K, size_t outs, const float *add,
-                     size_t add_step) {
-    for (size_t o = 0; o < outs; o += TILE_OUTS) {
-        const float *p = panel + o, *a = add ? add + o : NULL;
-        const size_t left = outs - o;
-        for (size_t r = 0; r < rows;) {
-            const size_t n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
-            float *yr = y + r * y_step + o;
-            const float *xr = x + r * row_step, *ar = a ? a + r * add_step : NULL;
-#define TILE(n) tile_f32(n, yr, y_step, xr, row_step, k_step, p, K, left, ar, add_step)
-            switch (n) {
-            case 1: TILE(1); break;
-            case 2: TILE(2); break;
-            case 3: TILE(3); break;
-            case 4: TILE(4); break;
-#if defined(__AVX2__)
-            case 5: TILE(5); break;
-            case 6: TILE(6); break;
+INLINE vu load_line(const uint16_t *line, int q) {
+    vu v;
+    memcpy(&v, line + 2 * q * LANES, sizeof v);
+    return v;
+}
+
+INLINE void step_bf16(vf a[TILE_ROWS][VECS], int rows, int q, int width, const float *x,
+                      size_t row_step, const uint16_t *line) {
+    vf w[VECS];
+    EACH_LINE {
+        const vu both = load_line(line, q + l);
+        w[2 * l] = low_half(both);
+        w[2 * l + 1] = high_half(both);
+    }
+    EACH_ROW {
+        const vf xr = splat(x[(size_t)r * row_step]);
+        EACH_VEC a[r][v] += xr * w[v];
+    }
+}
+
+INLINE void tile_bf16(int rows, int q, int width, float *acc, const float *x, size_t row_step,
+                      const uint16_t *panel, size_t K, size_t ahead, bool first) {
+    vf a[TILE_ROWS][VECS];
+    tile_begin(a, rows, q, width, acc, first);
+    for (size_t k = 0; k < K; k++, panel += PANEL) {
+        if (width == WIDE) __builtin_prefetch((const char *)panel + ahead);
+        step_bf16(a, rows, q, width, x + k, row_step, panel);
+    }
+    tile_end(acc, a, rows, q, width);
+}
+
+INLINE void tile_bf16_some(int rows, int q, int width, float *acc, const float *x, size_t row_step,
+                           const uint16_t *panel, const uint32_t *list, size_t len, bool first) {
+    vf a[TILE_ROWS][VECS];
+    tile_begin(a, rows, q, width, acc, first);
+    for (size_t i = 0; i < len; i++) {
+        if (width == WIDE) __builtin_prefetch(panel + (size_t)list[i + SOME_AHEAD] * PANEL);
+        step_bf16(a, rows, q, width, x + list[i], row_step, panel + (size_t)list[i] * PANEL);
+    }
+    tile_end(acc, a, rows, q, width);
+}
+
+// A pair of products at once: the odd one first, as the instruction does it. Without it two
+// multiply-adds give the same bits, denormals aside.
+INLINE vf dot_pair(vf a, vu x, vu w) {
+#if defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)a, (__m512bh)x, (__m512bh)w);
+#else
+    a += high_half(x) * high_half(w);
+    a += low_half(x) * low_half(w);
+    return a;
 #endif
+}
+
+INLINE void step_dot(vf a[TILE_ROWS][VECS], int rows, int q, int width, const uint32_t *x,
+                     size_t row_step, const uint16_t *even, const uint16_t *odd) {
+    vu w[VECS];
+    EACH_LINE {
+        const vu e = load_line(even, q + l), o = load_line(odd, q + l);
+        w[2 * l] = (e & 0xffffu) | (o << 16);
+        w[2 * l + 1] = (e >> 16) | (o & 0xffff0000u);
+    }
+    EACH_ROW {
+        const vu xr = x[(size_t)r * row_step] - (vu){0};
+        EACH_VEC a[r][v] = dot_pair(a[r][v], xr, w[v]);
+    }
+}
+
+INLINE void tile_dot(int rows, int q, int width, float *acc, const uint32_t *x, size_t row_step,
+                     size_t k_step, const uint16_t *panel, size_t K, size_t ahead, bool first) {
+    vf a[TILE_ROWS][VECS];
+    tile_begin(a, rows, q, width, acc, first);
+    for (size_t k = 0; k < K; k += 2, panel += 2 * PANEL) {
+        if (width == WIDE) {
+            __builtin_prefetch((const char *)panel + ahead);
+            __builtin_prefetch((const char *)panel + ahead + 64);
+        }
+        step_dot(a, rows, q, width, x + k / 2 * k_step, row_step, panel, panel + PANEL);
+    }
+    tile_end(acc, a, rows, q, width);
+}
+
+INLINE void tile_dot_some(int rows, int q, int width, float *acc, const uint32_t *x,
+                          size_t row_step, const uint16_t *panel, const uint32_t *list, size_t len,
+                          bool first) {
+    vf a[TILE_ROWS][VECS];
+    tile_begin(a, rows, q, width, acc, first);
+    for (size_t i = 0; i < len; i++, list += 3) {
+        if (width == WIDE) {
+            __builtin_prefetch(panel + (size_t)list[3 * SOME_AHEAD + 1] * PANEL);
+            __builtin_prefetch(panel + (size_t)list[3 * SOME_AHEAD + 2] * PANEL);
+        }
+        step_dot(a, rows, q, width, x + list[0], row_step, panel + (size_t)list[1] * PANEL,
+                 panel + (size_t)list[2] * PANEL);
+    }
+    tile_end(acc, a, rows, q, width);
+}
+
+// ---- rows → tiles ------------------------------------------------------------------------------
+
+// TILE(n, q, width) for n rows, a constant, and `width` vectors of a line from q on.
+#define WHOLE(n, TILE)                                                                             \
+    case n:                                                                                        \
+        TILE(n, 0, WIDE);                                                                          \
+        break;
+#define PARTS(n, TILE)                                                                             \
+    case n:                                                                                        \
+        for (int q = 0; q < WIDE; q++) TILE(n, q, NARROW);                                         \
+        break;
 #if defined(__AVX512F__)
-            case 7: TILE(7); break;
-            case 8: TILE(8); break;
-            case 9: TILE(9); break;
-            case 10: TILE(10); break;
-            case 11: TILE(11); break;
-            case 12: TILE(12); break;
+#define CASES(T)                                                                                   \
+    WHOLE(1, T)                                                                                    \
+    WHOLE(2, T)                                                                                    \
+    WHOLE(3, T) WHOLE(4, T) WHOLE(5, T) WHOLE(6, T) WHOLE(7, T) WHOLE(8, T) WHOLE(9, T)            \
+        WHOLE(10, T) WHOLE(11, T) WHOLE(12, T)
+#elif defined(__AVX2__)
+#define CASES(T) WHOLE(1, T) WHOLE(2, T) PARTS(3, T) PARTS(4, T) PARTS(5, T) PARTS(6, T)
+#elif defined(__aarch64__)
+#define CASES(T)                                                                                   \
+    WHOLE(1, T) WHOLE(2, T) PARTS(3, T) PARTS(4, T) PARTS(5, T) PARTS(6, T) PARTS(7, T) PARTS(8, T)
+#else
+#define CASES(T) WHOLE(1, T) PARTS(2, T) PARTS(3, T) PARTS(4, T)
 #endif
-            }
-#undef TILE
-            r += n;
-        }
+
+// Walks the rows in tiles; the tile's own acc and x are `to` and `xr`.
+#define FOR_TILES(type, TILE)                                                                      \
+    for (size_t at = 0; at < rows;) {                                                              \
+        const size_t n = rows - at < TILE_ROWS ? rows - at : TILE_ROWS;                            \
+        float *to = acc + at * PANEL;                                                              \
+        const type *xr = x + at * row_step;                                                        \
+        switch (n) { CASES(TILE) }                                                                 \
+        at += n;                                                                                   \
     }
+
+static void gemm_f32(float *acc, const float *x, size_t row_step, size_t k_step, const float *panel,
+                     size_t rows, size_t K, size_t ahead, bool first) {
+#define TILE(n, q, width) tile_f32(n, q, width, to, xr, row_step, k_step, panel, K, ahead, first)
+    FOR_TILES(float, TILE)
+#undef TILE
 }
 
-static void gemm_bf16(float *y, size_t y_step, const float *x, size_t row_step,
-                      const uint16_t *panel, size_t rows, size_t K, size_t outs, const float *add,
-                      size_t add_step) {
-    for (size_t o = 0; o < outs; o += TILE_OUTS) {
-        const uint16_t *p = panel + 2 * o;
-        const float *a = add ? add + o : NULL;
-        const size_t left = outs - o;
-        for (size_t r = 0; r < rows;) {
-            const size_t n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
-            float *yr = y + r * y_step + o;
-            const float *xr = x + r * row_step, *ar = a ? a + r * add_step : NULL;
-#define TILE(n) tile_bf16(n, yr, y_step, xr, row_step, p, K, left, ar, add_step)
-            switch (n) {
-            case 1: TILE(1); break;
-            case 2: TILE(2); break;
-            case 3: TILE(3); break;
-            case 4: TILE(4); break;
-#if defined(__AVX2__)
-            case 5: TILE(5); break;
-            case 6: TILE(6); break;
-#endif
-#if defined(__AVX512F__)
-            case 7: TILE(7); break;
-            case 8: TILE(8); break;
-            case 9: TILE(9); break;
-            case 10: TILE(10); break;
-            case 11: TILE(11); break;
-            case 12: TILE(12); break;
-#endif
-            }
+static void gemm_bf16(float *acc, const float *x, size_t row_step, const uint16_t *panel,
+                      size_t rows, size_t K, size_t ahead, bool first) {
+#define TILE(n, q, width) tile_bf16(n, q, width, to, xr, row_step, panel, K, ahead, first)
+    FOR_TILES(float, TILE)
 #undef TILE
-            r += n;
-        }
-    }
 }
 
-const struct gemm_kernels LEVEL(gemm_kernels) = {.f32 = gemm_f32, .bf16 = gemm_bf16};
+static void gemm_bf16_some(float *acc, const float *x, size_t row_step, const uint16_t *panel,
+                           size_t rows, const uint32_t *list, size_t len, bool first) {
+#define TILE(n, q, width) tile_bf16_some(n, q, width, to, xr, row_step, panel, list, len, first)
+    FOR_TILES(float, TILE)
+#undef TILE
+}
+
+static void gemm_dot(float *acc, const uint32_t *x, size_t row_step, size_t k_step,
+                     const uint16_t *panel, size_t rows, size_t K, size_t ahead, bool first) {
+#define TILE(n, q, width) tile_dot(n, q, width, to, xr, row_step, k_step, panel, K, ahead, first)
+    FOR_TILES(uint32_t, TILE)
+#undef TILE
+}
+
+static void gemm_dot_some(float *acc, const uint32_t *x, size_t row_step, const uint16_t *panel,
+                          size_t rows, const uint32_t *list, size_t len, bool first) {
+#define TILE(n, q, width) tile_dot_some(n, q, width, to, xr, row_step, panel, list, len, first)
+    FOR_TILES(uint32_t, TILE)
+#undef TILE
+}
+
+const struct gemm_kernels LEVEL(gemm_kernels) = {.f32 = gemm_f32,
+                                                 .bf16 = gemm_bf16,
+                                                 .bf16_some = gemm_bf16_some,
+                                                 .dot = gemm_dot,
+                                                 .dot_some = gemm_dot_some};

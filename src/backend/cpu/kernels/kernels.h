@@ -1,5 +1,6 @@
 // The inner loops of the CPU backend: one text, compiled once for each level of the instruction set
-// (v1: the baseline; v3: AVX2 and FMA; v4: AVX-512), chosen at run time. Pure functions on plain
+// (v1: the baseline; v3: AVX2 and FMA; v4: AVX-512; bf16: AVX-512 with the products of bf16 and of
+// bytes), chosen at run time. Pure functions on plain
 // arrays: no threads, no memory, no tensors. All storage is f32 unless said.
 //
 // A row's result depends on the row alone, and on a machine always in the same order of operations.
@@ -8,20 +9,71 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Weights are packed into panels of 32 outputs: f32 as [out/32][in][32], bf16 as
-// [out/32][in/2][32][2], so that one 32-bit lane holds two neighbours in k. Outputs and k are
-// padded with zeros.
-enum { PANEL = 32 };
+// Weights are packed into panels of 32 outputs, padded with zeros:
+//   f32   [in][32]
+//   bf16  [in][32], a cache line for each k; the halves interleaved: 0 16 1 17 … 15 31, so that a
+//         shift and a mask make two vectors of floats of it, in order
+//   int8  groups of 64 k: [16][32][4] u8, value + 128, four neighbours in k a lane; then 32 scales
+//   int4  groups of 32 k: [4][32][4] u8, k in the low and k + 4 in the high half, value + 8; then
+//         32 scales
+// Scales are bf16 with interleaved halves. K is padded to whole groups.
+enum { PANEL = 32, INT8_GROUP = 64, INT4_GROUP = 32 };
+enum { INT8_GROUP_BYTES = INT8_GROUP * PANEL + 2 * PANEL };
+enum { INT4_GROUP_BYTES = INT4_GROUP * PANEL / 2 + 2 * PANEL };
 
+// A list of k is followed by so many entries more, of lines that are worth asking for early: those
+// with which the next panel begins.
+enum { SOME_AHEAD = 16 };
+
+// Rows quantised for the integer kernels: x ≈ value · scale, per row and group of k.
+struct quantised {
+    const int8_t *value; // (rows, K)
+    const float *scale;  // (rows, K / group)
+    const int32_t *sum;  // the same shape: of the group's values
+    size_t K, group;
+};
+
+// acc (rows, 32) = (first ? 0 : acc) + x · panel, for one panel from some k on. Element (row, k) of
+// x is x[row · row_step + k · k_step] (1 where there is no k_step). Lines are fetched `ahead` bytes
+// before they are used; 0: not.
 struct gemm_kernels {
-    // y (rows, 32) = add + x · panel, k upward in one accumulator per output; add NULL: 0.
-    // x's element (row, k) is x[row·row_step + k·k_step]. Only `outs` ≤ 32 columns are written.
-    void (*f32)(float *y, size_t y_step, const float *x, size_t row_step, size_t k_step,
-                const float *panel, size_t rows, size_t K, size_t outs, const float *add,
-                size_t add_step);
-    // K even; the panel's odd last k is zero, x is read only below K_x.
-    void (*bf16)(float *y, size_t y_step, const float *x, size_t row_step, const uint16_t *panel,
-                 size_t rows, size_t K_x, size_t outs, const float *add, size_t add_step);
+    void (*f32)(float *acc, const float *x, size_t row_step, size_t k_step, const float *panel,
+                size_t rows, size_t K, size_t ahead, bool first);
+    void (*bf16)(float *acc, const float *x, size_t row_step, const uint16_t *panel, size_t rows,
+                 size_t K, size_t ahead, bool first);
+    // Only the k of `list`; the others have nothing but zeros in x.
+    void (*bf16_some)(float *acc, const float *x, size_t row_step, const uint16_t *panel,
+                      size_t rows, const uint32_t *list, size_t len, bool first);
+    // x holds bf16 pairs of k, K is even, steps count pairs. Of each pair of products the odd one
+    // is added first: vdpbf16ps, or two multiply-adds with the same bits.
+    void (*dot)(float *acc, const uint32_t *x, size_t row_step, size_t k_step,
+                const uint16_t *panel, size_t rows, size_t K, size_t ahead, bool first);
+    // list: (pair, line for the even k, line for the odd k), three numbers an entry. Where x is
+    // zero, any line will do.
+    void (*dot_some)(float *acc, const uint32_t *x, size_t row_step, const uint16_t *panel,
+                     size_t rows, const uint32_t *list, size_t len, bool first);
+};
+
+// The same with integers: groups [from, to), of which `panel` holds the first; x from row `row` on.
+// A group's sum is exact, the sum over groups runs upward.
+struct integer_kernels {
+    void (*int8)(float *acc, const struct quantised *x, size_t row, const uint8_t *panel,
+                 size_t rows, size_t from, size_t to, size_t ahead);
+    void (*int4)(float *acc, const struct quantised *x, size_t row, const uint8_t *panel,
+                 size_t rows, size_t from, size_t to, size_t ahead);
+    // One row of K numbers, K a multiple of the group: the largest |x| of a group becomes 127.
+    void (*quantise)(int8_t *value, float *scale, int32_t *sum, const float *x, size_t K,
+                     size_t group);
+};
+
+// Into panels, and into rows of bf16. One of the two steps between the numbers of `from` is 1.
+struct pack_kernels {
+    void (*f32)(float *panel, const float *from, size_t in_step, size_t out_step, size_t K,
+                size_t outs);
+    void (*bf16)(uint16_t *panel, const float *from, size_t in_step, size_t out_step, size_t K,
+                 size_t outs);
+    void (*pair_rows)(uint32_t *to, const float *a, const float *b, size_t n); // b NULL: zeros
+    void (*narrow)(uint16_t *to, const float *x, size_t n);
 };
 
 // β, 1-β and the bias corrections 1/(1-βᵗ), worked out in double: 1-0.99f is off by 1e-6.
@@ -46,6 +98,8 @@ struct row_kernels {
     void (*act)(float *y, const float *x, size_t n, int f);
     void (*act_bwd)(float *dx, const float *dy, const float *y, size_t n, int f);
     void (*add)(float *y, const float *x, size_t n);
+    // y = f(add + acc), f an enum act; add NULL: 0; y may be add
+    void (*finish)(float *y, const float *acc, const float *add, size_t n, int f);
     void (*scale)(float *y, size_t n, float s);
     void (*widen)(float *y, const uint16_t *x, size_t n);  // from bf16
     void (*narrow)(uint16_t *y, const float *x, size_t n); // to bf16
@@ -91,6 +145,8 @@ size_t wkv7_scratch(size_t N); // floats, for either direction
 struct kernels {
     const char *isa; // "x86-64", "x86-64-v3", …
     const struct gemm_kernels *gemm;
+    const struct integer_kernels *integer;
+    const struct pack_kernels *pack;
     const struct row_kernels *rows;
     const struct wkv7_kernels *wkv7;
 };

@@ -5,17 +5,20 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b)  JOIN_(a, b)
 #define LEVEL(name) JOIN(name, KERNEL_LEVEL) // gemm_kernels_v4 …
 
 #if defined(__AVX512F__)
-enum { LANES = 16, TILE_ROWS = 12 };
+enum { LANES = 16 };
 #elif defined(__AVX2__)
-enum { LANES = 8, TILE_ROWS = 6 };
+enum { LANES = 8 };
 #else
-enum { LANES = 4, TILE_ROWS = 4 };
+enum { LANES = 4 };
 #endif
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
@@ -37,6 +40,25 @@ INLINE void store(float *p, vf v) {
 INLINE vf splat(float x) {
     return x - (vf){0};
 }
+
+// In each lane the sum of the two products of 16-bit halves, signed.
+#if defined(__AVX512BW__)
+INLINE vi multiply_add_16(vu a, vu b) {
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+#elif defined(__AVX2__)
+INLINE vi multiply_add_16(vu a, vu b) {
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+#elif defined(__x86_64__)
+INLINE vi multiply_add_16(vu a, vu b) {
+    return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+}
+#else
+INLINE vi multiply_add_16(vu a, vu b) {
+    return ((vi)(a << 16) >> 16) * ((vi)(b << 16) >> 16) + ((vi)a >> 16) * ((vi)b >> 16);
+}
+#endif
 
 // a and b alternately: of their lower halves, of their upper halves.
 #if defined(__AVX512F__)
@@ -109,7 +131,7 @@ INLINE void store_some(float *p, vf v, size_t n) {
     memcpy(p, &v, n * sizeof *p);
 }
 
-INLINE vf select(vi mask, vf yes, vf no) {
+INLINE vf choose(vi mask, vf yes, vf no) {
     return (vf)((mask & (vi)yes) | (~mask & (vi)no));
 }
 
@@ -130,7 +152,7 @@ INLINE vf exp_v(vf x) {
     p = p * f + 5.0000001201e-1f;
     p = p * (f * f) + f + 1.0f;
     const vf scale = (vf)(((vu)shifted - 0x4b400000u + 127u) << 23); // n from the bits
-    const vf y = select(x > 88.37f, splat(INFINITY), p * scale);
+    const vf y = choose(x > 88.37f, splat(INFINITY), p * scale);
     return (vf)(~(x < -87.3f) & (vi)y);
 }
 
@@ -145,7 +167,7 @@ struct gate {
 
 INLINE struct gate gate_v(vf x) {
     const vf e = exp_v(-magnitude(x)), q = 1.0f / (1.0f + e);
-    return (struct gate){.value = select(x < 0.0f, e * q, q), .slope = e * q * q};
+    return (struct gate){.value = choose(x < 0.0f, e * q, q), .slope = e * q * q};
 }
 
 // Odd polynomial near 0, where 1 - 2/(e^{2x}+1) would cancel (coefficients of Cephes' tanhf).
@@ -157,5 +179,5 @@ INLINE vf tanh_v(vf x) {
     p = p * z - 3.33332819422e-1f;
     const vf near = p * z * x + x, far = 1.0f - 2.0f / (exp_v(2.0f * size) + 1.0f);
     const vf signed_far = (vf)((vi)far | ((vi)x & INT32_MIN));
-    return select(size < 0.625f, near, signed_far);
+    return choose(size < 0.625f, near, signed_far);
 }

@@ -138,6 +138,18 @@ static void act(float *y, const float *x, size_t n, int f) {
     if (i < n) act_some(y + i, x + i, n - i, f);
 }
 
+static void finish(float *y, const float *acc, const float *add, size_t n, int f) {
+    if (f == ACT_NONE) {
+        size_t i = 0;
+        for (; i + LANES <= n; i += LANES)
+            store(y + i, add ? load(add + i) + load(acc + i) : load(acc + i));
+        for (; i < n; i++) y[i] = add ? add[i] + acc[i] : acc[i];
+        return;
+    }
+    for (size_t i = 0; i < n; i++) y[i] = add ? add[i] + acc[i] : acc[i];
+    act(y, y, n, f);
+}
+
 static void act_bwd(float *dx, const float *dy, const float *y, size_t n, int f) {
     if (f == ACT_TANH)
         for (size_t i = 0; i < n; i++) dx[i] = dy[i] * (1.0f - y[i] * y[i]);
@@ -486,6 +498,7 @@ static float xent(float *g, const float *x, size_t V, int32_t target, float scal
 }
 
 const struct row_kernels LEVEL(row_kernels) = {
+    .finish = finish,
     .norm = norm,
     .norm_bwd = norm_bwd,
     .mix = mix,
