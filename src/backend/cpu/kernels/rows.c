@@ -138,16 +138,30 @@ static void act(float *y, const float *x, size_t n, int f) {
     if (i < n) act_some(y + i, x + i, n - i, f);
 }
 
+// n ≤ LANES of them.
+INLINE vf finished(const float *acc, const float *add, size_t n, int f) {
+    const vf x = add ? load_some(add, n) + load_some(acc, n) : load_some(acc, n);
+    const vf positive = choose(x > 0.0f, x, (vf){0});
+    return f == ACT_NONE      ? x
+           : f == ACT_RELU2   ? positive * positive
+           : f == ACT_SIGMOID ? sigmoid_v(x)
+                              : tanh_v(x);
+}
+
+INLINE void finish_as(float *y, const float *acc, const float *add, size_t n, int f) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store(y + i, finished(acc + i, add ? add + i : NULL, LANES, f));
+    if (i < n) store_some(y + i, finished(acc + i, add ? add + i : NULL, n - i, f), n - i);
+}
+
 static void finish(float *y, const float *acc, const float *add, size_t n, int f) {
-    if (f == ACT_NONE) {
-        size_t i = 0;
-        for (; i + LANES <= n; i += LANES)
-            store(y + i, add ? load(add + i) + load(acc + i) : load(acc + i));
-        for (; i < n; i++) y[i] = add ? add[i] + acc[i] : acc[i];
-        return;
+    switch (f) {
+    case ACT_TANH: finish_as(y, acc, add, n, ACT_TANH); break;
+    case ACT_SIGMOID: finish_as(y, acc, add, n, ACT_SIGMOID); break;
+    case ACT_RELU2: finish_as(y, acc, add, n, ACT_RELU2); break;
+    default: finish_as(y, acc, add, n, ACT_NONE);
     }
-    for (size_t i = 0; i < n; i++) y[i] = add ? add[i] + acc[i] : acc[i];
-    act(y, y, n, f);
 }
 
 static void act_bwd(float *dx, const float *dy, const float *y, size_t n, int f) {
