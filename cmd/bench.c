@@ -40,6 +40,10 @@ struct bench {
     double *seconds; // of each repetition
     double work;     // tokens of one repetition
     double flops;    // of one repetition, matrices only
+    double bytes;    // of one repetition: what has to come from memory at least
+    bool in_turn;    // bytes and flops do not overlap
+    // The machine's limits, measured after each repetition.
+    double *read, *peak; // bytes/s, flop/s
 };
 
 // ---- what is measured --------------------------------------------------------------------------
@@ -53,6 +57,31 @@ static int32_t *random_tokens(size_t n, int V) {
 static double matrix_params(const struct dims *d, bool head) {
     const double C = d->C, R = d->Dw + d->Da + d->Dv + d->Dg;
     return d->L * (12 * C * C + 2 * C * R) + (head ? (double)d->V * C : 0);
+}
+
+// Bytes of the matrices as they are stored.
+static double weight_bytes(const struct bench *b, bool head) {
+    double bytes = 0;
+    for (int i = 0; i < b->model->num_params; i++) {
+        const struct param *p = &b->model->params[i];
+        if (p->matrix && !p->unused && (head || p->id != P_HEAD))
+            bytes +=
+                (double)b->be->class->weight_bytes(b->be, p->dim[0], p->dim[1],
+                                                   model_precision(b->model->options, p), false);
+    }
+    return bytes;
+}
+
+// Repetition r is over. Limits are measured in between, for they change with the neighbours.
+static void note(struct bench *b, int r, double seconds) {
+    const struct precision p = b->model->options.precision;
+    const enum limit limit = p.stored == DT_INT8 || p.stored == DT_INT4 ? LIMIT_INT8
+                             : p.inputs == DT_BF16                      ? LIMIT_BF16
+                                                                        : LIMIT_F32;
+    if (r < 0) return; // it warmed up
+    b->seconds[r] = seconds;
+    b->read[r] = 1e9 * b->be->class->measure(b->be, LIMIT_READ, (size_t)weight_bytes(b, true));
+    b->peak[r] = 1e9 * b->be->class->measure(b->be, limit, 0);
 }
 
 // B sequences, a token each a step: `tokens` steps a repetition.
@@ -79,10 +108,12 @@ static int bench_decode(struct bench *b, struct error *err) {
             model_forward(b->model, run, feed, state);
         }
         if (b->be->class->sync(b->be, err)) goto out;
-        if (r >= 0) b->seconds[r] = clock_s() - start;
+        note(b, r, clock_s() - start);
     }
     b->work = (double)B * b->tokens;
     b->flops = 2 * matrix_params(&b->dims, true) * b->work;
+    // All weights, and every sequence's state to and fro.
+    b->bytes = b->tokens * (weight_bytes(b, true) + 8.0 * B * (double)state_count(&b->dims));
     rc = 0;
 out:
     run_destroy(run);
@@ -117,10 +148,11 @@ static int bench_prefill(struct bench *b, struct error *err) {
         feed_set(feed, spans, B, tokens, rows, B, NULL);
         model_forward(b->model, run, feed, state);
         if (b->be->class->sync(b->be, err)) goto out;
-        if (r >= 0) b->seconds[r] = clock_s() - start;
+        note(b, r, clock_s() - start);
     }
     b->work = (double)B * T;
     b->flops = 2 * matrix_params(&b->dims, false) * b->work + 2.0 * b->dims.V * b->dims.C * B;
+    b->bytes = weight_bytes(b, true);
     rc = 0;
 out:
     run_destroy(run);
@@ -156,10 +188,12 @@ static int bench_train(struct bench *b, struct error *err) {
         optimizer_grad_norm(opt);
         optimizer_step(opt, 1e-5, r + 2);
         if (b->be->class->sync(b->be, err)) goto out;
-        if (r >= 0) b->seconds[r] = clock_s() - start;
+        note(b, r, clock_s() - start);
     }
     b->work = (double)B * T;
     b->flops = (checkpointing ? 8 : 6) * matrix_params(&b->dims, true) * b->work;
+    b->bytes = 28.0 * (double)dims_param_count(&b->dims); // AdamW: four numbers read, three written
+    b->in_turn = true;
     rc = 0;
 out:
     run_destroy(run);
@@ -176,19 +210,32 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static double median_of(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, ascending);
+    return x[n / 2];
+}
+
 static void report(struct bench *b, const char *what) {
     struct rusage usage;
     struct str line;
     getrusage(RUSAGE_SELF, &usage);
-    qsort(b->seconds, (size_t)b->repeat, sizeof *b->seconds, ascending);
-    const double median = b->seconds[b->repeat / 2], least = b->seconds[0];
+    const double median = median_of(b->seconds, b->repeat), least = b->seconds[0];
+    const double read = median_of(b->read, b->repeat), peak = median_of(b->peak, b->repeat);
+    const double by_bytes = read > 0 ? b->bytes / read : 0,
+                 by_flops = peak > 0 ? b->flops / peak : 0;
+    const double floor = b->in_turn            ? by_bytes + by_flops
+                         : by_bytes > by_flops ? by_bytes
+                                               : by_flops;
     const char *size = cli_string(b->args, "size"), *dtype = cli_string(b->args, "dtype");
-    const double bytes = matrix_params(&b->dims, true) * (strcmp(dtype, "bf16") ? 4 : 2);
     if (!cli_flag(b->args, "json")) {
         printf("%s %s %s, batch %d, tokens %d: %.1f tok/s (median of %d; %.3f ms, least %.3f ms), "
-               "%.1f GFLOP/s, peak memory %.0f MB\n",
+               "%.1f GB/s, %.1f GFLOP/s",
                what, size, dtype, b->batch, b->tokens, b->work / median, b->repeat, median * 1e3,
-               least * 1e3, b->flops / median * 1e-9, (double)usage.ru_maxrss / 1024);
+               least * 1e3, b->bytes / median * 1e-9, b->flops / median * 1e-9);
+        if (floor > 0)
+            printf("; %.0f %% of the limit (%.1f GB/s, %.0f GFLOP/s)", 100 * floor / median,
+                   read * 1e-9, peak * 1e-9);
+        printf(", peak memory %.0f MB\n", (double)usage.ru_maxrss / 1024);
         return;
     }
     const struct {
@@ -200,9 +247,13 @@ static void report(struct bench *b, const char *what) {
                    {"tok_s", b->work / median},
                    {"median_s", median},
                    {"min_s", least},
-                   {"bytes", bytes},
+                   {"bytes", b->bytes},
                    {"flops", b->flops},
                    {"gflop_s", b->flops / median * 1e-9},
+                   {"read_gb_s", read * 1e-9},
+                   {"peak_gflops", peak * 1e-9},
+                   {"floor_s", floor},
+                   {"share", floor / median},
                    {"peak_memory_bytes", (double)usage.ru_maxrss * 1024}};
     const char *texts[][2] = {{"bench", what},
                               {"size", size},
@@ -235,7 +286,9 @@ static int measure(const struct cli_args *args, const char *what, bool trained,
     b.dims = sizes[i].dims;
     const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype")),
                                           .trained = trained};
-    b.seconds = mem_zero((size_t)b.repeat, sizeof *b.seconds);
+    b.seconds = mem_zero(3 * (size_t)b.repeat, sizeof *b.seconds);
+    b.read = b.seconds + b.repeat;
+    b.peak = b.read + b.repeat;
     int rc = backend_open(&b.be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err);
     if (rc == 0) rc = model_create(&b.model, b.be, &b.dims, options, err);
     if (rc == 0) rc = model_randomise(b.model, 1, err);

@@ -88,11 +88,23 @@ static double *get(struct tensor t) {
     return x;
 }
 
+// The vectors have S [value][key], the ops [key][value].
+static void turn_heads(double *x, size_t count, size_t N) {
+    for (double *S = x; S < x + count; S += N * N)
+        for (size_t i = 0; i < N; i++)
+            for (size_t j = i + 1; j < N; j++) {
+                const double t = S[i * N + j];
+                S[i * N + j] = S[j * N + i];
+                S[j * N + i] = t;
+            }
+}
+
 // Largest error relative to the largest wanted value.
 static double error_of(struct tensor got, const struct weights *w, const char *name) {
     size_t n;
     double *want = values(w, name, &n), *x = get(got), worst = 0, scale = 0;
     assert_int_equal(n, tensor_count(got));
+    if (got.ndim == 4) turn_heads(want, n, got.dim[3]);
     for (size_t i = 0; i < n; i++) {
         scale = fmax(scale, fabs(want[i]));
         // Not fmax: NaN must not pass.
@@ -150,6 +162,7 @@ static void wkv_load(struct wkv *k, const struct weights *w) {
     }
     for (int i = 0; i < 4; i++) {
         double *x = values(w, others[i].name, &n);
+        if (others[i].t.ndim == 4) turn_heads(x, n, others[i].t.dim[3]);
         put(others[i].t, x);
         free(x);
     }

@@ -97,6 +97,9 @@ struct backend {
     const struct backend_class *class;
 };
 
+// What the machine can do, for shares in benches.
+enum limit { LIMIT_READ, LIMIT_F32, LIMIT_BF16, LIMIT_INT8 };
+
 // The part of a backend that is not an op. One owner thread; everything before `sync` may be
 // queued.
 struct backend_class {
@@ -120,6 +123,10 @@ struct backend_class {
     // Bytes it takes besides src.
     size_t (*weight_bytes)(const struct backend *be, size_t rows, size_t cols,
                            struct precision precision, bool trained);
+
+    // Measures now, with all threads: GB/s of reading `bytes` of memory once, or GFLOP/s (GOP/s) of
+    // products that stay in the nearest cache. 0: cannot say.
+    double (*measure)(struct backend *be, enum limit what, size_t bytes);
 
     // Bytes that wkv7 saves for wkv7_bwd, for a batch of up to `rows` rows in `spans` spans.
     size_t (*wkv7_saved_bytes)(const struct backend *be, int rows, int spans, int H, int N);

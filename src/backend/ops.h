@@ -112,8 +112,8 @@ struct ops {
                          struct tensor rkv, struct tensor lora, struct tensor v_first,
                          struct tensor vecs, int H);
 
-    // The recurrence, per head; S (N,N): first index value channel, second key channel; fp32 or
-    // more.
+    // The recurrence, per head, for value channels i and key channels j. In memory S is [j][i], so
+    // that all its sums run along contiguous numbers; fp32 or more.
     //   w = exp(-c₀ σ(ω));  s_i = Σ_j S_ij a_j;  S_ij = S_ij w_j + s_i b_j + v_i k_j;  y_i = Σ_j
     //   S_ij r_j
     // y, r (R,C). state_in (S,H,N,N)[slot], zeros if absent; state_out, if present, receives the

@@ -5,6 +5,7 @@
 #include "base/mem.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static void lay_out(struct carver *c, const struct backend *be, const struct dims *d, int slots,
                     struct tensor *shift, struct tensor *wkv) {
@@ -61,6 +62,19 @@ size_t state_count(const struct dims *d) {
     return (size_t)d->L * (2 * C + C * (C / (size_t)d->H));
 }
 
+// Between [key][value] in memory and [value][key] outside; one head of N.
+static void turn_heads(float *numbers, struct tensor t) {
+    if (t.ndim != 4) return;
+    const size_t N = t.dim[3];
+    for (float *S = numbers; S < numbers + tensor_count(t); S += N * N)
+        for (size_t i = 0; i < N; i++)
+            for (size_t j = i + 1; j < N; j++) {
+                const float x = S[i * N + j];
+                S[i * N + j] = S[j * N + i];
+                S[j * N + i] = x;
+            }
+}
+
 void state_get(struct state *s, int slot, float *out) {
     void *raw =
         mem_alloc(tensor_bytes(piece(s, slot, 2 * s->dims.L)) + tensor_bytes(piece(s, slot, 0)));
@@ -68,19 +82,25 @@ void state_get(struct state *s, int slot, float *out) {
         const struct tensor t = piece(s, slot, i);
         s->be->class->download(s->be, raw, t);
         dtype_convert(out, DT_F32, raw, t.dtype, tensor_count(t));
+        turn_heads(out, t);
         out += tensor_count(t);
     }
     free(raw);
 }
 
 void state_set(struct state *s, int slot, const float *in) {
-    void *raw =
-        mem_alloc(tensor_bytes(piece(s, slot, 2 * s->dims.L)) + tensor_bytes(piece(s, slot, 0)));
+    const size_t most =
+        tensor_count(piece(s, slot, 2 * s->dims.L)) + tensor_count(piece(s, slot, 0));
+    void *raw = mem_alloc(most * sizeof(double));
+    float *numbers = mem_alloc(most * sizeof *numbers);
     for (int i = 0; tensor_is(piece(s, slot, i)); i++) {
         const struct tensor t = piece(s, slot, i);
-        dtype_convert(raw, t.dtype, in, DT_F32, tensor_count(t));
+        memcpy(numbers, in, tensor_count(t) * sizeof *numbers);
+        turn_heads(numbers, t);
+        dtype_convert(raw, t.dtype, numbers, DT_F32, tensor_count(t));
         s->be->class->upload(s->be, t, raw);
         in += tensor_count(t);
     }
+    free(numbers);
     free(raw);
 }

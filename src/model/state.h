@@ -11,7 +11,7 @@ struct state {
     int slots;
     struct buffer *memory;
     struct tensor shift; // (L, 2, S, C): ln1 output, ln2 output of the last token
-    struct tensor wkv;   // (L, S, H, N, N): [value][key]
+    struct tensor wkv;   // (L, S, H, N, N): [key][value]
 };
 
 int state_create(struct state **out, struct backend *be, const struct dims *d, int slots,
@@ -23,7 +23,8 @@ void state_zero(struct state *s, int slot);
 // Between states of one model, or inside one.
 void state_copy(struct state *to, int to_slot, const struct state *from, int from_slot);
 
-// One slot as numbers, in this order: shift (L,2,C), then wkv (L,H,N,N).
+// One slot as numbers, in this order: shift (L,2,C), then wkv (L,H,N,N), [value][key] as files
+// have it.
 size_t state_count(const struct dims *d); // numbers in a slot
 void state_get(struct state *s, int slot, float *out);
 void state_set(struct state *s, int slot, const float *in);

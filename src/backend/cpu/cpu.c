@@ -560,6 +560,7 @@ static const struct backend_class cpu_class = {
     .weight_refresh = cpu_weight_refresh,
     .weight_destroy = cpu_weight_destroy,
     .weight_bytes = cpu_weight_bytes,
+    .measure = cpu_measure,
     .wkv7_saved_bytes = cpu_wkv7_saved_bytes,
 };
 

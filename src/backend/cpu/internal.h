@@ -72,6 +72,9 @@ void cpu_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct
                   struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
                   struct tensor dstate_out, const struct batch *b, int H);
 
+// measure.c
+double cpu_measure(struct backend *be, enum limit what, size_t bytes);
+
 // sample.c
 void cpu_sample(struct backend *be, struct tensor token, struct tensor logits, struct tensor rows,
                 struct tensor penalties);

@@ -63,20 +63,35 @@ static const void *panel_block(const struct matmul_job *j, const struct part *p,
     return room;
 }
 
+// Panels lie one behind the other. What fits one tile of rows is read once: some lines ahead is
+// enough. More tiles share the work of fetching the block that follows while they use this one.
+static struct fetch what_next(const struct matmul_job *j, const struct part *p, const void *panel,
+                              size_t rows, size_t n) {
+    const bool integer = p->stored == DT_INT8 || p->stored == DT_INT4;
+    const size_t tile = integer ? j->k->integer->tile_rows : j->k->gemm->tile_rows;
+    const size_t tiles = (rows + tile - 1) / tile;
+    const size_t whole = p->stored == DT_INT8   ? INT8_GROUP_BYTES
+                         : p->stored == DT_INT4 ? INT4_GROUP_BYTES
+                                                : 64;
+    if (!p->panels) return (struct fetch){panel, 0};
+    if (tiles == 1) return (struct fetch){(const char *)panel + 4096, whole};
+    return (struct fetch){(const char *)panel + cpu_panel_bytes(n, p->stored),
+                          (whole + tiles - 1) / tiles};
+}
+
 static void multiply_block(const struct matmul_job *j, const struct part *p, float *acc,
                            const void *panel, size_t r, size_t rows, size_t k, size_t n) {
     const struct gemm_kernels *g = j->k->gemm;
-    // Few rows: the panel comes from memory and is gone after one pass.
-    const size_t ahead = p->R <= FEW_ROWS && p->panels ? 4096 : 0;
+    const struct fetch next = what_next(j, p, panel, rows, n);
     const bool first = k == 0;
     switch (p->stored) {
     case DT_INT8:
         j->k->integer->int8(acc, &p->ints, r, panel, rows, k / INT8_GROUP,
-                            (k + n + INT8_GROUP - 1) / INT8_GROUP, ahead);
+                            (k + n + INT8_GROUP - 1) / INT8_GROUP, next);
         break;
     case DT_INT4:
         j->k->integer->int4(acc, &p->ints, r, panel, rows, k / INT4_GROUP,
-                            (k + n + INT4_GROUP - 1) / INT4_GROUP, ahead);
+                            (k + n + INT4_GROUP - 1) / INT4_GROUP, next);
         break;
     case DT_BF16:
         if (p->inputs == DT_BF16) {
@@ -85,14 +100,14 @@ static void multiply_block(const struct matmul_job *j, const struct part *p, flo
             if (p->list)
                 g->dot_some(acc, x, step, panel, rows, p->list, p->list_len, first);
             else
-                g->dot(acc, x, step, 1, panel, rows, n, ahead, first);
+                g->dot(acc, x, step, 1, panel, rows, n, next, first);
         } else if (p->list) {
             g->bf16_some(acc, p->x + r * p->in, p->in, panel, rows, p->list, p->list_len, first);
         } else {
-            g->bf16(acc, p->x + r * p->in + k, p->in, panel, rows, n, ahead, first);
+            g->bf16(acc, p->x + r * p->in + k, p->in, panel, rows, n, next, first);
         }
         break;
-    default: g->f32(acc, p->x + r * p->in + k, p->in, 1, panel, rows, n, ahead, first);
+    default: g->f32(acc, p->x + r * p->in + k, p->in, 1, panel, rows, n, next, first);
     }
 }
 
@@ -192,7 +207,7 @@ static const uint32_t *list_some(struct part *p, uint32_t *list) {
         list[n] = (uint32_t)k;
         n += any;
     }
-    if (n > p->in * 3 / 4) return NULL;
+    if (n > p->in / 2) return NULL;
     for (size_t i = 0; i < SOME_AHEAD; i++) list[n + i] = (uint32_t)p->in + (i < n ? list[i] : 0);
     p->list_len = n;
     return list;
@@ -200,9 +215,9 @@ static const uint32_t *list_some(struct part *p, uint32_t *list) {
 
 // The same in pairs: where one of the two is zero in all rows, the other's line stands in.
 static const uint32_t *list_pairs(struct part *p, uint32_t *list) {
-    size_t n = 0;
+    size_t n = 0, lines = 0;
     for (size_t k = 0; k < pairs_step(p->in); k++) {
-        if (k == 64 && n > 48) return NULL;
+        if (k == 64 && lines > 96) return NULL;
         uint32_t any = 0;
         for (size_t r = 0; r < p->R; r++) any |= p->pairs[r * pairs_step(p->in) + k];
         const uint32_t even = (uint32_t)(2 * k);
@@ -210,8 +225,9 @@ static const uint32_t *list_pairs(struct part *p, uint32_t *list) {
         list[3 * n + 1] = any & 0x7fffu ? even : even + 1;
         list[3 * n + 2] = any & 0x7fff0000u ? even + 1 : even;
         n += (any & 0x7fff7fffu) != 0;
+        lines += ((any & 0x7fffu) != 0) + ((any & 0x7fff0000u) != 0);
     }
-    if (n > pairs_step(p->in) * 3 / 4) return NULL;
+    if (lines > p->in / 2) return NULL;
     for (size_t i = 0; i < 3 * SOME_AHEAD; i++)
         list[3 * n + i] = (uint32_t)p->in + (i < 3 * n ? list[i] : 0);
     p->list_len = n;
@@ -368,9 +384,11 @@ static void outer_block(const struct outer_job *j, size_t block, const float *pa
     const float *a = j->blocks + block * outer_steps(j) * COLUMNS;
     if (j->bf16)
         j->k->gemm->dot(acc, (const uint32_t *)(const void *)a, 1, COLUMNS,
-                        (const uint16_t *)(const void *)panel, rows, 2 * outer_steps(j), 0, true);
+                        (const uint16_t *)(const void *)panel, rows, 2 * outer_steps(j),
+                        (struct fetch){(const char *)panel, 0}, true);
     else
-        j->k->gemm->f32(acc, a, 1, COLUMNS, panel, rows, j->R, 0, true);
+        j->k->gemm->f32(acc, a, 1, COLUMNS, panel, rows, j->R,
+                        (struct fetch){(const char *)panel, 0}, true);
     for (size_t r = 0; r < rows; r++) {
         float *y = j->dw + (m + r) * j->cols + col;
         j->k->rows->finish(y, acc + r * PANEL, y, outs, ACT_NONE);

@@ -61,13 +61,13 @@ static void forward_task(void *ctx, int task) {
     const struct wkv_job *j = ctx;
     const struct place p = place_of(j, task);
     const size_t bytes = j->N * j->N * sizeof(float);
-    if (j->state_in)
-        memcpy(p.local, j->state_in + p.state, bytes);
-    else
-        memset(p.local, 0, bytes);
-    j->k->forward(j->y + p.row, p.local, p.chunks, p.s, j->r + p.row, j->u + p.row, j->R * j->C,
-                  j->C, (size_t)p.span->len, j->N, p.scratch);
-    if (j->state_out) memcpy(j->state_out + p.state, p.local, bytes);
+    float *T = j->state_out ? j->state_out + p.state : p.local; // updated in place
+    if (!j->state_in)
+        memset(T, 0, bytes);
+    else if (j->state_in + p.state != T)
+        memcpy(T, j->state_in + p.state, bytes);
+    j->k->forward(j->y + p.row, T, p.chunks, p.s, j->r + p.row, j->u + p.row, j->R * j->C, j->C,
+                  (size_t)p.span->len, j->N, p.scratch);
 }
 
 static void backward_task(void *ctx, int task) {

@@ -452,7 +452,7 @@ static void ref_key_prep_bwd(struct backend *be, struct tensor drkv, struct tens
         }
 }
 
-// S_t from S_{t-1}, and s = S_{t-1} a; S is (N,N), value-major.
+// S_t from S_{t-1}, and s = S_{t-1} a; S is (N,N), here [value][key].
 static void state_step(real *S, real *s, const real *w, const real *k, const real *v, const real *a,
                        const real *b, size_t N) {
     for (size_t i = 0; i < N; i++) {
@@ -466,6 +466,12 @@ static void state_step(real *S, real *s, const real *w, const real *k, const rea
             S[i * N + j] = (real)((double)S[i * N + j] * decay + (double)s[i] * (double)b[j] +
                                   (double)v[i] * (double)k[j]);
     }
+}
+
+// To and from the [key][value] of ops.h.
+static void turn(real *out, const real *in, size_t N) {
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j < N; j++) out[i * N + j] = in[j * N + i];
 }
 
 // `saved` is simply every S_{t-1}: (R, H, N, N).
@@ -485,7 +491,7 @@ static void ref_wkv7(struct backend *be, struct tensor y, struct tensor state_ou
         for (size_t h = 0; h < (size_t)H; h++) {
             const size_t at = ((size_t)span[i].slot * (size_t)H + h) * N * N;
             memset(S, 0, N * N * sizeof *S);
-            if (tensor_is(state_in)) memcpy(S, data(state_in) + at, N * N * sizeof *S);
+            if (tensor_is(state_in)) turn(S, data(state_in) + at, N);
             for (size_t t = (size_t)span[i].first; t < (size_t)(span[i].first + span[i].len); t++) {
                 if (tensor_is(saved))
                     memcpy((real *)tensor_host(saved) + (t * (size_t)H + h) * N * N, S,
@@ -500,7 +506,7 @@ static void ref_wkv7(struct backend *be, struct tensor y, struct tensor state_ou
                     data(y)[t * C + h * N + m] = (real)sum;
                 }
             }
-            if (tensor_is(state_out)) memcpy(data(state_out) + at, S, N * N * sizeof *S);
+            if (tensor_is(state_out)) turn(data(state_out) + at, S, N);
         }
     free(S);
 }
@@ -559,14 +565,14 @@ static void ref_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du,
         for (size_t h = 0; h < (size_t)H; h++) {
             const size_t at = ((size_t)span[i].slot * (size_t)H + h) * N * N;
             memset(G, 0, N * N * sizeof *G);
-            if (tensor_is(dstate_out)) memcpy(G, data(dstate_out) + at, N * N * sizeof *G);
+            if (tensor_is(dstate_out)) turn(G, data(dstate_out) + at, N);
             for (size_t n = (size_t)span[i].len; n-- > 0;) {
                 const size_t t = (size_t)span[i].first + n;
                 const real *P = (real *)tensor_host(saved) + (t * (size_t)H + h) * N * N;
                 state_step_bwd(G, P, N, h * N, dr, du, data(dy) + t * C + h * N,
                                data(r) + t * C + h * N, u, t, work);
             }
-            if (tensor_is(dstate_in)) memcpy(data(dstate_in) + at, G, N * N * sizeof *G);
+            if (tensor_is(dstate_in)) turn(data(dstate_in) + at, G, N);
         }
     free(G);
 }
@@ -829,6 +835,12 @@ static void ref_destroy(struct backend *be) {
     free(be);
 }
 
+// A meaning has no speed.
+static double ref_measure(struct backend *be, enum limit what, size_t bytes) {
+    (void)be, (void)what, (void)bytes;
+    return 0;
+}
+
 static const struct backend_class ref_class = {
     .destroy = ref_destroy,
     .buffer_create = host_buffer_create,
@@ -840,6 +852,7 @@ static const struct backend_class ref_class = {
     .weight_refresh = ref_weight_refresh,
     .weight_destroy = ref_weight_destroy,
     .weight_bytes = ref_weight_bytes,
+    .measure = ref_measure,
     .wkv7_saved_bytes = ref_wkv7_saved_bytes,
 };
 

@@ -37,16 +37,20 @@ INLINE void tile_end(float *acc, vf a[TILE_ROWS][VECS], int rows, int q, int wid
     EACH_ROW EACH_VEC store(acc + r * PANEL + place(q, v), a[r][v]);
 }
 
+// Asks for a line; asking again for the same one costs next to nothing.
+INLINE void fetch_step(struct fetch *next) {
+    __builtin_prefetch(next->at);
+    next->at += next->step;
+}
+
 INLINE void tile_f32(int rows, int q, int width, float *acc, const float *x, size_t row_step,
-                     size_t k_step, const float *panel, size_t K, size_t ahead, bool first) {
+                     size_t k_step, const float *panel, size_t K, struct fetch next, bool first) {
     vf a[TILE_ROWS][VECS];
     tile_begin(a, rows, q, width, acc, first);
     for (size_t k = 0; k < K; k++, panel += PANEL) {
         vf w[VECS];
-        if (width == WIDE) {
-            __builtin_prefetch((const char *)panel + ahead);
-            __builtin_prefetch((const char *)panel + ahead + 64);
-        }
+        fetch_step(&next);
+        fetch_step(&next); // a k of an f32 panel is two lines
         EACH_VEC w[v] = load(panel + place(q, v));
         EACH_ROW {
             const vf xr = splat(x[(size_t)r * row_step + k * k_step]);
@@ -86,11 +90,11 @@ INLINE void step_bf16(vf a[TILE_ROWS][VECS], int rows, int q, int width, const f
 }
 
 INLINE void tile_bf16(int rows, int q, int width, float *acc, const float *x, size_t row_step,
-                      const uint16_t *panel, size_t K, size_t ahead, bool first) {
+                      const uint16_t *panel, size_t K, struct fetch next, bool first) {
     vf a[TILE_ROWS][VECS];
     tile_begin(a, rows, q, width, acc, first);
     for (size_t k = 0; k < K; k++, panel += PANEL) {
-        if (width == WIDE) __builtin_prefetch((const char *)panel + ahead);
+        fetch_step(&next);
         step_bf16(a, rows, q, width, x + k, row_step, panel);
     }
     tile_end(acc, a, rows, q, width);
@@ -134,14 +138,13 @@ INLINE void step_dot(vf a[TILE_ROWS][VECS], int rows, int q, int width, const ui
 }
 
 INLINE void tile_dot(int rows, int q, int width, float *acc, const uint32_t *x, size_t row_step,
-                     size_t k_step, const uint16_t *panel, size_t K, size_t ahead, bool first) {
+                     size_t k_step, const uint16_t *panel, size_t K, struct fetch next,
+                     bool first) {
     vf a[TILE_ROWS][VECS];
     tile_begin(a, rows, q, width, acc, first);
     for (size_t k = 0; k < K; k += 2, panel += 2 * PANEL) {
-        if (width == WIDE) {
-            __builtin_prefetch((const char *)panel + ahead);
-            __builtin_prefetch((const char *)panel + ahead + 64);
-        }
+        fetch_step(&next);
+        fetch_step(&next);
         step_dot(a, rows, q, width, x + k / 2 * k_step, row_step, panel, panel + PANEL);
     }
     tile_end(acc, a, rows, q, width);
@@ -178,8 +181,10 @@ INLINE void tile_dot_some(int rows, int q, int width, float *acc, const uint32_t
 #define CASES(T)                                                                                   \
     WHOLE(1, T)                                                                                    \
     WHOLE(2, T)                                                                                    \
-    WHOLE(3, T) WHOLE(4, T) WHOLE(5, T) WHOLE(6, T) WHOLE(7, T) WHOLE(8, T) WHOLE(9, T)            \
-        WHOLE(10, T) WHOLE(11, T) WHOLE(12, T)
+    WHOLE(3, T)                                                                                    \
+    WHOLE(4, T)                                                                                    \
+    WHOLE(5, T)                                                                                    \
+    WHOLE(6, T) WHOLE(7, T) WHOLE(8, T) WHOLE(9, T) WHOLE(10, T) WHOLE(11, T) WHOLE(12, T)
 #elif defined(__AVX2__)
 #define CASES(T) WHOLE(1, T) WHOLE(2, T) PARTS(3, T) PARTS(4, T) PARTS(5, T) PARTS(6, T)
 #elif defined(__aarch64__)
@@ -197,44 +202,50 @@ INLINE void tile_dot_some(int rows, int q, int width, float *acc, const uint32_t
         const type *xr = x + at * row_step;                                                        \
         switch (n) { CASES(TILE) }                                                                 \
         at += n;                                                                                   \
+        next.at += K * next.step;                                                                  \
     }
 
 static void gemm_f32(float *acc, const float *x, size_t row_step, size_t k_step, const float *panel,
-                     size_t rows, size_t K, size_t ahead, bool first) {
-#define TILE(n, q, width) tile_f32(n, q, width, to, xr, row_step, k_step, panel, K, ahead, first)
+                     size_t rows, size_t K, struct fetch next, bool first) {
+#define TILE(n, q, width) tile_f32(n, q, width, to, xr, row_step, k_step, panel, K, next, first)
     FOR_TILES(float, TILE)
 #undef TILE
 }
 
 static void gemm_bf16(float *acc, const float *x, size_t row_step, const uint16_t *panel,
-                      size_t rows, size_t K, size_t ahead, bool first) {
-#define TILE(n, q, width) tile_bf16(n, q, width, to, xr, row_step, panel, K, ahead, first)
+                      size_t rows, size_t K, struct fetch next, bool first) {
+#define TILE(n, q, width) tile_bf16(n, q, width, to, xr, row_step, panel, K, next, first)
     FOR_TILES(float, TILE)
 #undef TILE
 }
 
 static void gemm_bf16_some(float *acc, const float *x, size_t row_step, const uint16_t *panel,
                            size_t rows, const uint32_t *list, size_t len, bool first) {
+    struct fetch next = {0};
+    const size_t K = 0;
 #define TILE(n, q, width) tile_bf16_some(n, q, width, to, xr, row_step, panel, list, len, first)
     FOR_TILES(float, TILE)
 #undef TILE
 }
 
 static void gemm_dot(float *acc, const uint32_t *x, size_t row_step, size_t k_step,
-                     const uint16_t *panel, size_t rows, size_t K, size_t ahead, bool first) {
-#define TILE(n, q, width) tile_dot(n, q, width, to, xr, row_step, k_step, panel, K, ahead, first)
+                     const uint16_t *panel, size_t rows, size_t K, struct fetch next, bool first) {
+#define TILE(n, q, width) tile_dot(n, q, width, to, xr, row_step, k_step, panel, K, next, first)
     FOR_TILES(uint32_t, TILE)
 #undef TILE
 }
 
 static void gemm_dot_some(float *acc, const uint32_t *x, size_t row_step, const uint16_t *panel,
                           size_t rows, const uint32_t *list, size_t len, bool first) {
+    struct fetch next = {0};
+    const size_t K = 0;
 #define TILE(n, q, width) tile_dot_some(n, q, width, to, xr, row_step, panel, list, len, first)
     FOR_TILES(uint32_t, TILE)
 #undef TILE
 }
 
-const struct gemm_kernels LEVEL(gemm_kernels) = {.f32 = gemm_f32,
+const struct gemm_kernels LEVEL(gemm_kernels) = {.tile_rows = TILE_ROWS,
+                                                 .f32 = gemm_f32,
                                                  .bf16 = gemm_bf16,
                                                  .bf16_some = gemm_bf16_some,
                                                  .dot = gemm_dot,

@@ -52,7 +52,7 @@ INLINE uint32_t four(const int8_t *x) {
 
 // `rows` and `bits` are constants at every call.
 INLINE void tile(int rows, int bits, float *acc, const struct quantised *x, size_t row,
-                 const uint8_t *panel, size_t from, size_t to, size_t ahead) {
+                 const uint8_t *panel, size_t from, size_t to, struct fetch next) {
     const size_t groups = x->K / x->group;
     const size_t bytes = bits == 8 ? INT8_GROUP_BYTES : INT4_GROUP_BYTES;
     const int group = bits == 8 ? INT8_GROUP : INT4_GROUP, zero = bits == 8 ? 128 : 8;
@@ -65,7 +65,8 @@ INLINE void tile(int rows, int bits, float *acc, const struct quantised *x, size
             const vi start = -zero * x->sum[(row + (size_t)r) * groups + g] - (vi){0};
             EACH_VEC sum[r][v] = start;
         }
-        for (size_t i = 0; ahead && i < bytes; i += 64) __builtin_prefetch(w + ahead + i);
+        for (size_t i = 0; i < next.step; i += 64) __builtin_prefetch(next.at + i);
+        next.at += next.step;
         const int8_t *at = x->value + row * x->K + g * (size_t)group;
 #pragma GCC unroll 2
         for (int k = 0; k < group; k += bits == 8 ? 4 : 8, w += 4 * PANEL) {
@@ -93,32 +94,33 @@ INLINE void tile(int rows, int bits, float *acc, const struct quantised *x, size
 }
 
 INLINE void walk(int bits, float *acc, const struct quantised *x, size_t row, const uint8_t *panel,
-                 size_t rows, size_t from, size_t to, size_t ahead) {
+                 size_t rows, size_t from, size_t to, struct fetch next) {
     for (size_t at = 0; at < rows;) {
         const size_t n = rows - at < TILE_ROWS ? rows - at : TILE_ROWS;
         float *y = acc + at * PANEL;
         switch (n) {
-        case 1: tile(1, bits, y, x, row + at, panel, from, to, ahead); break;
-        case 2: tile(2, bits, y, x, row + at, panel, from, to, ahead); break;
-        case 3: tile(3, bits, y, x, row + at, panel, from, to, ahead); break;
-        case 4: tile(4, bits, y, x, row + at, panel, from, to, ahead); break;
+        case 1: tile(1, bits, y, x, row + at, panel, from, to, next); break;
+        case 2: tile(2, bits, y, x, row + at, panel, from, to, next); break;
+        case 3: tile(3, bits, y, x, row + at, panel, from, to, next); break;
+        case 4: tile(4, bits, y, x, row + at, panel, from, to, next); break;
 #if defined(__AVX512F__)
-        case 5: tile(5, bits, y, x, row + at, panel, from, to, ahead); break;
-        case 6: tile(6, bits, y, x, row + at, panel, from, to, ahead); break;
+        case 5: tile(5, bits, y, x, row + at, panel, from, to, next); break;
+        case 6: tile(6, bits, y, x, row + at, panel, from, to, next); break;
 #endif
         }
         at += n;
+        next.at += (to - from) * next.step;
     }
 }
 
 static void product_int8(float *acc, const struct quantised *x, size_t row, const uint8_t *panel,
-                         size_t rows, size_t from, size_t to, size_t ahead) {
-    walk(8, acc, x, row, panel, rows, from, to, ahead);
+                         size_t rows, size_t from, size_t to, struct fetch next) {
+    walk(8, acc, x, row, panel, rows, from, to, next);
 }
 
 static void product_int4(float *acc, const struct quantised *x, size_t row, const uint8_t *panel,
-                         size_t rows, size_t from, size_t to, size_t ahead) {
-    walk(4, acc, x, row, panel, rows, from, to, ahead);
+                         size_t rows, size_t from, size_t to, struct fetch next) {
+    walk(4, acc, x, row, panel, rows, from, to, next);
 }
 
 // As quant_inputs of backend/quant.h, to the bit.
@@ -149,5 +151,7 @@ static void quantise(int8_t *value, float *scale, int32_t *sum, const float *x, 
     }
 }
 
-const struct integer_kernels
-    LEVEL(integer_kernels) = {.int8 = product_int8, .int4 = product_int4, .quantise = quantise};
+const struct integer_kernels LEVEL(integer_kernels) = {.tile_rows = TILE_ROWS,
+                                                       .int8 = product_int8,
+                                                       .int4 = product_int4,
+                                                       .quantise = quantise};

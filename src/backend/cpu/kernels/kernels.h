@@ -34,20 +34,28 @@ struct quantised {
 };
 
 // acc (rows, 32) = (first ? 0 : acc) + x · panel, for one panel from some k on. Element (row, k) of
-// x is x[row · row_step + k · k_step] (1 where there is no k_step). Lines are fetched `ahead` bytes
-// before they are used; 0: not.
+// x is x[row · row_step + k · k_step] (1 where there is no k_step).
+//
+// While a product runs it asks for what comes next: `step` bytes from `at` on for each line of the
+// panel (each group, with integers) and each tile of rows. step 0: nothing but the line at `at`.
+struct fetch {
+    const char *at;
+    size_t step;
+};
+
 struct gemm_kernels {
+    size_t tile_rows;
     void (*f32)(float *acc, const float *x, size_t row_step, size_t k_step, const float *panel,
-                size_t rows, size_t K, size_t ahead, bool first);
+                size_t rows, size_t K, struct fetch next, bool first);
     void (*bf16)(float *acc, const float *x, size_t row_step, const uint16_t *panel, size_t rows,
-                 size_t K, size_t ahead, bool first);
+                 size_t K, struct fetch next, bool first);
     // Only the k of `list`; the others have nothing but zeros in x.
     void (*bf16_some)(float *acc, const float *x, size_t row_step, const uint16_t *panel,
                       size_t rows, const uint32_t *list, size_t len, bool first);
     // x holds bf16 pairs of k, K is even, steps count pairs. Of each pair of products the odd one
     // is added first: vdpbf16ps, or two multiply-adds with the same bits.
     void (*dot)(float *acc, const uint32_t *x, size_t row_step, size_t k_step,
-                const uint16_t *panel, size_t rows, size_t K, size_t ahead, bool first);
+                const uint16_t *panel, size_t rows, size_t K, struct fetch next, bool first);
     // list: (pair, line for the even k, line for the odd k), three numbers an entry. Where x is
     // zero, any line will do.
     void (*dot_some)(float *acc, const uint32_t *x, size_t row_step, const uint16_t *panel,
@@ -57,10 +65,11 @@ struct gemm_kernels {
 // The same with integers: groups [from, to), of which `panel` holds the first; x from row `row` on.
 // A group's sum is exact, the sum over groups runs upward.
 struct integer_kernels {
+    size_t tile_rows;
     void (*int8)(float *acc, const struct quantised *x, size_t row, const uint8_t *panel,
-                 size_t rows, size_t from, size_t to, size_t ahead);
+                 size_t rows, size_t from, size_t to, struct fetch next);
     void (*int4)(float *acc, const struct quantised *x, size_t row, const uint8_t *panel,
-                 size_t rows, size_t from, size_t to, size_t ahead);
+                 size_t rows, size_t from, size_t to, struct fetch next);
     // One row of K numbers, K a multiple of the group: the largest |x| of a group becomes 127.
     void (*quantise)(int8_t *value, float *scale, int32_t *sum, const float *x, size_t K,
                      size_t group);
@@ -101,6 +110,7 @@ struct row_kernels {
     // y = f(add + acc), f an enum act; add NULL: 0; y may be add
     void (*finish)(float *y, const float *acc, const float *add, size_t n, int f);
     void (*scale)(float *y, size_t n, float s);
+    float (*read)(const float *x, size_t n); // a sum of sorts, as fast as memory gives them
     void (*widen)(float *y, const uint16_t *x, size_t n);  // from bf16
     void (*narrow)(uint16_t *y, const float *x, size_t n); // to bf16
     double (*sumsq)(const float *x, size_t n);
@@ -128,9 +138,9 @@ enum { WKV_CHUNK = 16 }; // a state is saved every so many tokens of a span
 
 // One head of one span. Sequences have `step` floats between tokens; u's planes are `plane` apart.
 struct wkv7_kernels {
-    // state (N,N) value-major, in and out; chunks (⌈len/16⌉,N,N) and s (len,N; `step`) receive what
-    // the backward pass wants, NULL: nothing. scratch: wkv7_scratch floats.
-    void (*forward)(float *y, float *state, float *chunks, float *s, const float *r, const float *u,
+    // T (N,N), the state as ops.h has it, in and out; chunks (⌈len/16⌉,N,N; [value][key]) and s
+    // (len,N; `step`) receive what the backward pass wants, NULL: nothing. scratch: wkv7_scratch.
+    void (*forward)(float *y, float *T, float *chunks, float *s, const float *r, const float *u,
                     size_t plane, size_t step, size_t len, size_t N, float *scratch);
     // dstate (N,N): ∂ℓ/∂(final state) on entry, ∂ℓ/∂(initial state) on return.
     // dr, du[K], du[V] +=; du[W], du[A], du[B] =.

@@ -185,6 +185,15 @@ static void narrow(uint16_t *restrict y, const float *restrict x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = f32_to_bf16(x[i]);
 }
 
+static float read_all(const float *x, size_t n) {
+    vf acc[4] = {0};
+    for (size_t i = 0; i + 64 <= n; i += 64) {
+        for (int l = 0; l < 64; l += 16) __builtin_prefetch(x + i + 2048 + l);
+        for (size_t l = 0; l < 64; l += LANES) acc[l / LANES % 4] += load(x + i + l);
+    }
+    return sum_lanes(acc[0] + acc[1] + acc[2] + acc[3]);
+}
+
 static void scale_by(float *y, size_t n, float s) {
     for (size_t i = 0; i < n; i++) y[i] *= s;
 }
@@ -512,6 +521,7 @@ static float xent(float *g, const float *x, size_t V, int32_t target, float scal
 }
 
 const struct row_kernels LEVEL(row_kernels) = {
+    .read = read_all,
     .finish = finish,
     .norm = norm,
     .norm_bwd = norm_bwd,

@@ -74,12 +74,18 @@ static struct token token_at(const float *r, const float *u, const float *w, siz
                           .b = u + U_B * plane};
 }
 
-// T is Sᵀ: [key j][value i]. y and s receive N values each.
-INLINE void token_forward(float *y, float *s, float *T, const struct token x, size_t N, int V) {
+// T is Sᵀ: [key j][value i]. y and s receive N values each. Of a sequence's first token T comes
+// from far away.
+enum { T_AHEAD = 8 };
+
+INLINE void token_forward(float *y, float *s, float *T, const struct token x, size_t N, int V,
+                          bool far) {
     for (size_t i = 0; i < N; i += (size_t)(V * LANES)) {
         vf sum[MAX_V] = {0}, out[MAX_V] = {0}, v[MAX_V];
         for (size_t j = 0; j < N; j++) {
             const vf aj = splat(x.a[j]);
+            for (int l = 0; far && l < V * LANES; l += 16)
+                __builtin_prefetch(T + (j + T_AHEAD) * N + i + l);
 #pragma GCC unroll 4
             for (int l = 0; l < V; l++) sum[l] += load(T + j * N + i + l * LANES) * aj;
         }
@@ -99,20 +105,21 @@ INLINE void token_forward(float *y, float *s, float *T, const struct token x, si
     }
 }
 
-INLINE void forward(float *y, float *state, float *chunks, float *s_out, const float *r,
-                    const float *u, size_t plane, size_t step, size_t len, size_t N, int V,
-                    float *scratch) {
-    float *T = scratch, *w = T + N * N, *s = w + N;
-    transpose(T, state, N);
+INLINE void forward(float *y, float *T, float *chunks, float *s_out, const float *r, const float *u,
+                    size_t plane, size_t step, size_t len, size_t N, int V, float *scratch) {
+    float *w = scratch, *s = w + N;
     for (size_t t = 0; t < len; t++) {
         if (t + 2 < len) fetch_token(r + (t + 2) * step, u + (t + 2) * step, plane, N);
         if (chunks && t % WKV_CHUNK == 0) transpose(chunks + t / WKV_CHUNK * N * N, T, N);
         const float *ut = u + t * step;
         decays(w, ut + U_W * plane, N);
-        token_forward(y + t * step, s_out ? s_out + t * step : s, T,
-                      token_at(r + t * step, ut, w, plane), N, V);
+        const struct token x = token_at(r + t * step, ut, w, plane);
+        float *st = s_out ? s_out + t * step : s;
+        if (t)
+            token_forward(y + t * step, st, T, x, N, V, false);
+        else
+            token_forward(y, st, T, x, N, V, true);
     }
-    transpose(state, T, N);
 }
 
 // S_t from S_{t-1}, value-major, with s = S_{t-1} a known.
@@ -218,6 +225,8 @@ INLINE void backward(float *dr, float *du, float *dstate, const float *dy, const
                      const float *s, const float *r, const float *u, size_t plane, size_t step,
                      size_t len, size_t N, int V, float *scratch) {
     float *w = scratch, *sums = w + WKV_CHUNK * N, *states = sums + 7 * N;
+    float *G = states + WKV_CHUNK * N * N;
+    transpose(G, dstate, N);
     const struct token_grads d = {.dr = sums,
                                   .dw = sums + N,
                                   .dk = sums + 2 * N,
@@ -238,7 +247,7 @@ INLINE void backward(float *dr, float *du, float *dstate, const float *dy, const
         }
         for (size_t n = tokens; n-- > 0;) {
             const size_t at = (first + n) * step;
-            token_backward(d, dstate, states + n * N * N, dy + at, s + at,
+            token_backward(d, G, states + n * N * N, dy + at, s + at,
                            token_at(r + at, u + at, w + n * N, plane), N, V);
             add_to(dr + at, d.dr, N);
             add_to(du + at + U_K * plane, d.dk, N);
@@ -248,18 +257,19 @@ INLINE void backward(float *dr, float *du, float *dstate, const float *dy, const
             decay_bwd(du + at + U_W * plane, d.dw, w + n * N, u + at + U_W * plane, N);
         }
     }
+    transpose(dstate, G, N);
 }
 
 // The head size of every official model gets code of its own. Other sizes are multiples of 16.
 enum { NARROW = 16 / LANES };
 
-static void wkv7_forward(float *y, float *state, float *chunks, float *s, const float *r,
+static void wkv7_forward(float *y, float *T, float *chunks, float *s, const float *r,
                          const float *u, size_t plane, size_t step, size_t len, size_t N,
                          float *scratch) {
     if (N == 64)
-        forward(y, state, chunks, s, r, u, plane, step, len, 64, MAX_V, scratch);
+        forward(y, T, chunks, s, r, u, plane, step, len, 64, MAX_V, scratch);
     else
-        forward(y, state, chunks, s, r, u, plane, step, len, N, NARROW, scratch);
+        forward(y, T, chunks, s, r, u, plane, step, len, N, NARROW, scratch);
 }
 
 static void wkv7_backward(float *dr, float *du, float *dstate, const float *dy, const float *chunks,
