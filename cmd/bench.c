@@ -80,8 +80,8 @@ static void note(struct bench *b, int r, double seconds) {
                                                                         : LIMIT_F32;
     if (r < 0) return; // it warmed up
     b->seconds[r] = seconds;
-    b->read[r] = 1e9 * b->be->class->measure(b->be, LIMIT_READ, (size_t)weight_bytes(b, true));
-    b->peak[r] = 1e9 * b->be->class->measure(b->be, limit, 0);
+    b->read[r] = 1e9 * b->be->class->measure(b->be, LIMIT_READ);
+    b->peak[r] = 1e9 * b->be->class->measure(b->be, limit);
 }
 
 // B sequences, a token each a step: `tokens` steps a repetition.

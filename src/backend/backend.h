@@ -124,9 +124,9 @@ struct backend_class {
     size_t (*weight_bytes)(const struct backend *be, size_t rows, size_t cols,
                            struct precision precision, bool trained);
 
-    // Measures now, with all threads: GB/s of reading `bytes` of memory once, or GFLOP/s (GOP/s) of
-    // products that stay in the nearest cache. 0: cannot say.
-    double (*measure)(struct backend *be, enum limit what, size_t bytes);
+    // Measures now, with all threads: GB/s of reading the backend's packed weights once (or 256 MB
+    // where there are none), or GFLOP/s (GOP/s) of products in the nearest cache. 0: cannot say.
+    double (*measure)(struct backend *be, enum limit what);
 
     // Bytes that wkv7 saves for wkv7_bwd, for a batch of up to `rows` rows in `spans` spans.
     size_t (*wkv7_saved_bytes)(const struct backend *be, int rows, int spans, int H, int N);

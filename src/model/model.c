@@ -20,7 +20,7 @@ struct precision model_precision(struct model_options options, const struct para
                        p->id == P_VALUE || p->id == P_OUTPUT || p->id == P_FFN_KEY ||
                        p->id == P_FFN_VALUE;
     struct precision out = options.precision;
-    if (!large && is_integer(out.stored)) out = (struct precision){DT_BF16, DT_F32};
+    if (!large && is_integer(out.stored)) out = (struct precision){DT_BF16, DT_BF16};
     return out;
 }
 

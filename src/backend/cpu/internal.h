@@ -45,6 +45,14 @@ struct cpu_weight {
     const float *master; // trained: the numbers themselves
 };
 
+// Weights of a model stand in a row: 2 MiB pages for all of them, and one allocation for many.
+struct slab {
+    struct slab *next;
+    char *data;
+    size_t bytes, used;
+    int live; // weights in it
+};
+
 static inline size_t cpu_panels(size_t out) {
     return (out + PANEL - 1) / PANEL;
 }
@@ -73,7 +81,7 @@ void cpu_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct
                   struct tensor dstate_out, const struct batch *b, int H);
 
 // measure.c
-double cpu_measure(struct backend *be, enum limit what, size_t bytes);
+double cpu_measure(struct backend *be, enum limit what);
 
 // sample.c
 void cpu_sample(struct backend *be, struct tensor token, struct tensor logits, struct tensor rows,

@@ -9,7 +9,17 @@
 
 // k goes in blocks whose part of a panel stays in the second-level cache while the rows pass.
 // Rows go in blocks whose x does, or, where each task must pack its panels first, in larger ones.
-enum { K_BLOCK = 2048, ROWS_PACKED = 96, ROWS_MASTER = 768, FEW_ROWS = 12, SOME_ROWS = 4 };
+enum {
+    K_BLOCK = 2048,
+    ROWS_PACKED = 96,
+    ROWS_MASTER = 768,
+    FEW_ROWS = 12,
+    SOME_ROWS = 4,
+    FINISHED = 4
+};
+
+// 2 to 16 KiB ahead are alike; nothing ahead costs a quarter, 32 KiB a tenth.
+enum { AHEAD_BYTES = 4096 };
 
 // One product y = f(add + x W), ready to run.
 struct part {
@@ -74,7 +84,7 @@ static struct fetch what_next(const struct matmul_job *j, const struct part *p, 
                          : p->stored == DT_INT4 ? INT4_GROUP_BYTES
                                                 : 64;
     if (!p->panels) return (struct fetch){panel, 0};
-    if (tiles == 1) return (struct fetch){(const char *)panel + 4096, whole};
+    if (tiles == 1) return (struct fetch){(const char *)panel + AHEAD_BYTES, whole};
     return (struct fetch){(const char *)panel + cpu_panel_bytes(n, p->stored),
                           (whole + tiles - 1) / tiles};
 }
@@ -111,6 +121,28 @@ static void multiply_block(const struct matmul_job *j, const struct part *p, flo
     }
 }
 
+// Sums of a block of rows against one panel.
+static void multiply_panel(const struct matmul_job *j, const struct part *p, float *acc,
+                           size_t panel, size_t r, size_t rows, float *room) {
+    const size_t block = p->panels && p->R <= FEW_ROWS ? p->in : K_BLOCK;
+    for (size_t k = 0; k < p->in; k += block) {
+        const size_t n = p->in - k < block ? p->in - k : block;
+        multiply_block(j, p, acc, panel_block(j, p, panel, k, n, room), r, rows, k, n);
+    }
+}
+
+// Writes what n panels came to: a row's outputs of all of them in one go, for rows lie far apart.
+static void finish_rows(const struct matmul_job *j, const struct part *p, const float *sums,
+                        size_t panel, size_t n, size_t r, size_t rows) {
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < n; i++) {
+            const size_t o = (panel + i) * PANEL, outs = p->out - o < PANEL ? p->out - o : PANEL;
+            const size_t at = (r + row) * p->out + o;
+            j->k->rows->finish(p->y + at, sums + (i * rows + row) * PANEL,
+                               p->add ? p->add + at : NULL, outs, p->act);
+        }
+}
+
 static void matmul_task(void *ctx, int task) {
     const struct matmul_job *j = ctx;
     int i = j->parts - 1;
@@ -121,19 +153,13 @@ static void matmul_task(void *ctx, int task) {
     const size_t rows = p->R - r < p->row_chunk ? p->R - r : p->row_chunk;
     const size_t first = t / p->row_chunks * p->panel_chunk;
     const size_t end = first + p->panel_chunk < all ? first + p->panel_chunk : all;
-    const size_t block = p->panels && p->R <= FEW_ROWS ? p->in : K_BLOCK;
-    float *acc = j->scratch + (size_t)pool_thread() * j->scratch_step, *room = acc + j->acc_floats;
-    for (size_t panel = first; panel < end; panel++) {
-        for (size_t k = 0; k < p->in; k += block) {
-            const size_t n = p->in - k < block ? p->in - k : block;
-            multiply_block(j, p, acc, panel_block(j, p, panel, k, n, room), r, rows, k, n);
-        }
-        const size_t o = panel * PANEL, outs = p->out - o < PANEL ? p->out - o : PANEL;
-        for (size_t n = 0; n < rows; n++) {
-            const size_t at = (r + n) * p->out + o;
-            j->k->rows->finish(p->y + at, acc + n * PANEL, p->add ? p->add + at : NULL, outs,
-                               p->act);
-        }
+    float *sums = j->scratch + (size_t)pool_thread() * j->scratch_step,
+          *room = sums + j->acc_floats;
+    for (size_t panel = first; panel < end; panel += FINISHED) {
+        const size_t n = end - panel < FINISHED ? end - panel : FINISHED;
+        for (size_t m = 0; m < n; m++)
+            multiply_panel(j, p, sums + m * rows * PANEL, panel + m, r, rows, room);
+        finish_rows(j, p, sums, panel, n, r, rows);
     }
 }
 
@@ -277,7 +303,8 @@ static void cut(struct cpu *cpu, struct matmul_job *j) {
         if (p->row_chunks > 1 && p->panel_chunk > 4) p->panel_chunk = 4;
         p->first_task = task;
         task += (cpu_panels(p->out) + p->panel_chunk - 1) / p->panel_chunk * p->row_chunks;
-        if (p->row_chunk * PANEL > j->acc_floats) j->acc_floats = p->row_chunk * PANEL;
+        if (p->row_chunk * PANEL * FINISHED > j->acc_floats)
+            j->acc_floats = p->row_chunk * PANEL * FINISHED;
     }
     j->tasks = (int)task;
 }

@@ -12,14 +12,6 @@
 
 // ---- slabs -------------------------------------------------------------------------------------
 
-// Weights of a model stand in a row: 2 MiB pages for all of them, and one allocation for many.
-struct slab {
-    struct slab *next;
-    char *data;
-    size_t bytes, used;
-    int live; // weights in it
-};
-
 enum { SLAB_BYTES = 32 << 20 };
 
 static void *slab_take(struct cpu *cpu, size_t bytes, struct slab **owner) {

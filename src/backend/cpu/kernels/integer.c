@@ -123,6 +123,8 @@ static void product_int4(float *acc, const struct quantised *x, size_t row, cons
     walk(4, acc, x, row, panel, rows, from, to, next);
 }
 
+typedef int8_t bytes __attribute__((vector_size(LANES)));
+
 // As quant_inputs of backend/quant.h, to the bit.
 static void quantise(int8_t *value, float *scale, int32_t *sum, const float *x, size_t K,
                      size_t group) {
@@ -137,17 +139,19 @@ static void quantise(int8_t *value, float *scale, int32_t *sum, const float *x, 
         store(lane, most);
         for (int l = 0; l < LANES; l++) top = lane[l] > top ? lane[l] : top;
         const float twice = top > 0 ? 254.0f / top : 0;
-        int32_t total = 0;
-        for (size_t i = 0; i < group; i++) {
-            float n = x[i] * twice;
-            n = n >= -254 ? n : -254;
-            n = n > 254 ? 254 : n;
-            const int t = (int)n, q = (t + (t < 0 ? -1 : 1)) / 2;
-            value[i] = (int8_t)q;
+        vi total = {0};
+        for (size_t i = 0; i < group; i += LANES) {
+            const vi t = __builtin_convertvector(load(x + i) * twice, vi);
+            const vi away = t + (t >> 31 | 1), q = (away - (away >> 31)) >> 1; // away / 2
+            const bytes b = __builtin_convertvector(q, bytes);
+            memcpy(value + i, &b, sizeof b);
             total += q;
         }
+        int32_t each[LANES];
+        memcpy(each, &total, sizeof each);
+        sum[g] = 0;
+        for (int l = 0; l < LANES; l++) sum[g] += each[l];
         scale[g] = top / 127.0f + sum_lanes(blemish);
-        sum[g] = total;
     }
 }
 
