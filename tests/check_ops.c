@@ -1,4 +1,5 @@
-// check_ops [compare|laws|grad|sampler|bench|support] [OP] [--threads N] [--json] [--verbose]
+// check_ops [compare|laws|grad|sampler|bench|support] [OP] [--backend NAME] [--threads N] [--json]
+//           [--verbose]
 // Without a verb: everything that judges, which is what the tests run; "compare" means the same.
 #include "check_ops.h"
 
@@ -55,6 +56,8 @@ int main(int argc, char **argv) {
             t.verbose = true;
         else if (strcmp(word, "threads") == 0 && i + 1 < argc)
             threads = atoi(argv[++i]);
+        else if (strcmp(word, "backend") == 0 && i + 1 < argc)
+            t.backend = argv[++i];
         else
             known = false;
         for (int v = 0; v < 6 && !known; v++)
@@ -62,7 +65,7 @@ int main(int argc, char **argv) {
         if (!known) t.only = word;
     }
     if (verb == SUPPORT) return print_support(t.only);
-    if (verb == BENCH) return bench_ops(t.only, threads, json);
+    if (verb == BENCH) return bench_ops(t.only, t.backend ? t.backend : "cpu", threads, json);
     if (verb == ALL) check_compare(&t);
     if (verb == ALL || verb == LAWS) check_laws(&t);
     if (verb == ALL || verb == GRAD) check_grad(&t);

@@ -152,10 +152,24 @@ int run_check_edges(const struct run *r, char *what, size_t cap);
 
 struct backend *open_backend(const char *name, const char *isa, int threads);
 
+// Whom tests judge: "ref", "cpu" at every level of this machine, and every other backend of this
+// build; one whose device is absent is skipped, loudly.
+enum { MAX_SUBJECTS = 8 };
+struct subject {
+    struct backend *be;
+    const char *backend, *isa; // isa: of cpu
+    char name[32];
+    double worst;
+    bool failed;
+};
+int subjects_open(struct subject *s, const char *only);
+void subjects_close(struct subject *s, int n);
+
 // ---- the verbs; each returns 0 or 1 and counts
 struct tally {
     int passed, failed;
-    const char *only; // one op, or NULL
+    const char *only;    // one op, or NULL
+    const char *backend; // one backend, or NULL: all there are
     bool verbose;
 };
 void tally_one(struct tally *t, bool ok, const char *fmt, ...)
@@ -164,5 +178,5 @@ void check_compare(struct tally *t);
 void check_laws(struct tally *t);
 void check_grad(struct tally *t);
 void check_sample(struct tally *t);
-int bench_ops(const char *only, int threads, bool json);
+int bench_ops(const char *only, const char *backend, int threads, bool json);
 int print_support(const char *backend);

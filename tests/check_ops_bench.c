@@ -6,6 +6,7 @@
 
 #include "backend/cpu/cpu.h"
 #include "base/clock.h"
+#include "base/error.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/pool.h"
@@ -135,7 +136,15 @@ static double best_time(struct machine *m, void (*task)(void *, int)) {
     return best;
 }
 
-static void measure(struct machine *m) {
+static void measure(struct machine *m, struct backend *be) {
+    for (int i = 0; i < SWEEPS; i++)
+        m->bytes[i] = i == SWEEPS - 1 ? (size_t)64 << 20 : (size_t)16384 << 2 * i;
+    if (strcmp(be->name, "cpu") != 0) { // it knows best itself; 0: it cannot say
+        m->gflops = be->class->measure(be, LIMIT_F32, 0);
+        const double gbs = be->class->measure(be, LIMIT_READ, (size_t)1 << 30);
+        for (int i = 0; i < SWEEPS; i++) m->gbs[i] = gbs;
+        return;
+    }
     m->loops = 100000;
     const double work = fma_some(m->isa, 1) * m->loops * m->threads;
     m->gflops = work / best_time(m, fma_task) * 1e-9;
@@ -144,7 +153,7 @@ static void measure(struct machine *m) {
     memset(memory, 1, most * (size_t)m->threads);
     m->memory = memory;
     for (int i = 0; i < SWEEPS; i++) {
-        m->sweep = m->bytes[i] = i == SWEEPS - 1 ? most : (size_t)16384 << 2 * i;
+        m->sweep = m->bytes[i];
         m->loops = (int)((most << 1) / m->sweep);
         m->gbs[i] = (double)m->sweep * m->loops * m->threads / best_time(m, read_task) * 1e-9;
     }
@@ -177,10 +186,14 @@ static void time_call(struct result *out, struct run *r) {
     int n = 0;
     const double begin = clock_s();
     run_go(r); // warms up
+    // A device is given several before it is waited for.
+    const int at_once = strcmp(r->be->name, "cpu") == 0 ? 1 : 16;
     while (n < 5 || (n < MOST && clock_s() - begin < 0.15)) {
         const double start = clock_s();
-        op->call(r->be, r->t, r->w, &r->batch, r->c);
-        us[n++] = (clock_s() - start) * 1e6;
+        for (int i = 0; i < at_once; i++) op->call(r->be, r->t, r->w, &r->batch, r->c);
+        struct error err;
+        if (r->be->class->sync(r->be, &err)) die("%s", err.msg);
+        us[n++] = (clock_s() - start) * 1e6 / at_once;
     }
     qsort(us, (size_t)n, sizeof *us, by_size);
     out->min_us = us[0];
@@ -202,8 +215,9 @@ static struct result bench_call(struct backend *be, const struct machine *m, con
             out.bytes += (double)run_size(&r, i);
     run_close(&r);
     if (c->op->flops) out.flops = c->op->flops(c);
-    const double by_bytes = out.bytes / bandwidth(m, out.bytes) * 1e-3;
-    const double by_flops = out.flops / m->gflops * 1e-3;
+    const double gbs = bandwidth(m, out.bytes);
+    const double by_bytes = gbs > 0 ? out.bytes / gbs * 1e-3 : 0;
+    const double by_flops = m->gflops > 0 ? out.flops / m->gflops * 1e-3 : 0;
     out.by_flops = by_flops > by_bytes;
     out.share = fmax(by_bytes, by_flops) / out.median_us;
     return out;
@@ -258,15 +272,18 @@ static void open_report(struct json_writer *w, const struct machine *m, bool jso
     json_open(w, '[');
 }
 
-int bench_ops(const char *only, int threads, bool json) {
-    struct backend *be = open_backend("cpu", NULL, threads);
+int bench_ops(const char *only, const char *backend, int threads, bool json) {
+    struct backend *be = open_backend(backend, NULL, threads);
+    const bool cpu = strcmp(be->name, "cpu") == 0;
     struct pool *pool = pool_create(threads);
-    struct machine m = {.isa = cpu_isa(be), .pool = pool, .threads = pool_threads(pool)};
+    struct machine m = {.isa = cpu ? cpu_isa(be) : be->name,
+                        .pool = pool,
+                        .threads = cpu ? pool_threads(pool) : 1};
     struct call *c = mem_alloc(sizeof *c);
     struct str text;
     str_init(&text, (size_t)1 << 20);
     struct json_writer w = {.out = &text};
-    measure(&m);
+    measure(&m, be);
     open_report(&w, &m, json);
     for (int i = 0; i < op_case_count; i++) {
         const struct op_case *op = &op_cases[i];

@@ -2,7 +2,6 @@
 // the same bits whatever the batch, the number of threads and the day.
 #include "check_ops.h"
 
-#include "backend/cpu/kernels/kernels.h"
 #include "base/mem.h"
 
 #include <float.h>
@@ -84,27 +83,6 @@ static bool next_call(struct walk *w, struct call *c) {
     }
 }
 
-enum { MAX_SUBJECTS = 8 };
-
-struct subject {
-    struct backend *be;
-    char name[32];
-    double worst;
-    bool failed;
-};
-
-static int open_subjects(struct subject *s) {
-    int n = 0;
-    s[n++] = (struct subject){.be = open_backend("ref", NULL, 1), .name = "ref"};
-    for (int i = 0; kernels_level(i); i++) {
-        const char *isa = kernels_level(i)->isa;
-        s[n] = (struct subject){.be = open_backend("cpu", isa, 2)};
-        snprintf(s[n].name, sizeof s[n].name, "cpu %s", isa);
-        n++;
-    }
-    return n;
-}
-
 static void compare_op(struct tally *t, const struct op_case *op, struct backend *ref,
                        struct subject *s, int n) {
     struct call *c = mem_alloc(sizeof *c);
@@ -136,7 +114,8 @@ static void compare_op(struct tally *t, const struct op_case *op, struct backend
 void check_compare(struct tally *t) {
     struct subject s[MAX_SUBJECTS];
     struct backend *ref = open_backend("ref64", NULL, 1);
-    const int n = open_subjects(s);
+    const int n = subjects_open(s, t->backend);
+    if (!n) tally_one(t, false, "no backend to judge");
     for (int i = 0; op_name(i); i++) {
         const struct op_case *op = op_case_find(op_name(i));
         if (!op)
@@ -144,7 +123,7 @@ void check_compare(struct tally *t) {
         else if (!t->only || strcmp(t->only, op->name) == 0)
             compare_op(t, op, ref, s, n);
     }
-    for (int i = 0; i < n; i++) backend_destroy(s[i].be);
+    subjects_close(s, n);
     backend_destroy(ref);
 }
 
@@ -364,18 +343,43 @@ static void law_spans(struct tally *t, const struct op_case *op, struct backend 
     free(whole);
 }
 
+// The same call twice, with memory that holds something else.
+static void law_again(struct tally *t, const struct op_case *op, struct backend *be) {
+    struct call *c = mem_alloc(sizeof *c);
+    char what[256] = "";
+    int rc = 0;
+    for (int variant = 0; variant < op->variants && !rc; variant++) {
+        struct run first, again;
+        call_init(c, op, law_size(op), variant, FILL_RANDOM, false, false);
+        run_open(&first, c, be);
+        run_go(&first);
+        run_open(&again, c, be);
+        run_go(&again);
+        rc = same_bits(&first, &again, what, sizeof what);
+        run_close(&first);
+        run_close(&again);
+    }
+    report(t, c, rc, "the same bits every time", what);
+    free(c);
+}
+
 void check_laws(struct tally *t) {
-    for (int level = 0; kernels_level(level); level++) {
-        const char *isa = kernels_level(level)->isa;
-        struct backend *be = open_backend("cpu", isa, 2);
+    struct subject s[MAX_SUBJECTS];
+    const int n = subjects_open(s, t->backend);
+    for (int k = 0; k < n; k++) {
+        if (strcmp(s[k].backend, "ref") == 0) continue; // it is what the laws are read from
         for (int i = 0; i < op_case_count; i++) {
             const struct op_case *op = &op_cases[i];
             if (t->only && strcmp(t->only, op->name) != 0) continue;
-            law_threads(t, op, isa);
-            if (op->rowwise) law_rows(t, op, be);
-            if (strcmp(op->name, "shift_mix") == 0) law_spans(t, op, be, "shift_in", "shift_out");
-            if (strcmp(op->name, "wkv7") == 0) law_spans(t, op, be, "state_in", "state_out");
+            if (s[k].isa)
+                law_threads(t, op, s[k].isa);
+            else
+                law_again(t, op, s[k].be);
+            if (op->rowwise) law_rows(t, op, s[k].be);
+            if (strcmp(op->name, "shift_mix") == 0)
+                law_spans(t, op, s[k].be, "shift_in", "shift_out");
+            if (strcmp(op->name, "wkv7") == 0) law_spans(t, op, s[k].be, "state_in", "state_out");
         }
-        backend_destroy(be);
     }
+    subjects_close(s, n);
 }

@@ -2,6 +2,7 @@
 // op has to write is poisoned before.
 #include "check_ops.h"
 
+#include "backend/cpu/kernels/kernels.h"
 #include "base/error.h"
 #include "base/mem.h"
 
@@ -305,4 +306,34 @@ struct backend *open_backend(const char *name, const char *isa, int threads) {
     if (backend_open(&be, name, threads, &err)) die("%s", err.msg);
     if (isa) unsetenv("RWKV_ISA");
     return be;
+}
+
+static void add_subject(struct subject *s, int *n, const char *backend, const char *isa) {
+    struct error err;
+    struct subject *to = &s[*n];
+    *to = (struct subject){.backend = backend, .isa = isa};
+    snprintf(to->name, sizeof to->name, "%s%s%s", backend, isa ? " " : "", isa ? isa : "");
+    if (isa)
+        to->be = open_backend(backend, isa, 2);
+    else if (backend_open(&to->be, backend, 2, &err)) {
+        printf("SKIP backend %s: %s\n", backend, err.msg);
+        return;
+    }
+    ++*n;
+}
+
+int subjects_open(struct subject *s, const char *only) {
+    int n = 0;
+    for (const char *const *b = backend_names(); *b; b++) {
+        if (strcmp(*b, "ref64") == 0 || (only && strcmp(*b, only) != 0)) continue;
+        if (strcmp(*b, "cpu") != 0) add_subject(s, &n, *b, NULL);
+        for (int i = 0; strcmp(*b, "cpu") == 0 && kernels_level(i); i++)
+            add_subject(s, &n, *b, kernels_level(i)->isa);
+    }
+    assert(n <= MAX_SUBJECTS);
+    return n;
+}
+
+void subjects_close(struct subject *s, int n) {
+    for (int i = 0; i < n; i++) backend_destroy(s[i].be);
 }

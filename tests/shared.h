@@ -6,6 +6,12 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+// The backend that model tests run on, "cpu" unless RWKV_TEST_BACKEND names another one.
+static inline const char *test_backend(void) {
+    const char *name = getenv("RWKV_TEST_BACKEND");
+    return name ? name : "cpu";
+}
+
 static inline const char *shared_dir(void) {
     const char *dir = getenv("RWKV_SHARED");
     return dir ? dir : "../shared";

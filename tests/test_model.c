@@ -1,5 +1,6 @@
 // The model against the numbers of an independent float64 implementation (SPEC-rwkv7 §14), and
-// laws: whole = chunks = token by token = interleaved with others, recompute = remember.
+// laws: whole = chunks = token by token = interleaved with others, recompute = remember. On cpu, or
+// on what RWKV_TEST_BACKEND names.
 #include "backend/ops.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -250,11 +251,11 @@ static void expect_gradients(const struct vectors *v, const char *backend, enum 
 static void expect_all(const char *dir, const char *weights) {
     struct vectors v;
     vectors_open(&v, dir, weights);
-    expect_logits(&v, "cpu", 5e-6);
+    expect_logits(&v, test_backend(), 5e-6);
     expect_logits(&v, "ref", 5e-6);
     expect_logits(&v, "ref64", 5e-7); // the state is handed out as floats
-    expect_gradients(&v, "cpu", RUN_TRAIN, 1e-5);
-    expect_gradients(&v, "cpu", RUN_CHECKPOINT, 1e-5);
+    expect_gradients(&v, test_backend(), RUN_TRAIN, 1e-5);
+    expect_gradients(&v, test_backend(), RUN_CHECKPOINT, 1e-5);
     expect_gradients(&v, "ref64", RUN_TRAIN, 1e-11);
     vectors_close(&v);
 }
@@ -283,7 +284,7 @@ static void reverse_takes_the_recorded_choices(void **state) {
     snprintf(path, sizeof path, "%s/reverse_L2_N16_vectors.json", dir);
     struct json *doc = read_json(path);
     snprintf(path, sizeof path, "%s/reverse_L2_N16_fp32.safetensors", dir);
-    struct bench b = bench_open("cpu", path, false, 2);
+    struct bench b = bench_open(test_backend(), path, false, 2);
     int32_t tokens[512];
     const char *want;
     size_t len;
@@ -315,7 +316,7 @@ static void the_trained_byte_model_writes_the_recorded_text(void **state) {
     if (!shared_path(path, sizeof path, "data/bytes28m_vectors.json")) skip();
     struct json *doc = read_json(path);
     if (!shared_path(path, sizeof path, "data/bytes28m.pth")) skip();
-    struct bench b = bench_open("cpu", path, false, 0);
+    struct bench b = bench_open(test_backend(), path, false, 0);
     const struct writer_options greedy = {.top_p = 1, .penalty_decay = 1};
     struct writer *w;
     struct error err;
@@ -335,7 +336,8 @@ static void the_trained_byte_model_writes_the_recorded_text(void **state) {
 // each one alone.
 static void interleaved_equals_alone(void **unused) {
     (void)unused;
-    struct bench b = bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
+    struct bench b =
+        bench_open(test_backend(), "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
     enum { SEQS = 3, LONGEST = 40, V = 12 };
     static const int length[SEQS] = {40, 23, 31}, pace[SEQS] = {7, 1, 16}, slot[SEQS] = {4, 0, 2};
     int32_t tokens[SEQS][LONGEST];
@@ -387,14 +389,15 @@ static void interleaved_equals_alone(void **unused) {
 static void a_saved_model_is_the_same_model(void **state) {
     (void)state;
     const char *const paths[] = {in_dir("model.pth"), in_dir("model.safetensors")};
-    struct bench b = bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", true, 1);
+    struct bench b =
+        bench_open(test_backend(), "tests/fixtures/model/n16/w_bf16.safetensors", true, 1);
     struct error err;
     int32_t tokens[] = {1, 5, 2, 9, 11, 0, 3, 3};
     double want[8 * 12], got[8 * 12];
     run_logits(&b, tokens, 8, 8, want, NULL);
     for (int i = 0; i < 2; i++) {
         if (model_save(b.m, paths[i], i ? DT_F32 : DT_BF16, &err)) fail_msg("%s", err.msg);
-        struct bench again = bench_open("cpu", paths[i], false, 1);
+        struct bench again = bench_open(test_backend(), paths[i], false, 1);
         run_logits(&again, tokens, 8, 8, got, NULL);
         assert_memory_equal(want, got, sizeof want);
         bench_close(&again);
@@ -408,7 +411,7 @@ static void the_wrong_model_is_refused_naming_both_sides(void **state) {
     struct backend *be;
     struct model *m;
     struct weights *w;
-    assert_int_equal(backend_open(&be, "cpu", 1, &err), 0);
+    assert_int_equal(backend_open(&be, test_backend(), 1, &err), 0);
     assert_int_equal(weights_open(&w, "tests/fixtures/model/n16/w_bf16.safetensors", &err), 0);
     struct dims d;
     assert_int_equal(model_dims_of(&d, w, &err), 0);
@@ -431,7 +434,8 @@ static void the_wrong_model_is_refused_naming_both_sides(void **state) {
 // The writer is the forward pass and argmax; the scorer agrees with it about what comes next.
 static void writer_and_scorer_agree(void **state) {
     (void)state;
-    struct bench b = bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
+    struct bench b =
+        bench_open(test_backend(), "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
     struct writer *w;
     struct scorer *s;
     struct error err;
@@ -457,7 +461,8 @@ static void a_saved_sequence_goes_on_as_if_nothing_had_happened(void **state) {
     (void)state;
     char path[300];
     snprintf(path, sizeof path, "%s", in_dir("state"));
-    struct bench b = bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
+    struct bench b =
+        bench_open(test_backend(), "tests/fixtures/model/n16/w_bf16.safetensors", false, 2);
     const struct writer_options o = {.temperature = 1,
                                      .top_p = 0.9f,
                                      .presence = 0.3f,
@@ -493,10 +498,10 @@ static void a_saved_sequence_goes_on_as_if_nothing_had_happened(void **state) {
 
     // Other weights of the same shape: refused, not garbage.
     struct bench trained =
-        bench_open("cpu", "tests/fixtures/model/n16/w_bf16.safetensors", true, 1);
+        bench_open(test_backend(), "tests/fixtures/model/n16/w_bf16.safetensors", true, 1);
     model_init(trained.m, 3);
     assert_int_equal(model_save(trained.m, in_dir("other.pth"), DT_F32, &err), 0);
-    struct bench another = bench_open("cpu", in_dir("other.pth"), false, 1);
+    struct bench another = bench_open(test_backend(), in_dir("other.pth"), false, 1);
     struct writer *third;
     assert_int_equal(writer_create(&third, another.m, &err), 0);
     assert_int_equal(writer_save(w, path, 0, &err), 0);
@@ -556,7 +561,7 @@ static void initialisation_is_official(void **state) {
     (void)state;
     struct backend *be;
     struct error err;
-    assert_int_equal(backend_open(&be, "cpu", 2, &err), 0);
+    assert_int_equal(backend_open(&be, test_backend(), 2, &err), 0);
     struct model *m = initialised(be, (struct dims){.L = 2, .C = 128, .H = 2, .V = 300}, 42);
     expect_orthogonal(m, P_HEAD, 0.5 * sqrt(300.0 / 128));
     expect_orthogonal(m, P_RECEPTANCE, 1);
@@ -587,7 +592,7 @@ static void initial_vectors_match_the_recorded_ones(void **state) {
     const struct json *all = at(misc, "init_L12_C768", NULL);
     struct backend *be;
     struct error err;
-    assert_int_equal(backend_open(&be, "cpu", 2, &err), 0);
+    assert_int_equal(backend_open(&be, test_backend(), 2, &err), 0);
     // A small vocabulary: the recorded tensors don't depend on it.
     struct model *m = created(be, (struct dims){.L = 12, .C = 768, .H = 12, .V = 16});
     struct pool *pool = pool_create(1);
@@ -655,7 +660,7 @@ static void the_first_loss_is_the_expected_one(void **state) {
     (void)state;
     struct backend *be;
     struct error err;
-    assert_int_equal(backend_open(&be, "cpu", 2, &err), 0);
+    assert_int_equal(backend_open(&be, test_backend(), 2, &err), 0);
     // SPEC-rwkv7 §5.1: ln V + σ²/2 for logits of standard deviation σ; computed there: 5.6747.
     struct model *m = initialised(be, (struct dims){.L = 3, .C = 192, .H = 3, .V = 256}, 7);
     struct run *run;

@@ -1,6 +1,6 @@
 // Ops against recorded vectors of an independent implementation in double: the wkv7 recurrence with
 // all its gradients, and four steps of AdamW. On ref64, ref, and cpu at every level of this
-// machine.
+// machine, or on what RWKV_TEST_BACKEND names.
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/ops.h"
 #include "base/error.h"
@@ -47,6 +47,10 @@ struct subject {
 
 static int subjects(struct subject out[MAX_SUBJECTS]) {
     int n = 0;
+    if (strcmp(test_backend(), "cpu") != 0) {
+        out[n++] = (struct subject){test_backend(), NULL};
+        return n;
+    }
     out[n++] = (struct subject){"ref64", NULL};
     out[n++] = (struct subject){"ref", NULL};
     for (int i = 0; kernels_level(i); i++)
