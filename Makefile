@@ -9,7 +9,9 @@
 #   make vocab      fetch the World vocabulary      make install PREFIX=/usr/local
 #
 # Options: CC=clang  BUILD=dir  SAN=address,undefined  WERROR=1
-#          CUDA=1 and WGPU=1 are reserved for the GPU backends and refused until they exist.
+#          CUDA=1 adds the CUDA backend (nvcc 12.8 or later, found in CUDA_HOME or the PATH);
+#          CUDA=emu builds its kernels for the processor, to check them without a GPU.
+#          WGPU=1 is reserved for the WebGPU backend and refused until it exists.
 
 MAKEFLAGS += --no-builtin-rules
 
@@ -18,8 +20,11 @@ BUILD   ?= build
 PREFIX  ?= /usr/local
 FUZZ_SECONDS ?= 60
 
-ifneq ($(CUDA)$(WGPU),)
-$(error CUDA=1 and WGPU=1 name backends that are not built yet; plain `make` builds the CPU backend)
+ifneq ($(WGPU),)
+$(error WGPU=1 names a backend that is not built yet; plain `make` builds the CPU backend)
+endif
+ifneq ($(filter-out 0 1 emu,$(CUDA)),)
+$(error CUDA=$(CUDA): 1 builds the CUDA backend, emu builds its kernels for the processor)
 endif
 
 WARN    := -Wall -Wextra -Wpedantic -Wshadow $(if $(WERROR),-Werror)
@@ -43,9 +48,33 @@ LDFLAGS += -fsanitize=$(SAN)
 endif
 
 ARCH    := $(shell $(CC) -dumpmachine 2>/dev/null | cut -d- -f1)
-SRC     := $(filter-out src/backend/ref/ref.c,$(wildcard src/*/*.c src/backend/*/*.c)) \
+SRC     := $(filter-out src/backend/ref/ref.c src/backend/cuda/%,$(wildcard src/*/*.c src/backend/*/*.c)) \
            src/backend/cpu/kernels/pick.c
 LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
+
+# The CUDA backend: C that knows tensors, and kernels that know addresses. The runtime is linked in
+# and looks for the driver itself; cuBLASLt is loaded when a device is opened.
+ifneq ($(filter 1 emu,$(CUDA)),)
+CUDA_SRC := $(wildcard src/backend/cuda/*.cu)
+LIB_OBJ  += $(patsubst %.c,$(BUILD)/%.o,$(wildcard src/backend/cuda/*.c)) $(CUDA_SRC:%.cu=$(BUILD)/%.cu.o)
+CPPFLAGS += -DHAVE_CUDA
+endif
+ifeq ($(CUDA),1)
+NVCC      ?= $(or $(shell command -v nvcc),$(CUDA_HOME)/bin/nvcc,nvcc)
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_ARCHS ?= 80 90a 120
+CPPFLAGS  += -isystem $(CUDA_HOME)/include
+LDLIBS    += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/lib/libcudart_static.a)) \
+             -ldl -lrt -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic
+NVCCFLAGS ?= -O3 -std=c++17 $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a),code=sm_$(a)) \
+             -Xcompiler=-Wall,-Wextra,-Wshadow $(if $(WERROR),-Xcompiler=-Werror -Werror=all-warnings)
+endif
+ifeq ($(CUDA),emu)
+CXX      ?= c++
+CPPFLAGS += -DCUDA_EMU -Itests/cuda_emu
+LIB_OBJ  += $(BUILD)/tests/cuda_emu/cuda_emu.o
+LDLIBS   += -lstdc++
+endif
 
 # The reference is one text compiled for float and for double: finite differences need the double.
 LIB_OBJ += $(BUILD)/src/backend/ref/ref_f32.o $(BUILD)/src/backend/ref/ref_f64.o
@@ -88,6 +117,20 @@ $(BUILD)/librwkv.a: $(LIB_OBJ)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+ifeq ($(CUDA),1)
+$(BUILD)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -Isrc/backend/cuda -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+else
+EMU_FLAGS = -std=c++17 $(OPT) -Wall -Wextra -Wno-unknown-pragmas $(if $(WERROR),-Werror) -ffp-contract=off $(if $(SAN),-fsanitize=$(SAN))
+$(BUILD)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(EMU_FLAGS) -Isrc/backend/cuda -MMD -MP -MF $(@:.o=.d) -c -x c++ -o $@ $<
+$(BUILD)/tests/cuda_emu/%.o: tests/cuda_emu/%.cc
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(EMU_FLAGS) -MMD -MP -c -o $@ $<
+endif
 
 # The chat page goes into the program as an array of bytes.
 $(BUILD)/web.c: src/serve/web/index.html

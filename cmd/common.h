@@ -20,7 +20,10 @@ int vocab_open(struct tok **out, const char *name, struct error *err);
             .help = "the vocabulary the model was trained with; \"bytes\" is the built-in one"     \
     }
 #define OPTION_BACKEND                                                                             \
-    { "backend", "NAME", .fallback = "cpu", .help = "what computes: cpu, ref (slow, plain), ref64" }
+    {                                                                                              \
+        "backend", "NAME", .fallback = "cpu",                                                      \
+                           .help = "what computes: cpu, cuda, ref (slow, plain), ref64"            \
+    }
 #define OPTION_DTYPE                                                                               \
     {                                                                                              \
         "dtype", "TYPE", .fallback = "f32", .choices = PRECISION_NAMES,                            \

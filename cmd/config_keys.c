@@ -125,7 +125,7 @@ static const struct config_key train_keys[] = {
      .doc = "Rows of logits that exist at once"},
 
     {"backend", CONFIG_STRING, TRAIN(backend), "\"cpu\"", .choices = "cpu|cuda|wgpu|metal",
-     .later = "the GPU backends", .doc = "What computes"},
+     .doc = "What computes; `cuda` is in builds made with `make CUDA=1`"},
     {"dtype", CONFIG_STRING, TRAIN(dtype), "\"f32\"", .choices = "f32|bf16|bf16w",
      .doc =
          "What the matrix products multiply: `bf16` rounds weights, activations and gradients in "
@@ -181,7 +181,7 @@ static const struct config_key infer_keys[] = {
     {"admin_api_key", CONFIG_STRING, INFER(admin_api_key), .secret = true,
      .doc = "Key of /admin; absent: api_key"},
     {"backend", CONFIG_STRING, INFER(backend), "\"cpu\"", .choices = "cpu|cuda|wgpu|metal",
-     .later = "the GPU backends", .doc = "What computes"},
+     .doc = "What computes; `cuda` is in builds made with `make CUDA=1`"},
     {"num_threads", CONFIG_INT, INFER(num_threads), "0", .min = 0, .max = 1024,
      .doc = "Threads of the CPU backend; 0: one a core"},
     {"max_queue", CONFIG_INT, INFER(max_queue), "256", .min = 1, .max = 1e6,

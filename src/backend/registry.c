@@ -1,18 +1,24 @@
 #include "backend/backend.h"
 
 #include "backend/cpu/cpu.h"
+#ifdef HAVE_CUDA
+#include "backend/cuda/cuda.h"
+#endif
 #include "backend/ref/ref.h"
 #include "base/error.h"
 
 #include <stdio.h>
 #include <string.h>
 
-// Which backends this program was built with; the only place that will ask HAVE_CUDA or HAVE_WGPU.
+// Which backends this program was built with; the only place that asks HAVE_CUDA or HAVE_WGPU.
 static const struct {
     const char *name;
     int (*open)(struct backend **out, int num_threads, struct error *err);
 } table[] = {
     {"cpu", cpu_open},
+#ifdef HAVE_CUDA
+    {"cuda", cuda_open},
+#endif
     {"ref", ref_f32_open},
     {"ref64", ref_f64_open},
 };
@@ -33,7 +39,11 @@ int backend_open(struct backend **out, const char *name, int num_threads, struct
         const size_t len = strlen(known);
         snprintf(known + len, sizeof known - len, "%s%s", i ? ", " : "", table[i].name);
     }
-    if (!strcmp(name, "cuda") || !strcmp(name, "wgpu") || !strcmp(name, "metal"))
+    if (!strcmp(name, "cuda"))
+        return fail(err, E_UNSUPPORTED,
+                    "backend \"cuda\" is not in this build; `make CUDA=1` builds it; there are: %s",
+                    known);
+    if (!strcmp(name, "wgpu") || !strcmp(name, "metal"))
         return fail(err, E_UNSUPPORTED, "backend \"%s\" is not in this build; there are: %s", name,
                     known);
     return fail(err, E_ARG, "no backend is named \"%s\"; there are: %s", name, known);

@@ -1,0 +1,185 @@
+#include "backend/cuda/cuda.h"
+
+#include "backend/cuda/internal.h"
+#include "backend/ops.h"
+#include "base/error.h"
+#include "base/mem.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// device.cuh and loss.cu write these down once more.
+_Static_assert(DT_F64 == 1 && DT_F32 == 2 && DT_BF16 == 3 && DT_F16 == 4 && DT_INT8 == 9 &&
+                   DT_INT4 == 10,
+               "types of device.cuh");
+_Static_assert(ACT_TANH == 0 && ACT_SIGMOID == 1 && ACT_RELU2 == 2 && ACT_NONE == 3,
+               "activations of device.cuh");
+_Static_assert(sizeof(struct sample_row) == 56, "sample_row of loss.cu");
+
+// ---- trouble -----------------------------------------------------------------------------------
+
+// Ops cannot fail, so the first failure is kept until somebody waits for the device.
+int cuda_failed(struct cuda *c, cudaError_t e, const char *doing) {
+    if (e == cudaSuccess) return 0;
+    if (!c->trouble[0])
+        snprintf(c->trouble, sizeof c->trouble, "%s: %s: %s", c->device, doing,
+                 cudaGetErrorString(e));
+    return -1;
+}
+
+static int cuda_sync(struct backend *be, struct error *err) {
+    struct cuda *c = cuda_of(be);
+    cuda_failed(c, cudaGetLastError(), "starting a kernel");
+    cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
+    return c->trouble[0] ? fail(err, E_DEVICE, "%s", c->trouble) : 0;
+}
+
+// ---- memory ------------------------------------------------------------------------------------
+
+static int allocate(struct cuda *c, void **out, size_t bytes, struct error *err) {
+    const cudaError_t e = cudaMalloc(out, bytes ? bytes : 1);
+    if (e == cudaSuccess) return 0;
+    size_t left = 0, total = 0;
+    cudaGetLastError(); // this one has been seen
+    cudaMemGetInfo(&left, &total);
+    *out = NULL;
+    return fail(err, E_LIMIT, "%s: %zu bytes wanted, %zu of %zu are free (%s)", c->device, bytes,
+                left, total, cudaGetErrorString(e));
+}
+
+void *cuda_scratch(struct cuda *c, size_t bytes) {
+    if (bytes <= c->scratch_bytes) return c->scratch;
+    struct error err;
+    void *more;
+    cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels");
+    cudaFree(c->scratch);
+    c->scratch = NULL;
+    c->scratch_bytes = 0;
+    if (allocate(c, &more, bytes + bytes / 4, &err) && allocate(c, &more, bytes, &err)) {
+        if (!c->trouble[0]) snprintf(c->trouble, sizeof c->trouble, "%.290s", err.msg);
+        return NULL;
+    }
+    c->scratch = more;
+    c->scratch_bytes = bytes;
+    return more;
+}
+
+static struct buffer *cuda_buffer_create(struct backend *be, size_t bytes, struct error *err) {
+    struct cuda *c = cuda_of(be);
+    void *data;
+    if (allocate(c, &data, bytes, err)) return NULL;
+    const cudaError_t e = cudaMemsetAsync(data, 0, bytes, c->stream);
+    if (e != cudaSuccess) {
+        cudaFree(data);
+        fail(err, E_DEVICE, "%s: clearing memory: %s", c->device, cudaGetErrorString(e));
+        return NULL;
+    }
+    struct cuda_buffer *b = mem_zero(1, sizeof *b);
+    b->base = (struct buffer){.be = be, .bytes = bytes};
+    b->data = data;
+    return &b->base;
+}
+
+static void cuda_buffer_destroy(struct buffer *b) {
+    struct cuda *c = cuda_of(b->be);
+    cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels"); // they may use it
+    cuda_failed(c, cudaFree(((struct cuda_buffer *)(void *)b)->data), "freeing memory");
+    free(b);
+}
+
+// The runtime has copied src when it returns: pageable memory goes through its own staging.
+static void cuda_upload(struct backend *be, struct tensor dst, const void *src) {
+    struct cuda *c = cuda_of(be);
+    if (tensor_bytes(dst))
+        cuda_failed(c,
+                    cudaMemcpyAsync(dev(dst), src, tensor_bytes(dst), cudaMemcpyHostToDevice,
+                                    c->stream),
+                    "copying to the device");
+}
+
+static void cuda_download(struct backend *be, void *dst, struct tensor src) {
+    struct cuda *c = cuda_of(be);
+    const size_t bytes = tensor_bytes(src);
+    cuda_failed(c, cudaGetLastError(), "starting a kernel");
+    if (bytes)
+        cuda_failed(c, cudaMemcpyAsync(dst, dev(src), bytes, cudaMemcpyDeviceToHost, c->stream),
+                    "copying from the device");
+    cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
+    if (c->trouble[0]) memset(dst, 0xff, bytes); // NaN, or token -1: nobody takes it for a result
+}
+
+static double cuda_measure(struct backend *be, enum limit what, size_t bytes) {
+    (void)be, (void)what, (void)bytes;
+    return 0;
+}
+
+static size_t cuda_wkv7_saved_bytes(const struct backend *be, int rows, int spans, int H, int N) {
+    (void)be;
+    const size_t C = (size_t)H * (size_t)N, chunk = (size_t)k_wkv7_chunk(N);
+    return ((size_t)rows * C + ((size_t)rows / chunk + (size_t)spans) * C * (size_t)N) *
+           sizeof(float);
+}
+
+// ---- the backend -------------------------------------------------------------------------------
+
+static void cuda_destroy(struct backend *be) {
+    struct cuda *c = cuda_of(be);
+    lt_close(c->lt);
+    if (c->scratch) cudaFree(c->scratch);
+    if (c->stream) cudaStreamDestroy(c->stream);
+    free(c);
+}
+
+static const struct backend_class cuda_class = {
+    .destroy = cuda_destroy,
+    .buffer_create = cuda_buffer_create,
+    .buffer_destroy = cuda_buffer_destroy,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .sync = cuda_sync,
+    .weight_create = cuda_weight_create,
+    .weight_refresh = cuda_weight_refresh,
+    .weight_destroy = cuda_weight_destroy,
+    .weight_bytes = cuda_weight_bytes,
+    .measure = cuda_measure,
+    .wkv7_saved_bytes = cuda_wkv7_saved_bytes,
+};
+
+static int find_device(struct cuda *c, struct error *err) {
+    int driver = 0, count = 0;
+    struct cudaDeviceProp prop;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+        return fail(err, E_DEVICE, "no CUDA device: this machine has no NVIDIA driver (libcuda)");
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e != cudaSuccess || count == 0)
+        return fail(err, E_DEVICE, "no CUDA device: %s (driver for CUDA %d.%d)",
+                    e != cudaSuccess ? cudaGetErrorString(e) : "the driver knows none",
+                    driver / 1000, driver % 1000 / 10);
+    if ((e = cudaSetDevice(0)) != cudaSuccess ||
+        (e = cudaGetDeviceProperties(&prop, 0)) != cudaSuccess ||
+        (e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)) != cudaSuccess)
+        return fail(err, E_DEVICE, "CUDA device 0 of %d: %s", count, cudaGetErrorString(e));
+    snprintf(c->device, sizeof c->device, "CUDA device 0 (%.100s)", prop.name);
+    if (prop.major < 8)
+        return fail(err, E_UNSUPPORTED, "%s has compute capability %d.%d, expected 8.0 or later",
+                    c->device, prop.major, prop.minor);
+    return 0;
+}
+
+int cuda_open(struct backend **out, int num_threads, struct error *err) {
+    (void)num_threads;
+    struct cuda *c = mem_zero(1, sizeof *c);
+    c->base =
+        (struct backend){.name = "cuda", .real = DT_F32, .ops = &cuda_ops, .class = &cuda_class};
+    const char *gemm = getenv("RWKV_CUDA_GEMM");
+    int rc = find_device(c, err);
+    if (!rc && !(gemm && strcmp(gemm, "own") == 0)) rc = lt_open(&c->lt, err);
+    if (rc) {
+        cuda_destroy(&c->base);
+        return -1;
+    }
+    *out = &c->base;
+    return 0;
+}

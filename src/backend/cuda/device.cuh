@@ -1,0 +1,107 @@
+// What kernels share: launches, sums in a fixed order, number formats.
+#pragma once
+#ifdef CUDA_EMU
+#include "cuda_emu.h"
+#else
+#include <cuda_runtime.h>
+#define LAUNCH(kernel, grid, block, stream, ...)                                                   \
+    kernel<<<(grid), (block), 0, (stream)>>>(__VA_ARGS__)
+#endif
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+// As in backend/dtype.h and ops.h; cuda.c asserts that they agree.
+enum : int { T_F64 = 1, T_F32, T_BF16, T_F16, T_INT8 = 9, T_INT4 };
+enum : int { A_TANH, A_SIGMOID, A_RELU2, A_NONE };
+enum : int { U_W, U_K, U_V, U_A, U_B };
+
+constexpr float c0 = 0.6065306597126334f; // e^(-1/2)
+
+static inline unsigned blocks(size_t n, size_t per) {
+    return (unsigned)((n + per - 1) / per);
+}
+
+// ---- sums --------------------------------------------------------------------------------------
+
+// All lanes get the same bits.
+template <class T> __device__ inline T warp_sum(T x) {
+    for (int d = 16; d; d >>= 1) x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+}
+
+// Of a block of whole warps; all threads get it. Ends with everybody past the scratch.
+template <class T, int WARPS> __device__ inline T block_sum(T x, T *scratch) {
+    x = warp_sum(x);
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = x;
+    __syncthreads();
+    T sum = scratch[0];
+    for (int i = 1; i < WARPS; i++) sum += scratch[i];
+    __syncthreads();
+    return sum;
+}
+
+// ---- numbers -----------------------------------------------------------------------------------
+
+__device__ inline float sigmoid(float x) {
+    return 1.0f / (1.0f + expf(-x));
+}
+
+__device__ inline float activate(float x, int act) {
+    switch (act) {
+    case A_TANH: return tanhf(x);
+    case A_SIGMOID: return sigmoid(x);
+    case A_RELU2: return x > 0 ? x * x : 0;
+    default: return x;
+    }
+}
+
+__device__ inline float bf16_value(uint16_t h) {
+    return __uint_as_float((uint32_t)h << 16);
+}
+
+__device__ inline uint16_t bf16_bits(float f) {
+    const uint32_t u = __float_as_uint(f);
+    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+__device__ inline float bf16_round(float f) {
+    return bf16_value(bf16_bits(f));
+}
+
+__device__ inline float f16_value(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = h >> 10 & 31, man = h & 0x3ff;
+    if (exp == 31) return __uint_as_float(sign | 0x7f800000 | man << 13);
+    if (exp) return __uint_as_float(sign | (exp + 112) << 23 | man << 13);
+    return __uint_as_float(sign | __float_as_uint((float)man * 5.9604644775390625e-8f)); // 2^-24
+}
+
+__device__ inline uint16_t f16_bits(float f) {
+    uint32_t u = __float_as_uint(f);
+    const uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
+    u &= 0x7fffffff;
+    if (u > 0x7f800000) return sign | 0x7e00;
+    if (u >= 0x477ff000) return sign | 0x7c00; // rounds past 65504
+    if (u < 0x38800000)                        // subnormal: the adder rounds at bit 2^-24
+        return (uint16_t)(sign | (__float_as_uint(__uint_as_float(u) + 0.5f) - 0x3f000000));
+    return (uint16_t)(sign | ((u - 0x38000000 + 0xfff + (u >> 13 & 1)) >> 13));
+}
+
+__device__ inline double load_number(const void *p, int type, size_t i) {
+    switch (type) {
+    case T_F64: return ((const double *)p)[i];
+    case T_F32: return (double)((const float *)p)[i];
+    case T_BF16: return (double)bf16_value(((const uint16_t *)p)[i]);
+    default: return (double)f16_value(((const uint16_t *)p)[i]);
+    }
+}
+
+__device__ inline void store_number(void *p, int type, size_t i, double x) {
+    switch (type) {
+    case T_F64: ((double *)p)[i] = x; break;
+    case T_F32: ((float *)p)[i] = (float)x; break;
+    case T_BF16: ((uint16_t *)p)[i] = bf16_bits((float)x); break;
+    default: ((uint16_t *)p)[i] = f16_bits((float)x);
+    }
+}

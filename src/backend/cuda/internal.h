@@ -1,0 +1,73 @@
+// What the C files of this backend share.
+#pragma once
+#include "backend/backend.h"
+#include "backend/cuda/kernels.h"
+
+struct lt;
+struct ops;
+
+struct cuda {
+    struct backend base;
+    cudaStream_t stream;
+    char device[160]; // its name, for messages
+    char *scratch;    // grows to the largest op's need; one op at a time uses it
+    size_t scratch_bytes;
+    struct lt *lt;     // NULL: our own kernels do all products
+    char trouble[300]; // the first thing that went wrong in an op; sync says it
+};
+
+struct cuda_buffer {
+    struct buffer base;
+    char *data; // in the device
+};
+
+static inline struct cuda *cuda_of(const struct backend *be) {
+    return (struct cuda *)(void *)(uintptr_t)be;
+}
+
+// The address in the device; NULL if absent.
+static inline void *dev(struct tensor t) {
+    return t.buf ? ((struct cuda_buffer *)(void *)t.buf)->data + t.offset : NULL;
+}
+
+// At least so many bytes, contents undefined, valid until the next call. Where there is no memory
+// left the op is done on what there is: NULL, and sync says why.
+void *cuda_scratch(struct cuda *c, size_t bytes);
+int cuda_failed(struct cuda *c, cudaError_t e, const char *doing); // notes it; whether it is one
+
+extern const struct ops cuda_ops; // ops.c
+
+// weights.c
+struct weight *cuda_weight_create(struct backend *be, struct tensor src, enum weight_layout layout,
+                                  struct precision p, bool trained);
+void cuda_weight_refresh(struct backend *be, struct weight *w, struct tensor src);
+void cuda_weight_destroy(struct weight *w);
+size_t cuda_weight_bytes(const struct backend *be, size_t rows, size_t cols, struct precision p,
+                         bool trained);
+
+struct cuda_weight {
+    struct weight base;
+    void *data; // our own memory; NULL: trained and f32, read in place
+    size_t bytes;
+    struct matrix m;
+};
+
+// matmul.c
+struct product;
+void cuda_matmul(struct backend *be, const struct product *products, int n);
+void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
+                       const struct weight *w, struct tensor add);
+void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
+                       const struct weight *w);
+
+// lt.c: cuBLASLt, found at run time. D (m,n) = A·B + beta·D with columns contiguous, as cuBLAS has
+// matrices; sums in f32, D is f32. Whether it could be done.
+struct lt_side {
+    const void *data;
+    size_t ld;
+    bool turned; // the matrix in memory is the transpose
+};
+int lt_open(struct lt **out, struct error *err);
+void lt_close(struct lt *lt);
+bool lt_multiply(struct lt *lt, cudaStream_t s, float *d, size_t ldd, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, float beta);

@@ -1,0 +1,222 @@
+// cuBLASLt, loaded when a device is opened: half a gigabyte that a program without a GPU does not
+// need. What it says of a shape is asked once and kept.
+#include "backend/cuda/internal.h"
+
+#include "base/error.h"
+
+#ifdef CUDA_EMU
+int lt_open(struct lt **out, struct error *err) {
+    (void)err;
+    *out = NULL;
+    return 0;
+}
+
+void lt_close(struct lt *lt) {
+    (void)lt;
+}
+
+bool lt_multiply(struct lt *lt, cudaStream_t s, float *d, size_t ldd, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, float beta) {
+    (void)lt, (void)s, (void)d, (void)ldd, (void)a, (void)b, (void)bf16, (void)m, (void)n, (void)k,
+        (void)beta;
+    return false;
+}
+#else
+#include "base/mem.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FUNCTIONS(X)                                                                               \
+    X(cublasLtCreate)                                                                              \
+    X(cublasLtDestroy)                                                                             \
+    X(cublasLtMatmul)                                                                              \
+    X(cublasLtMatmulDescCreate)                                                                    \
+    X(cublasLtMatmulDescDestroy)                                                                   \
+    X(cublasLtMatmulDescSetAttribute)                                                              \
+    X(cublasLtMatrixLayoutCreate)                                                                  \
+    X(cublasLtMatrixLayoutDestroy)                                                                 \
+    X(cublasLtMatmulPreferenceCreate)                                                              \
+    X(cublasLtMatmulPreferenceDestroy)                                                             \
+    X(cublasLtMatmulPreferenceSetAttribute)                                                        \
+    X(cublasLtMatmulAlgoGetHeuristic)
+
+struct functions {
+#define FIELD(f) __typeof__(&f) f;
+    FUNCTIONS(FIELD)
+#undef FIELD
+};
+
+struct shape {
+    size_t m, n, k, lda, ldb, ldd;
+    uint32_t align_a, align_b, align_d;
+    int turned_a, turned_b, bf16, beta;
+};
+
+struct plan {
+    struct shape shape;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatmulAlgo_t algo;
+    bool possible;
+};
+
+enum { MAX_PLANS = 256, WORKSPACE = 32 << 20 };
+
+struct lt {
+    void *library;
+    struct functions f;
+    cublasLtHandle_t handle;
+    void *workspace;
+    struct plan plan[MAX_PLANS]; // a ring once it is full
+    int plans, next;
+};
+
+static void plan_free(struct lt *lt, struct plan *p) {
+    if (p->a) lt->f.cublasLtMatrixLayoutDestroy(p->a);
+    if (p->b) lt->f.cublasLtMatrixLayoutDestroy(p->b);
+    if (p->d) lt->f.cublasLtMatrixLayoutDestroy(p->d);
+    if (p->desc) lt->f.cublasLtMatmulDescDestroy(p->desc);
+    memset(p, 0, sizeof *p);
+}
+
+static int find_functions(struct lt *lt, struct error *err) {
+    static const char *const names[] = {
+#define NAME(f) #f,
+        FUNCTIONS(NAME)
+#undef NAME
+    };
+    void **at = (void **)&lt->f;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (!(at[i] = dlsym(lt->library, names[i])))
+            return fail(err, E_DEVICE, "libcublasLt has no %s", names[i]);
+    return 0;
+}
+
+int lt_open(struct lt **out, struct error *err) {
+    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so",
+                                        "/usr/local/cuda/lib64/libcublasLt.so.13"};
+    struct lt *lt = mem_zero(1, sizeof *lt);
+    for (int i = 0; i < 3 && !lt->library; i++) lt->library = dlopen(names[i], RTLD_NOW);
+    cudaError_t e;
+    if (!lt->library) {
+        fail(err, E_DEVICE,
+             "libcublasLt.so.13 is not to be found (%s); put its folder into LD_LIBRARY_PATH, or "
+             "set RWKV_CUDA_GEMM=own to do without it",
+             dlerror());
+    } else if (find_functions(lt, err)) {
+    } else if (lt->f.cublasLtCreate(&lt->handle) != CUBLAS_STATUS_SUCCESS) {
+        fail(err, E_DEVICE, "cublasLtCreate refuses this device");
+    } else if ((e = cudaMalloc(&lt->workspace, WORKSPACE)) != cudaSuccess) {
+        fail(err, E_LIMIT, "cuBLASLt wants %d bytes: %s", WORKSPACE, cudaGetErrorString(e));
+    } else {
+        *out = lt;
+        return 0;
+    }
+    lt_close(lt);
+    return -1;
+}
+
+void lt_close(struct lt *lt) {
+    if (!lt) return;
+    for (int i = 0; i < lt->plans; i++) plan_free(lt, &lt->plan[i]);
+    if (lt->handle) lt->f.cublasLtDestroy(lt->handle);
+    if (lt->workspace) cudaFree(lt->workspace);
+    if (lt->library) dlclose(lt->library);
+    free(lt);
+}
+
+// A matrix that is `turned` lies in memory with its sides swapped.
+static bool layout(struct lt *lt, cublasLtMatrixLayout_t *out, bool bf16, bool turned, size_t rows,
+                   size_t cols, size_t ld) {
+    return lt->f.cublasLtMatrixLayoutCreate(out, bf16 ? CUDA_R_16BF : CUDA_R_32F,
+                                            turned ? cols : rows, turned ? rows : cols,
+                                            (int64_t)ld) == CUBLAS_STATUS_SUCCESS;
+}
+
+static bool ask(struct lt *lt, struct plan *p) {
+    const struct shape *s = &p->shape;
+    const struct functions *f = &lt->f;
+    const int32_t turn[] = {CUBLAS_OP_N, CUBLAS_OP_T};
+    const size_t workspace = WORKSPACE;
+    cublasLtMatmulPreference_t wish = NULL;
+    cublasLtMatmulHeuristicResult_t found;
+    int n = 0;
+    if (f->cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) ||
+        !layout(lt, &p->a, s->bf16, s->turned_a, s->m, s->k, s->lda) ||
+        !layout(lt, &p->b, s->bf16, s->turned_b, s->k, s->n, s->ldb) ||
+        !layout(lt, &p->d, false, false, s->m, s->n, s->ldd) ||
+        f->cublasLtMatmulPreferenceCreate(&wish))
+        return false;
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t what;
+        const void *value;
+        size_t size;
+    } wishes[] = {{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &s->align_a, 4},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &s->align_b, 4},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &s->align_d, 4},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &s->align_d, 4}};
+    bool ok = !f->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA,
+                                                 &turn[s->turned_a], sizeof turn[0]) &&
+              !f->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB,
+                                                 &turn[s->turned_b], sizeof turn[0]);
+    for (size_t i = 0; ok && i < sizeof wishes / sizeof wishes[0]; i++)
+        ok = !f->cublasLtMatmulPreferenceSetAttribute(wish, wishes[i].what, wishes[i].value,
+                                                      wishes[i].size);
+    ok = ok &&
+         !f->cublasLtMatmulAlgoGetHeuristic(lt->handle, p->desc, p->a, p->b, p->d, p->d, wish, 1,
+                                            &found, &n) &&
+         n > 0;
+    if (ok) p->algo = found.algo;
+    f->cublasLtMatmulPreferenceDestroy(wish);
+    return ok;
+}
+
+static struct plan *plan_for(struct lt *lt, const struct shape *s) {
+    for (int i = 0; i < lt->plans; i++)
+        if (!memcmp(&lt->plan[i].shape, s, sizeof *s)) return &lt->plan[i];
+    struct plan *p = &lt->plan[lt->next];
+    if (lt->plans == MAX_PLANS)
+        plan_free(lt, p);
+    else
+        lt->plans++;
+    lt->next = (lt->next + 1) % MAX_PLANS;
+    p->shape = *s;
+    p->possible = ask(lt, p);
+    return p;
+}
+
+static uint32_t alignment(const void *p) {
+    const uintptr_t u = (uintptr_t)p | 256;
+    return (uint32_t)(u & ~(u - 1));
+}
+
+bool lt_multiply(struct lt *lt, cudaStream_t s, float *d, size_t ldd, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, float beta) {
+    struct shape shape;
+    memset(&shape, 0, sizeof shape); // compared byte by byte
+    shape = (struct shape){.m = m,
+                           .n = n,
+                           .k = k,
+                           .lda = a.ld,
+                           .ldb = b.ld,
+                           .ldd = ldd,
+                           .align_a = alignment(a.data),
+                           .align_b = alignment(b.data),
+                           .align_d = alignment(d),
+                           .turned_a = a.turned,
+                           .turned_b = b.turned,
+                           .bf16 = bf16,
+                           .beta = beta != 0};
+    const struct plan *p = plan_for(lt, &shape);
+    const float one = 1;
+    return p->possible &&
+           lt->f.cublasLtMatmul(lt->handle, p->desc, &one, a.data, p->a, b.data, p->b, &beta, d,
+                                p->d, d, p->d, &p->algo, lt->workspace, WORKSPACE,
+                                s) == CUBLAS_STATUS_SUCCESS;
+}
+#endif

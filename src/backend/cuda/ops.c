@@ -1,0 +1,238 @@
+// The table of ops: tensors to addresses and counts. Shapes were checked by the callers in ops.h.
+#include "backend/ops.h"
+
+#include "backend/cuda/internal.h"
+#include "backend/dtype.h"
+
+#include <math.h>
+
+static cudaStream_t stream(struct backend *be) {
+    return cuda_of(be)->stream;
+}
+
+// Scratch for partial sums of `n` numbers over R rows, and `more` numbers. NULL: no memory, and the
+// op is left out; sync says so.
+static float *parts(struct backend *be, size_t R, size_t n, size_t more) {
+    return cuda_scratch(cuda_of(be), (k_parts(R) * n + more + 1) * sizeof(float));
+}
+
+// ---- rows --------------------------------------------------------------------------------------
+
+static void cuda_embed(struct backend *be, struct tensor y, struct tensor tokens,
+                       struct tensor table) {
+    k_embed(stream(be), dev(y), dev(tokens), dev(table), (int)table.dtype, y.dim[0], y.dim[1],
+            table.dim[0]);
+}
+
+static void cuda_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
+                           struct tensor tokens) {
+    k_embed_bwd(stream(be), dev(dtable), dev(dy), dev(tokens), dy.dim[0], dy.dim[1], dtable.dim[0]);
+}
+
+static void cuda_gather_rows(struct backend *be, struct tensor y, struct tensor x,
+                             struct tensor rows) {
+    k_gather_rows(stream(be), dev(y), dev(x), dev(rows), y.dim[0], x.dim[1]);
+}
+
+static void cuda_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor w,
+                      struct tensor b, double eps) {
+    k_norm(stream(be), dev(y), dev(x), dev(w), dev(b), x.dim[0], x.dim[1], (float)eps);
+}
+
+static void cuda_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct tensor db,
+                          struct tensor dy, struct tensor x, struct tensor w, double eps,
+                          struct tensor add) {
+    const size_t R = x.dim[0], C = x.dim[1];
+    float *part = parts(be, R, 2 * C, 2 * R);
+    if (part)
+        k_norm_bwd(stream(be), dev(dx), dev(dw), dev(db), dev(dy), dev(x), dev(w), dev(add), part,
+                   R, C, (float)eps);
+}
+
+static void cuda_shift_mix(struct backend *be, struct tensor m, struct tensor shift_out,
+                           struct tensor z, struct tensor shift_in, struct tensor mix,
+                           const struct batch *b) {
+    k_shift_mix(stream(be), dev(m), dev(shift_out), dev(z), dev(shift_in), dev(mix), dev(b->prev),
+                dev(b->last), mix.dim[0], z.dim[0], z.dim[1], b->spans == b->rows);
+}
+
+static void cuda_shift_mix_bwd(struct backend *be, struct tensor dz, struct tensor dmix,
+                               struct tensor dm, struct tensor z, struct tensor shift_in,
+                               struct tensor mix, const struct batch *b) {
+    const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
+    float *part = parts(be, R, n * C, 0);
+    if (part)
+        k_shift_mix_bwd(stream(be), dev(dz), dev(dmix), dev(dm), dev(z), dev(shift_in), dev(mix),
+                        dev(b->prev), dev(b->last), part, n, R, C);
+}
+
+static void cuda_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
+    k_act(stream(be), dev(y), dev(x), tensor_count(x), (int)f);
+}
+
+static void cuda_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
+                         enum act f) {
+    k_act_bwd(stream(be), dev(dx), dev(dy), dev(y), tensor_count(y), (int)f);
+}
+
+// ---- time mix ----------------------------------------------------------------------------------
+
+static void cuda_key_prep(struct backend *be, struct tensor u, struct tensor rkv,
+                          struct tensor lora, struct tensor v_first, struct tensor vecs, int H) {
+    k_key_prep(stream(be), dev(u), dev(rkv), dev(lora), dev(v_first), dev(vecs), u.dim[1], u.dim[2],
+               H);
+}
+
+static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora,
+                              struct tensor dv_first, struct tensor dvecs, struct tensor du,
+                              struct tensor rkv, struct tensor lora, struct tensor v_first,
+                              struct tensor vecs, int H) {
+    const size_t R = du.dim[1], C = du.dim[2];
+    float *part = parts(be, R, KEY_COUNT * C, 0);
+    if (part)
+        k_key_prep_bwd(stream(be), dev(drkv), dev(dlora), dev(dv_first), dev(dvecs), dev(du),
+                       dev(rkv), dev(lora), dev(v_first), dev(vecs), part, R, C, H);
+}
+
+static void cuda_wkv7(struct backend *be, struct tensor y, struct tensor state_out,
+                      struct tensor saved, struct tensor r, struct tensor u, struct tensor state_in,
+                      const struct batch *b, int H) {
+    k_wkv7(stream(be), &(struct wkv7_args){.y = dev(y),
+                                           .state_out = dev(state_out),
+                                           .saved = dev(saved),
+                                           .r = dev(r),
+                                           .u = dev(u),
+                                           .state_in = dev(state_in),
+                                           .span = dev(b->span),
+                                           .R = r.dim[0],
+                                           .C = r.dim[1],
+                                           .spans = b->spans,
+                                           .H = H});
+}
+
+static void cuda_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du,
+                          struct tensor dstate_in, struct tensor dy, struct tensor r,
+                          struct tensor u, struct tensor saved, struct tensor dstate_out,
+                          const struct batch *b, int H) {
+    k_wkv7_bwd(stream(be), &(struct wkv7_args){.saved = dev(saved),
+                                               .r = dev(r),
+                                               .u = dev(u),
+                                               .dr = dev(dr),
+                                               .du = dev(du),
+                                               .dstate_in = dev(dstate_in),
+                                               .dy = dev(dy),
+                                               .dstate_out = dev(dstate_out),
+                                               .span = dev(b->span),
+                                               .R = r.dim[0],
+                                               .C = r.dim[1],
+                                               .spans = b->spans,
+                                               .H = H});
+}
+
+static void cuda_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
+                         struct tensor u, struct tensor g, struct tensor vecs, int H) {
+    k_readout(stream(be), dev(o), dev(y), dev(r), dev(u), dev(g), dev(vecs), y.dim[0], y.dim[1], H);
+}
+
+static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr,
+                             struct tensor du, struct tensor dg, struct tensor dvecs,
+                             struct tensor d_o, struct tensor y, struct tensor r, struct tensor u,
+                             struct tensor g, struct tensor vecs, int H) {
+    const size_t R = y.dim[0], C = y.dim[1];
+    float *part = parts(be, R, READ_COUNT * C, 0);
+    if (part)
+        k_readout_bwd(stream(be), dev(dy), dev(dr), dev(du), dev(dg), dev(dvecs), dev(d_o), dev(y),
+                      dev(r), dev(u), dev(g), dev(vecs), part, R, C, H);
+}
+
+// ---- loss and sampling -------------------------------------------------------------------------
+
+static void cuda_xent(struct backend *be, struct tensor loss, struct tensor dlogits,
+                      struct tensor logits, struct tensor target, float scale, bool l2wrap) {
+    k_xent(stream(be), dev(loss), dev(dlogits), dev(logits), dev(target), logits.dim[0],
+           logits.dim[1], scale, l2wrap);
+}
+
+static void cuda_sample(struct backend *be, struct tensor token, struct tensor logits,
+                        struct tensor rows, struct tensor penalties) {
+    const size_t V = logits.dim[1];
+    k_sample(stream(be), dev(token), dev(logits), dev(rows), dev(penalties),
+             sample_penalty_bytes(V), logits.dim[0], V);
+}
+
+// ---- optimizer and memory ----------------------------------------------------------------------
+
+static void cuda_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
+    double *part = cuda_scratch(cuda_of(be), SUM_PARTS * sizeof *part);
+    if (part) k_sumsq(stream(be), dev(sum), dev(x), tensor_count(x), part);
+}
+
+static void cuda_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
+                       struct tensor g, struct tensor norm2, const struct adamw *h) {
+    k_adamw(stream(be), &(struct adamw_args){
+                            .p = dev(p),
+                            .m = dev(m),
+                            .v = dev(v),
+                            .g = dev(g),
+                            .norm2 = dev(norm2),
+                            .n = tensor_count(p),
+                            .clip = h->clip,
+                            .b1 = (float)h->beta1,
+                            .b1_rest = (float)(1 - h->beta1),
+                            .b2 = (float)h->beta2,
+                            .b2_rest = (float)(1 - h->beta2),
+                            .step = (float)(h->lr / (1 - pow(h->beta1, (double)h->step))),
+                            .root = (float)(1 / (1 - pow(h->beta2, (double)h->step))),
+                            .eps = (float)h->eps,
+                            .decay = (float)(h->lr * h->weight_decay),
+                        });
+}
+
+static void cuda_fill(struct backend *be, struct tensor y, double value) {
+    uint64_t bits = 0;
+    dtype_convert(&bits, y.dtype, &value, DT_F64, 1);
+    k_fill(stream(be), dev(y), &bits, dtype_size(y.dtype), tensor_count(y));
+}
+
+static void cuda_copy(struct backend *be, struct tensor y, struct tensor x) {
+    struct cuda *c = cuda_of(be);
+    if (y.dtype != x.dtype)
+        k_copy(c->stream, dev(y), (int)y.dtype, dev(x), (int)x.dtype, tensor_count(y));
+    else if (tensor_bytes(y))
+        cuda_failed(c,
+                    cudaMemcpyAsync(dev(y), dev(x), tensor_bytes(y), cudaMemcpyDeviceToDevice,
+                                    c->stream),
+                    "copying");
+}
+
+static void cuda_add(struct backend *be, struct tensor y, struct tensor x) {
+    k_add(stream(be), dev(y), dev(x), tensor_count(y));
+}
+
+const struct ops cuda_ops = {
+    .embed = cuda_embed,
+    .embed_bwd = cuda_embed_bwd,
+    .gather_rows = cuda_gather_rows,
+    .norm = cuda_norm,
+    .norm_bwd = cuda_norm_bwd,
+    .shift_mix = cuda_shift_mix,
+    .shift_mix_bwd = cuda_shift_mix_bwd,
+    .matmul = cuda_matmul,
+    .matmul_bwd_x = cuda_matmul_bwd_x,
+    .matmul_bwd_w = cuda_matmul_bwd_w,
+    .act = cuda_act,
+    .act_bwd = cuda_act_bwd,
+    .key_prep = cuda_key_prep,
+    .key_prep_bwd = cuda_key_prep_bwd,
+    .wkv7 = cuda_wkv7,
+    .wkv7_bwd = cuda_wkv7_bwd,
+    .readout = cuda_readout,
+    .readout_bwd = cuda_readout_bwd,
+    .xent = cuda_xent,
+    .sample = cuda_sample,
+    .sumsq = cuda_sumsq,
+    .adamw = cuda_adamw,
+    .fill = cuda_fill,
+    .copy = cuda_copy,
+    .add = cuda_add,
+};

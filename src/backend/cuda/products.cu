@@ -1,0 +1,285 @@
+// Matrix products with sums in f32 in one order for every number of rows: k is cut into SEGMENTS
+// stretches by its length alone, each is summed upwards by FMA, and the stretches are added up in
+// order. k_skinny gives a stretch to a thread and lives on memory bandwidth; k_product gives a
+// thread all of them and lives on FMA. Both give the same bits.
+#include "device.cuh"
+
+#include "kernels.h"
+
+enum { SEGMENTS = 32 };
+
+// Whole bytes of int4, whole tiles of k_product.
+__host__ __device__ static inline size_t segment_of(size_t K) {
+    return ((K + SEGMENTS - 1) / SEGMENTS + 7) / 8 * 8;
+}
+
+__device__ static float finish(const product_args &p, float sum, size_t at) {
+    if (p.add) sum = p.add[at] + sum;
+    return activate(sum, p.act);
+}
+
+// Element (k, o) of w.
+__device__ static float weight_at(const matrix &w, size_t k, size_t o, bool narrow) {
+    const size_t i = k * w.sk + o * w.so;
+    switch (w.type) {
+    case T_F32: {
+        const float x = ((const float *)w.data)[i];
+        return narrow ? bf16_round(x) : x;
+    }
+    case T_BF16: return bf16_value(((const uint16_t *)w.data)[i]);
+    case T_INT8:
+        return w.scale[k / 64 * w.sk + o] * (float)((int)((const uint8_t *)w.data)[i] - 128);
+    default: {
+        const int byte = ((const uint8_t *)w.data)[k / 2 * w.sk + o];
+        return w.scale[k / 32 * w.sk + o] * (float)((k & 1 ? byte >> 4 : byte & 15) - 8);
+    }
+    }
+}
+
+// ---- few rows ----------------------------------------------------------------------------------
+
+// A block has COLS outputs: 8 threads of VEC next to each other for each of the 32 stretches.
+enum { VEC = 4, SKINNY = 256, COLS = 32, ROUND = 4 };
+
+// Four neighbours of one k, from o on. Nothing is loaded past the padded row.
+template <int TYPE> __device__ static float4 weights4(const matrix &w, size_t k, size_t o) {
+    const size_t i = k * w.sk + o;
+    if (TYPE == T_F32) return *(const float4 *)((const float *)w.data + i);
+    if (TYPE == T_BF16) {
+        const uint2 x = *(const uint2 *)((const uint16_t *)w.data + i);
+        return make_float4(__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u),
+                           __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u));
+    }
+    const uint32_t x =
+        *(const uint32_t *)((const uint8_t *)w.data + (TYPE == T_INT8 ? i : k / 2 * w.sk + o));
+    const float4 s = *(const float4 *)(w.scale + k / (TYPE == T_INT8 ? 64 : 32) * w.sk + o);
+    if (TYPE == T_INT8)
+        return make_float4(s.x * (float)((int)(x & 255) - 128),
+                           s.y * (float)((int)(x >> 8 & 255) - 128),
+                           s.z * (float)((int)(x >> 16 & 255) - 128),
+                           s.w * (float)((int)(x >> 24) - 128));
+    const uint32_t y = k & 1 ? x >> 4 : x;
+    return make_float4(s.x * (float)((int)(y & 15) - 8), s.y * (float)((int)(y >> 8 & 15) - 8),
+                       s.z * (float)((int)(y >> 16 & 15) - 8),
+                       s.w * (float)((int)(y >> 24 & 15) - 8));
+}
+
+template <int TYPE, int ROWS>
+__device__ static void skinny_sum(float (&acc)[ROWS][VEC], const product_args &p, size_t o,
+                                  size_t first, size_t end, size_t row0) {
+#pragma unroll 8
+    for (size_t k = first; k < end; k++) {
+        const float4 w = weights4<TYPE>(p.w, k, o);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float x = row0 + r < p.R ? p.x[(row0 + r) * p.xr + k] : 0;
+            if (p.narrow) x = bf16_round(x);
+            acc[r][0] = fmaf(x, w.x, acc[r][0]);
+            acc[r][1] = fmaf(x, w.y, acc[r][1]);
+            acc[r][2] = fmaf(x, w.z, acc[r][2]);
+            acc[r][3] = fmaf(x, w.w, acc[r][3]);
+        }
+    }
+}
+
+struct skinny_args {
+    product_list list;
+    int first_block[MAX_PRODUCTS];
+};
+
+template <int ROWS> static __global__ void __launch_bounds__(SKINNY) skinny(skinny_args a) {
+    __shared__ float part[ROUND][SEGMENTS][COLS];
+    int which = 0;
+    while (which + 1 < a.list.n && (int)blockIdx.x >= a.first_block[which + 1]) which++;
+    const product_args &p = a.list.p[which];
+    const int tid = threadIdx.x, seg = tid / (COLS / VEC), vec = tid % (COLS / VEC) * VEC;
+    const size_t o0 = (blockIdx.x - a.first_block[which]) * (size_t)COLS, o = o0 + vec;
+    const size_t len = segment_of(p.K), first = seg * len < p.K ? seg * len : p.K;
+    const size_t end = first + len < p.K ? first + len : p.K;
+    float acc[ROWS][VEC] = {};
+    if (o < p.w.sk) switch (p.w.type) {
+        case T_F32: skinny_sum<T_F32>(acc, p, o, first, end, 0); break;
+        case T_BF16: skinny_sum<T_BF16>(acc, p, o, first, end, 0); break;
+        case T_INT8: skinny_sum<T_INT8>(acc, p, o, first, end, 0); break;
+        default: skinny_sum<T_INT4>(acc, p, o, first, end, 0);
+        }
+#pragma unroll
+    for (int r0 = 0; r0 < ROWS; r0 += ROUND) {
+        if (r0) __syncthreads();
+#pragma unroll
+        for (int r = 0; r < ROUND; r++)
+            if (r0 + r < ROWS)
+#pragma unroll
+                for (int v = 0; v < VEC; v++) part[r][seg][vec + v] = acc[r0 + r][v];
+        __syncthreads();
+        const int r = tid / COLS, c = tid % COLS;
+        if (r < ROUND && r0 + r < ROWS && r0 + r < (int)p.R && o0 + c < p.O) {
+            float sum = 0;
+#pragma unroll
+            for (int s = 0; s < SEGMENTS; s++) sum += part[r][s][c];
+            const size_t at = (r0 + r) * p.O + o0 + c;
+            p.y[at] = finish(p, sum, at);
+        }
+    }
+}
+
+void k_skinny(cudaStream_t s, const struct product_list *list) {
+    skinny_args a;
+    a.list = *list;
+    int grid = 0;
+    for (int i = 0; i < list->n; i++) {
+        a.first_block[i] = grid;
+        grid += (int)blocks(list->p[i].O, COLS);
+    }
+    const size_t R = list->n ? list->p[0].R : 0;
+    if (!R) return;
+    if (R == 1)
+        LAUNCH(skinny<1>, grid, SKINNY, s, a);
+    else if (R == 2)
+        LAUNCH(skinny<2>, grid, SKINNY, s, a);
+    else if (R <= 4)
+        LAUNCH(skinny<4>, grid, SKINNY, s, a);
+    else if (R <= 8)
+        LAUNCH(skinny<8>, grid, SKINNY, s, a);
+    else
+        LAUNCH(skinny<16>, grid, SKINNY, s, a);
+}
+
+// ---- many rows ---------------------------------------------------------------------------------
+
+// Tiles of 16·T × 16·T, T × T a thread, 8 of k at a time.
+enum { TILE_THREADS = 256, DEPTH = 8 };
+
+template <int T> static __global__ void __launch_bounds__(TILE_THREADS) tile(product_args p) {
+    constexpr int SIDE = 16 * T, LOADS = SIDE * DEPTH / TILE_THREADS;
+    __shared__ float4 xs[DEPTH][SIDE / 4], ws[DEPTH][SIDE / 4];
+    const int tid = threadIdx.x, tx = tid % 16, ty = tid / 16;
+    const size_t r0 = blockIdx.y * (size_t)SIDE, o0 = blockIdx.x * (size_t)SIDE;
+    const size_t segment = segment_of(p.K);
+    // Neighbouring threads load along the side that lies in a row.
+    const bool x_along_k = p.xk == 1, w_along_k = p.w.so != 1;
+    float acc[T][T] = {}, sum[T][T] = {}, next_x[LOADS], next_w[LOADS];
+    auto load = [&](size_t k0) {
+#pragma unroll
+        for (int n = 0; n < LOADS; n++) {
+            const int e = tid + n * TILE_THREADS;
+            const int xk = x_along_k ? e % DEPTH : e / SIDE, xi = x_along_k ? e / DEPTH : e % SIDE;
+            const int wk = w_along_k ? e % DEPTH : e / SIDE, wi = w_along_k ? e / DEPTH : e % SIDE;
+            const bool in_x = k0 + xk < p.K && r0 + xi < p.R, in_w = k0 + wk < p.K && o0 + wi < p.O;
+            const float x = in_x ? p.x[(r0 + xi) * p.xr + (k0 + xk) * p.xk] : 0;
+            next_x[n] = p.narrow ? bf16_round(x) : x;
+            next_w[n] = in_w ? weight_at(p.w, k0 + wk, o0 + wi, p.narrow) : 0;
+        }
+    };
+    load(0);
+    for (size_t k0 = 0; k0 < p.K; k0 += DEPTH) {
+        if (k0 && k0 % segment == 0)
+#pragma unroll
+            for (int i = 0; i < T; i++)
+#pragma unroll
+                for (int j = 0; j < T; j++) sum[i][j] += acc[i][j], acc[i][j] = 0;
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < LOADS; n++) {
+            const int e = tid + n * TILE_THREADS;
+            const int xk = x_along_k ? e % DEPTH : e / SIDE, xi = x_along_k ? e / DEPTH : e % SIDE;
+            const int wk = w_along_k ? e % DEPTH : e / SIDE, wi = w_along_k ? e / DEPTH : e % SIDE;
+            ((float *)xs[xk])[xi] = next_x[n];
+            ((float *)ws[wk])[wi] = next_w[n];
+        }
+        __syncthreads();
+        load(k0 + DEPTH);
+#pragma unroll
+        for (int k = 0; k < DEPTH; k++) {
+            float x[T], w[T];
+#pragma unroll
+            for (int b = 0; b < T / 4; b++) {
+                *(float4 *)(x + 4 * b) = xs[k][16 * b + ty];
+                *(float4 *)(w + 4 * b) = ws[k][16 * b + tx];
+            }
+#pragma unroll
+            for (int i = 0; i < T; i++)
+#pragma unroll
+                for (int j = 0; j < T; j++) acc[i][j] = fmaf(x[i], w[j], acc[i][j]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < T; i++)
+#pragma unroll
+        for (int j = 0; j < T; j++) {
+            const size_t r = r0 + i / 4 * 64 + ty * 4 + i % 4, o = o0 + j / 4 * 64 + tx * 4 + j % 4;
+            if (r >= p.R || o >= p.O) continue;
+            p.y[r * p.O + o] = finish(p, sum[i][j] + acc[i][j], r * p.O + o);
+        }
+}
+
+void k_product(cudaStream_t s, const struct product_args *p) {
+    if (!p->R || !p->O) return;
+    // Large tiles where there are enough of them to fill the device.
+    if ((size_t)blocks(p->R, 128) * blocks(p->O, 128) >= 128)
+        LAUNCH(tile<8>, dim3(blocks(p->O, 128), blocks(p->R, 128)), TILE_THREADS, s, *p);
+    else
+        LAUNCH(tile<4>, dim3(blocks(p->O, 64), blocks(p->R, 64)), TILE_THREADS, s, *p);
+}
+
+// ---- what goes in ------------------------------------------------------------------------------
+
+// quant_inputs of backend/quant.h, and back: a warp takes a group. Its products are rounded each by
+// itself, as there.
+static __global__ void round_groups(float *y, const float *x, size_t groups, size_t per_row,
+                                    size_t K, int group) {
+    const size_t g = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
+    const int lane = threadIdx.x & 31;
+    if (g >= groups) return;
+    const size_t row = g / per_row, first = g % per_row * group;
+    const int n = K - first < (size_t)group ? (int)(K - first) : group;
+    x += row * K + first;
+    y += row * K + first;
+    float most = 0, blemish = 0;
+    for (int i = lane; i < n; i += 32) {
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+        blemish += x[i] * 0.0f;
+    }
+    for (int d = 16; d; d >>= 1) {
+        const float other = __shfl_xor_sync(0xffffffffu, most, d);
+        most = other > most ? other : most;
+    }
+    blemish = warp_sum(blemish);
+    const float twice = most > 0 ? 254.0f / most : 0, scale = __fadd_rn(most / 127.0f, blemish);
+    for (int i = lane; i < n; i += 32) {
+        const float t = __fmul_rn(x[i], twice), low = t >= -254 ? t : -254;
+        const int h = (int)(low > 254 ? 254 : low), q = (h + (h < 0 ? -1 : 1)) / 2;
+        y[i] = scale * (float)q;
+    }
+}
+
+void k_round_groups(cudaStream_t s, float *y, const float *x, size_t R, size_t K, size_t group) {
+    const size_t per_row = (K + group - 1) / group, groups = R * per_row;
+    if (groups)
+        LAUNCH(round_groups, blocks(groups, 8), 256, s, y, x, groups, per_row, K, (int)group);
+}
+
+// ---- packing -----------------------------------------------------------------------------------
+
+enum { PACK = 32, PACK_ROWS = 8 };
+
+static __global__ void pack(void *y, int to, size_t ld, const void *x, int from, size_t K, size_t O,
+                            bool oi) {
+    __shared__ double tile[PACK][PACK + 1];
+    const size_t k0 = blockIdx.y * (size_t)PACK, o0 = blockIdx.x * (size_t)PACK;
+    const int tx = threadIdx.x % PACK, ty = threadIdx.x / PACK;
+    for (int i = ty; i < PACK; i += PACK_ROWS) {
+        const size_t k = oi ? k0 + tx : k0 + i, o = oi ? o0 + i : o0 + tx;
+        const bool in = k < K && o < O;
+        tile[oi ? tx : i][oi ? i : tx] = in ? load_number(x, from, oi ? o * K + k : k * O + o) : 0;
+    }
+    __syncthreads();
+    for (int i = ty; i < PACK; i += PACK_ROWS)
+        if (k0 + i < K && o0 + tx < ld) store_number(y, to, (k0 + i) * ld + o0 + tx, tile[i][tx]);
+}
+
+void k_pack(cudaStream_t s, void *y, int to, size_t ld, const void *x, int from, size_t K, size_t O,
+            bool oi) {
+    LAUNCH(pack, dim3(blocks(ld, PACK), blocks(K, PACK)), PACK * PACK_ROWS, s, y, to, ld, x, from,
+           K, O, oi);
+}

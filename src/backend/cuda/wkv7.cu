@@ -1,0 +1,276 @@
+// The recurrence, token by token: a block takes one head of one span, four threads a row of the
+// state, which stays in registers. Nothing crosses rows on the way up, so there is one barrier for
+// every STAGE tokens; on the way back there is one a token. Bound by the latency of that chain.
+#include "device.cuh"
+
+#include "kernels.h"
+
+// A thread (i, q) has of row i the columns 16m + 4q + {0…3}: NJ of them. EXACT: N is 4·NJ.
+enum { QUAD = 4, STAGE = 8, GROUP = 4 };
+enum { V_R = 5, V_DY, V_S, FORWARD_VECTORS = 6, BACKWARD_VECTORS = 8 }; // after those of U
+
+template <int NJ> __host__ __device__ constexpr int chunk_of() {
+    return NJ <= 16 ? 16 : NJ == 32 ? 8 : 4; // what fits into shared memory
+}
+
+int k_wkv7_chunk(int N) {
+    return N <= 64 ? chunk_of<16>() : N == 128 ? chunk_of<32>() : chunk_of<64>();
+}
+
+struct place {
+    int first, len;
+    size_t state;  // of the slot and head, in floats
+    float *chunks; // of this span and head, H·N·N apart
+    size_t chunk_step;
+};
+
+__device__ static place place_of(const wkv7_args &a, int N, int chunk) {
+    const int *span = a.span + 4 * blockIdx.y;
+    const size_t NN = (size_t)N * N, h = blockIdx.x;
+    place p = {span[0], span[1], ((size_t)span[2] * a.H + h) * NN, nullptr, a.H * NN};
+    if (a.saved)
+        p.chunks = a.saved + a.R * a.C + (((size_t)p.first / chunk + blockIdx.y) * a.H + h) * NN;
+    return p;
+}
+
+__device__ static float quad_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+__device__ static float decay_of(float omega) {
+    return expf(-c0 * sigmoid(omega));
+}
+
+// Element `col` of vector `kind` at row t, decay instead of ω.
+__device__ static float fetch(const wkv7_args &a, int kind, size_t t, size_t at, int col) {
+    const size_t i = t * a.C + at + col;
+    if (kind == V_R) return a.r[i];
+    if (kind == V_DY) return a.dy[i];
+    if (kind == V_S) return a.saved[i];
+    const float x = a.u[kind * a.R * a.C + i];
+    return kind == U_W ? decay_of(x) : x;
+}
+
+// Columns j to j+3 of a row; in memory a state is [column][row]. Eight rows of a warp lie together.
+__device__ static float4 load_row(const float *state, int N, int j) {
+    return make_float4(state[j * N], state[(j + 1) * N], state[(j + 2) * N], state[(j + 3) * N]);
+}
+
+__device__ static void store_row(float *state, int N, int j, float4 x) {
+    state[j * N] = x.x;
+    state[(j + 1) * N] = x.y;
+    state[(j + 2) * N] = x.z;
+    state[(j + 3) * N] = x.w;
+}
+
+// ---- forward -----------------------------------------------------------------------------------
+
+template <int NJ, bool EXACT>
+static __global__ void __launch_bounds__(NJ * 16) wkv7_forward(wkv7_args a) {
+    constexpr int MOST = NJ * QUAD, LOADS = STAGE * FORWARD_VECTORS / QUAD, CHUNK = chunk_of<NJ>();
+    __shared__ float4 vec4[STAGE][FORWARD_VECTORS][MOST / 4];
+    const int N = EXACT ? MOST : (int)(a.C / a.H);
+    const int tid = threadIdx.x, i = tid >> 2, q = tid & 3, which = tid / N, col = tid % N;
+    const size_t at = blockIdx.x * (size_t)N;
+    const place p = place_of(a, N, CHUNK);
+    float4 S[NJ / 4];
+#pragma unroll
+    for (int m = 0; m < NJ / 4; m++)
+        if (EXACT || m < N / 16)
+            S[m] = a.state_in ? load_row(a.state_in + p.state + i, N, 16 * m + 4 * q)
+                              : make_float4(0, 0, 0, 0);
+    float next[LOADS];
+    auto load = [&](int t0) {
+#pragma unroll
+        for (int n = 0; n < LOADS; n++) {
+            const int v = QUAD * n + which, t = t0 + v / FORWARD_VECTORS;
+            next[n] = t < p.len ? fetch(a, v % FORWARD_VECTORS, p.first + t, at, col) : 0;
+        }
+    };
+    load(0);
+    for (int t0 = 0; t0 < p.len; t0 += STAGE) {
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < LOADS; n++) {
+            const int v = QUAD * n + which;
+            ((float *)vec4[v / FORWARD_VECTORS][v % FORWARD_VECTORS])[col] = next[n];
+        }
+        __syncthreads();
+        load(t0 + STAGE);
+        for (int k = 0; k < STAGE && t0 + k < p.len; k++) {
+            const size_t row = (size_t)(p.first + t0 + k) * a.C + at + i;
+            if (a.saved && (t0 + k) % CHUNK == 0)
+#pragma unroll
+                for (int m = 0; m < NJ / 4; m++)
+                    if (EXACT || m < N / 16)
+                        store_row(p.chunks + (t0 + k) / CHUNK * p.chunk_step + i, N, 16 * m + 4 * q,
+                                  S[m]);
+            float s = 0, y = 0;
+#pragma unroll
+            for (int m = 0; m < NJ / 4; m++)
+                if (EXACT || m < N / 16) {
+                    const float4 x = vec4[k][U_A][4 * m + q];
+                    s = fmaf(S[m].x, x.x,
+                             fmaf(S[m].y, x.y, fmaf(S[m].z, x.z, fmaf(S[m].w, x.w, s))));
+                }
+            s = quad_sum(s);
+            const float v = ((const float *)vec4[k][U_V])[i];
+#pragma unroll
+            for (int m = 0; m < NJ / 4; m++)
+                if (EXACT || m < N / 16) {
+                    const float4 w = vec4[k][U_W][4 * m + q], b = vec4[k][U_B][4 * m + q],
+                                 x = vec4[k][U_K][4 * m + q], r = vec4[k][V_R][4 * m + q];
+                    S[m].x = fmaf(S[m].x, w.x, fmaf(s, b.x, v * x.x));
+                    S[m].y = fmaf(S[m].y, w.y, fmaf(s, b.y, v * x.y));
+                    S[m].z = fmaf(S[m].z, w.z, fmaf(s, b.z, v * x.z));
+                    S[m].w = fmaf(S[m].w, w.w, fmaf(s, b.w, v * x.w));
+                    y = fmaf(S[m].x, r.x,
+                             fmaf(S[m].y, r.y, fmaf(S[m].z, r.z, fmaf(S[m].w, r.w, y))));
+                }
+            y = quad_sum(y);
+            if (q == 0) a.y[row] = y;
+            if (q == 1 && a.saved) a.saved[row] = s;
+        }
+    }
+    if (!a.state_out) return;
+#pragma unroll
+    for (int m = 0; m < NJ / 4; m++)
+        if (EXACT || m < N / 16) store_row(a.state_out + p.state + i, N, 16 * m + 4 * q, S[m]);
+}
+
+// ---- backward ----------------------------------------------------------------------------------
+
+// The same thread is (i, q) of G's rows and (j, q) of the columns of G and of the states: sums over
+// columns and over rows both stay within a quad. States between the kept ones are made again from
+// s, which takes no sums: first those at every GROUP tokens of the chunk, then those of each group.
+template <int NJ, bool EXACT>
+static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
+    constexpr int MOST = NJ * QUAD, CHUNK = chunk_of<NJ>(), GROUPS = CHUNK / GROUP;
+    __shared__ float vec[CHUNK][BACKWARD_VECTORS][MOST];
+    __shared__ float dsum[2][MOST];
+    const int N = EXACT ? MOST : (int)(a.C / a.H), nj = EXACT ? NJ : N / 4;
+    const int tid = threadIdx.x, j = tid >> 2, q = tid & 3, which = tid / N, col = tid % N;
+    const size_t at = blockIdx.x * (size_t)N, plane = a.R * a.C;
+    const place p = place_of(a, N, CHUNK);
+    float Gr[NJ], Gc[NJ], begin[GROUPS][NJ];
+    // The n-th element of a thread stands at column, or row, 16m + 4q + e.
+#define AT(n)     (16 * ((n) / 4) + 4 * q + (n) % 4)
+#define EACH_N(n) _Pragma("unroll") for (int n = 0; n < NJ; n++) if (EXACT || n < nj)
+    EACH_N(n) {
+        Gr[n] = a.dstate_out ? a.dstate_out[p.state + AT(n) * N + j] : 0;
+        Gc[n] = a.dstate_out ? a.dstate_out[p.state + j * N + AT(n)] : 0;
+    }
+    for (int c = (p.len - 1) / CHUNK; c >= 0; c--) {
+        const int t0 = c * CHUNK, count = p.len - t0 < CHUNK ? p.len - t0 : CHUNK;
+        __syncthreads();
+        for (int n = 0; n < CHUNK * BACKWARD_VECTORS / QUAD; n++) {
+            const int v = QUAD * n + which, t = v / BACKWARD_VECTORS;
+            if (t < count)
+                vec[t][v % BACKWARD_VECTORS][col] =
+                    fetch(a, v % BACKWARD_VECTORS, p.first + t0 + t, at, col);
+        }
+        __syncthreads();
+        const float *kept = p.chunks + c * p.chunk_step;
+        const int groups = (count + GROUP - 1) / GROUP;
+        float S[NJ];
+        EACH_N(n) S[n] = kept[j * N + AT(n)];
+        auto step = [&](float *to, const float *from, int t) {
+            const float w = vec[t][U_W][j], b = vec[t][U_B][j], k = vec[t][U_K][j];
+            EACH_N(n)
+            to[n] = fmaf(from[n], w, fmaf(vec[t][V_S][AT(n)], b, vec[t][U_V][AT(n)] * k));
+        };
+        for (int g = 0; g < groups; g++) {
+            EACH_N(n) begin[g][n] = S[n];
+            for (int k = 0; k < GROUP && g + 1 < groups; k++) step(S, S, g * GROUP + k);
+        }
+        for (int g = groups - 1; g >= 0; g--) {
+            const int left = count - g * GROUP;
+            float P[GROUP + 1][NJ];
+            EACH_N(n) P[0][n] = begin[g][n];
+#pragma unroll
+            for (int k = 0; k < GROUP; k++)
+                if (k < left) step(P[k + 1], P[k], g * GROUP + k);
+#pragma unroll
+            for (int k = GROUP - 1; k >= 0; k--) {
+                if (k >= left) continue;
+                const int t = g * GROUP + k;
+                const size_t row = (size_t)(p.first + t0 + t) * a.C + at + j;
+                const float dy = vec[t][V_DY][j], r = vec[t][V_R][j];
+                float dv = 0, ds = 0, dr = 0, dw = 0, dk = 0, db = 0, da = 0;
+                EACH_N(n) {
+                    Gr[n] = fmaf(dy, vec[t][V_R][AT(n)], Gr[n]);
+                    dv = fmaf(Gr[n], vec[t][U_K][AT(n)], dv);
+                    ds = fmaf(Gr[n], vec[t][U_B][AT(n)], ds);
+                }
+                ds = quad_sum(ds);
+                if (q == 0) dsum[t & 1][j] = ds;
+                EACH_N(n) {
+                    const float dyi = vec[t][V_DY][AT(n)];
+                    Gc[n] = fmaf(dyi, r, Gc[n]);
+                    dr = fmaf(P[k + 1][n], dyi, dr);
+                    dw = fmaf(Gc[n], P[k][n], dw);
+                    dk = fmaf(Gc[n], vec[t][U_V][AT(n)], dk);
+                    db = fmaf(Gc[n], vec[t][V_S][AT(n)], db);
+                }
+                __syncthreads();
+                const float w = vec[t][U_W][j], x = vec[t][U_A][j];
+                EACH_N(n) {
+                    const float dsi = dsum[t & 1][AT(n)];
+                    da = fmaf(P[k][n], dsi, da);
+                    Gc[n] = fmaf(Gc[n], w, dsi * x);
+                    Gr[n] = fmaf(Gr[n], vec[t][U_W][AT(n)], ds * vec[t][U_A][AT(n)]);
+                }
+                dv = quad_sum(dv), dr = quad_sum(dr), dw = quad_sum(dw), dk = quad_sum(dk),
+                db = quad_sum(db), da = quad_sum(da);
+                if (q == 0) {
+                    a.dr[row] += dr;
+                    a.du[U_A * plane + row] = da;
+                } else if (q == 1) {
+                    a.du[U_K * plane + row] += dk;
+                    a.du[U_B * plane + row] = db;
+                } else if (q == 2) {
+                    a.du[U_V * plane + row] += dv;
+                } else {
+                    const float omega =
+                        a.u[U_W * plane + row]; // 1 - σ(ω) would be nothing but rounding
+                    a.du[U_W * plane + row] = -c0 * dw * w * sigmoid(omega) * sigmoid(-omega);
+                }
+            }
+        }
+    }
+    if (a.dstate_in) EACH_N(n) a.dstate_in[p.state + j * N + AT(n)] = Gc[n];
+#undef AT
+#undef EACH_N
+}
+
+// ---- by head size ------------------------------------------------------------------------------
+
+#define BY_SIZE(kernel, N, grid, s, a)                                                             \
+    do {                                                                                           \
+        switch (N) {                                                                               \
+        case 16: LAUNCH((kernel<4, true>), grid, 4 * (N), s, a); break;                            \
+        case 32: LAUNCH((kernel<8, true>), grid, 4 * (N), s, a); break;                            \
+        case 64: LAUNCH((kernel<16, true>), grid, 4 * (N), s, a); break;                           \
+        case 128: LAUNCH((kernel<32, true>), grid, 4 * (N), s, a); break;                          \
+        default:                                                                                   \
+            if ((N) < 64)                                                                          \
+                LAUNCH((kernel<16, false>), grid, 4 * (N), s, a);                                  \
+            else                                                                                   \
+                LAUNCH((kernel<64, false>), grid, 4 * (N), s, a);                                  \
+        }                                                                                          \
+    } while (0)
+
+void k_wkv7(cudaStream_t s, const struct wkv7_args *a) {
+    if (!a->spans) return;
+    const int N = (int)(a->C / a->H);
+    const dim3 grid(a->H, a->spans);
+    BY_SIZE(wkv7_forward, N, grid, s, *a);
+}
+
+void k_wkv7_bwd(cudaStream_t s, const struct wkv7_args *a) {
+    if (!a->spans) return;
+    const int N = (int)(a->C / a->H);
+    const dim3 grid(a->H, a->spans);
+    BY_SIZE(wkv7_backward, N, grid, s, *a);
+}

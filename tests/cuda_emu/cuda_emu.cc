@@ -1,0 +1,213 @@
+// See cuda_emu.h.
+#include "cuda_emu.h"
+
+#include <csetjmp>
+#include <cstdio>
+#include <vector>
+
+#include <ucontext.h>
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+enum { STACK = 256 << 10, MOST = 1024, WARP = 32 };
+
+struct fiber {
+    ucontext_t context;
+    jmp_buf at;
+    char *stack;
+    bool started, done;
+};
+
+struct meeting { // of those that have to arrive before any goes on
+    int arrived, generation;
+    bool any, result;
+};
+
+fiber fibers[MOST];
+jmp_buf scheduler;
+int current, alive, alive_in_warp[MOST / WARP];
+meeting block, warps[MOST / WARP];
+uint64_t given[MOST];
+const std::function<void()> *job;
+uint64_t noise = 88172645463325252u;
+
+void resume_scheduler() {
+    if (_setjmp(fibers[current].at) == 0) _longjmp(scheduler, 1);
+}
+
+// A fiber that leaves is missed by nobody who waits.
+void leave() {
+    alive--;
+    alive_in_warp[current / WARP]--;
+}
+
+void body() {
+    for (;;) {
+        (*job)();
+        fibers[current].done = true;
+        leave();
+        resume_scheduler();
+    }
+}
+
+void run(int i) {
+    current = i;
+    threadIdx = dim3((unsigned)i);
+    if (_setjmp(scheduler)) return;
+    if (fibers[i].started) _longjmp(fibers[i].at, 1);
+    fiber &f = fibers[i];
+    f.started = true;
+    f.stack = (char *)std::malloc(STACK);
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack;
+    f.context.uc_stack.ss_size = STACK;
+    makecontext(&f.context, body, 0);
+    setcontext(&f.context);
+}
+
+void meet(meeting &m, const int &expected) {
+    const int generation = m.generation;
+    m.arrived++;
+    while (m.generation == generation) {
+        if (m.arrived >= expected) {
+            m.arrived = 0;
+            m.result = m.any;
+            m.any = false;
+            m.generation++;
+            return;
+        }
+        resume_scheduler();
+    }
+}
+
+} // namespace
+
+void emu_block_barrier() {
+    meet(block, alive);
+}
+
+bool emu_block_or(bool x) {
+    block.any |= x;
+    meet(block, alive);
+    const bool result = block.result;
+    meet(block, alive);
+    return result;
+}
+
+uint64_t emu_exchange(uint64_t mine, int from) {
+    const int warp = current / WARP;
+    given[current] = mine;
+    meet(warps[warp], alive_in_warp[warp]);
+    const uint64_t theirs = given[warp * WARP + from];
+    meet(warps[warp], alive_in_warp[warp]);
+    return theirs;
+}
+
+uint32_t emu_ballot(bool x) {
+    const int warp = current / WARP;
+    given[current] = x;
+    meet(warps[warp], alive_in_warp[warp]);
+    uint32_t votes = 0;
+    for (int i = 0; i < WARP; i++) votes |= (uint32_t)(given[warp * WARP + i] & 1) << i;
+    meet(warps[warp], alive_in_warp[warp]);
+    return votes;
+}
+
+void emu_trap() {
+    std::fprintf(stderr, "a kernel trapped\n");
+    std::abort();
+}
+
+void emu_launch(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
+    static const char *const order = std::getenv("CUDA_EMU_ORDER");
+    const int n = (int)threads.x;
+    if (n > MOST || !n || !grid.x || !grid.y || grid.y > 65535) emu_trap();
+    gridDim = grid;
+    blockDim = threads;
+    job = &kernel;
+    for (unsigned b = 0; b < grid.x * grid.y; b++) {
+        blockIdx = dim3(b % grid.x, b / grid.x);
+        alive = n;
+        block = {};
+        for (int w = 0; w * WARP < n; w++) {
+            alive_in_warp[w] = n - w * WARP < WARP ? n - w * WARP : WARP;
+            warps[w] = {};
+        }
+        for (int i = 0; i < n; i++) fibers[i].done = false;
+        for (int round = 0; alive; round++) {
+            if (round > 100000000) emu_trap(); // they wait for each other
+            noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
+            const int first = order && *order == 's' ? (int)(noise % (unsigned)n) : 0;
+            for (int k = 0; k < n; k++) {
+                const int at = (first + k) % n, i = order && *order == 'r' ? n - 1 - at : at;
+                if (!fibers[i].done) run(i);
+            }
+        }
+    }
+}
+
+// ---- the runtime -------------------------------------------------------------------------------
+
+extern "C" {
+cudaError_t cudaGetDeviceCount(int *n) {
+    *n = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int) {
+    std::memset(p, 0, sizeof *p);
+    std::snprintf(p->name, sizeof p->name, "emulated device");
+    p->totalGlobalMem = (size_t)4 << 30;
+    p->major = 9;
+    p->multiProcessorCount = 132;
+    return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int *version) {
+    *version = 13000;
+    return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+    return device ? cudaErrorNoDevice : cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
+    *s = nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+    size_t most, total;
+    cudaMemGetInfo(&most, &total);
+    *p = bytes > most ? nullptr : std::aligned_alloc(256, (bytes + 511) / 256 * 256);
+    if (*p) std::memset(*p, 0x7f, bytes); // what nobody has written
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFree(void *p) {
+    std::free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
+    *free = *total = (size_t)4 << 30;
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t) {
+    std::memset(p, value, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind,
+                            cudaStream_t) {
+    std::memcpy(dst, src, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaGetLastError(void) {
+    return cudaSuccess;
+}
+const char *cudaGetErrorString(cudaError_t e) {
+    return e == cudaErrorMemoryAllocation ? "out of memory" : "no error";
+}
+}

@@ -1,0 +1,118 @@
+// CUDA C++ as C++: a launch runs its blocks one after another, the threads of a block as fibers
+// that hand over to each other at barriers and warp operations. CUDA_EMU_ORDER=reverse|shuffle
+// changes who goes first, which brings out a barrier that is missing.
+#pragma once
+#include "cuda_runtime_api.h"
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+static inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
+static inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+void emu_launch(dim3 grid, dim3 block, const std::function<void()> &kernel);
+#define LAUNCH(kernel, grid, block, stream, ...)                                                   \
+    ((void)(stream), emu_launch((grid), (block), [&] { kernel(__VA_ARGS__); }))
+
+void emu_block_barrier();
+bool emu_block_or(bool x);
+// Every lane of the warp gives 8 bytes and takes those of lane `from`.
+uint64_t emu_exchange(uint64_t mine, int from);
+uint32_t emu_ballot(bool x);
+[[noreturn]] void emu_trap();
+
+static inline void __syncthreads() {
+    emu_block_barrier();
+}
+static inline int __syncthreads_or(int x) {
+    return emu_block_or(x != 0);
+}
+static inline void __trap() {
+    emu_trap();
+}
+template <class T> static inline T emu_shuffle(T x, int from) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, &x, sizeof x);
+    bits = emu_exchange(bits, from);
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+static inline int emu_lane() {
+    return (int)(threadIdx.x & 31);
+}
+template <class T> static inline T __shfl_xor_sync(unsigned, T x, int d) {
+    return emu_shuffle(x, emu_lane() ^ d);
+}
+template <class T> static inline T __shfl_up_sync(unsigned, T x, int d) {
+    return emu_shuffle(x, emu_lane() < d ? emu_lane() : emu_lane() - d);
+}
+static inline unsigned __ballot_sync(unsigned, int x) {
+    return emu_ballot(x != 0);
+}
+static inline int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
+static inline float __uint_as_float(uint32_t u) {
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+static inline uint32_t __float_as_uint(float f) {
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    return u;
+}
+// Built with -ffp-contract=off: nothing is joined.
+static inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+static inline float __fadd_rn(float a, float b) {
+    return a + b;
+}
+// One thread at a time runs.
+template <class T> static inline T atomicAdd(T *p, T x) {
+    const T old = *p;
+    *p += x;
+    return old;
+}
+static inline int atomicMax(int *p, int x) {
+    const int old = *p;
+    if (x > old) *p = x;
+    return old;
+}
+static inline int atomicMin(int *p, int x) {
+    const int old = *p;
+    if (x < old) *p = x;
+    return old;
+}
+using std::isinf;
+using std::isnan;
