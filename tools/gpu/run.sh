@@ -1,0 +1,126 @@
+#!/bin/bash
+# On a machine with a GPU: everything that build-gpu/ (tools/gpu/pack.sh) can say of the CUDA
+# backend, in one call and one table. A part that fails is named at the end; the others go on.
+# Logs go to $OUT (build-gpu/out). Usage: tools/gpu/run.sh [--quick|--sanitize|--bench] [PART…]
+#   --quick     no benches        --bench     benches only
+#   --sanitize  the model tests under compute-sanitizer: memcheck, racecheck
+#   PART…       only parts whose name contains one of these words
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+here=$PWD/build-gpu
+OUT=${OUT:-$here/out}
+mkdir -p "$OUT"
+mode=all
+case ${1:-} in --quick | --bench | --sanitize) mode=${1#--} && shift ;; esac
+wanted=("$@")
+export RWKV_SHARED=$here/shared
+[ -d "$here/bin" ] || tar -C "$here" -xJf "$here/bin.tar.xz" || python3 -c 'import sys, tarfile
+tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$here/bin.tar.xz" "$here" || exit 1
+
+# cuBLASLt comes with the toolkit, or with PyTorch.
+lt=$(ls /usr/local/cuda/lib64/libcublasLt.so.13 2>/dev/null ||
+    python3 -c 'import glob, sys
+for p in sys.path:
+    for f in glob.glob(p + "/nvidia/**/libcublasLt.so.13", recursive=True): print(f)' 2>/dev/null | head -n 1)
+export LD_LIBRARY_PATH=$here/lib${lt:+:$(dirname "$lt")}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+rwkv=$here/bin/rwkv
+model=$here/model.pth
+[ -e "$model" ] || xz -dkc "$here/shared/data/bytes28m.pth.xz" >"$model" 2>/dev/null ||
+    python3 -c 'import lzma, shutil, sys
+shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' "$here/shared/data/bytes28m.pth.xz" "$model" ||
+    rm -f "$model"
+[ -e "$model" ] && ln -sf "$model" "$here/shared/data/bytes28m.pth"
+reverse=$here/shared/vectors/reverse/reverse_L2_N16_fp32.safetensors
+
+rows=() failed=()
+part() { # name limit_s command…
+    local name=$1 limit=$2 start=$EPOCHREALTIME rc=0 word hit=
+    shift 2
+    for word in ${wanted[@]+"${wanted[@]}"}; do case $name in *"$word"*) hit=1 ;; esac; done
+    [ ${#wanted[@]} = 0 ] || [ -n "$hit" ] || return 0
+    timeout -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1 </dev/null || rc=$?
+    local line
+    line=$(grep -aE '[0-9]+ passed|tok/s|equal|differ|PASSED|FAILED|ERROR SUMMARY|RACECHECK' "$OUT/$name.log" |
+        tail -n 1 | cut -c1-170)
+    [ $rc = 0 ] || { failed+=("$name") && line="exit $rc: ${line:-$(tail -n 1 "$OUT/$name.log" | cut -c1-150)}"; }
+    rows+=("$(printf '%-4s %-28s %6.1f s  %s' "$([ $rc = 0 ] && echo ok || echo FAIL)" "$name" \
+        "$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { print b - a }')" "$line")")
+    echo "${rows[-1]}"
+    [ $rc = 0 ] || grep -aE 'FAIL|ERROR|error|bug|differ|trouble' "$OUT/$name.log" | head -n 12 | sed 's/^/     | /'
+}
+
+# The two programs' outputs are byte-equal.
+same_text() { # options…
+    "$rwkv" generate "$@" --temperature 0 --dtype f32 --backend cpu >"$OUT/cpu.txt" || return 1
+    "$rwkv" generate "$@" --temperature 0 --dtype f32 --backend cuda >"$OUT/cuda.txt" || return 1
+    cmp "$OUT/cpu.txt" "$OUT/cuda.txt" && echo "$(wc -c <"$OUT/cuda.txt") bytes, equal to the CPU's"
+}
+
+# Numbers of two outputs, the largest difference at most $1.
+close_logits() { # bound options…
+    local bound=$1
+    shift
+    "$rwkv" verify logits "$@" --backend cpu >"$OUT/cpu.txt" || return 1
+    "$rwkv" verify logits "$@" --backend cuda >"$OUT/cuda.txt" || return 1
+    paste -d' ' <(tr -s '[], \n' '\n' <"$OUT/cpu.txt") <(tr -s '[], \n' '\n' <"$OUT/cuda.txt") |
+        awk -v bound="$bound" 'NF == 2 { d = $1 - $2; if (d < 0) d = -d; if (d > most) most = d; n++ }
+            END { printf "%d logits differ by %.3g at most (allowed %g)\n", n, most, bound
+                  exit !(n > 0 && most <= bound) }'
+}
+
+bench() { # kind options…
+    local kind=$1
+    shift
+    "$rwkv" bench "$kind" --backend cuda "$@"
+}
+
+export -f same_text close_logits bench
+export rwkv OUT
+function=(bash -c '"$@"' -) # what timeout can start
+
+nvidia-smi | tee "$OUT/nvidia-smi.log"
+echo "cuBLASLt: ${lt:-not found: own kernels}"
+[ -n "$lt" ] || export RWKV_CUDA_GEMM=own
+
+if [ $mode = sanitize ]; then
+    export RWKV_TEST_BACKEND=cuda
+    for tool in memcheck racecheck; do
+        part "$tool-vectors" 280 compute-sanitizer --tool $tool --error-exitcode 9 "$here/bin/test_vectors_ops"
+        part "$tool-ops" 280 compute-sanitizer --tool $tool --error-exitcode 9 "$here/bin/check_ops" laws --backend cuda
+    done
+else
+    if [ $mode != bench ]; then
+        part check_ops 240 "$here/bin/check_ops" --backend cuda --verbose
+        part check_ops-own 200 env RWKV_CUDA_GEMM=own "$here/bin/check_ops" --backend cuda --verbose
+        part vectors_ops 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_vectors_ops"
+        part model 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
+        part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
+        part logits-bytes28m 60 "${function[@]}" close_logits 1e-3 --weights "$model" --tokens "85 115 105 110 103 33 117 104 102"
+        part greedy-bytes28m 120 "${function[@]}" same_text --weights "$model" --vocab bytes --prompt "The " --max-tokens 256 --ignore-end
+    fi
+    if [ $mode != quick ]; then
+        for b in 1 8 32 128 256; do
+            part "decode-0.1b-bf16-$b" 60 "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch $b --tokens 64
+        done
+        part decode-0.1b-int8-1 60 "${function[@]}" bench decode --size 0.1b --dtype int8 --batch 1 --tokens 64
+        part decode-1.5b-bf16-1 90 "${function[@]}" bench decode --size 1.5b --dtype bf16 --batch 1 --tokens 32 --repeat 3
+        for t in 512 1024 4096; do
+            part "prefill-0.1b-bf16-1x$t" 60 "${function[@]}" bench prefill --size 0.1b --dtype bf16 --tokens $t
+        done
+        part prefill-0.1b-bf16-16x512 60 "${function[@]}" bench prefill --size 0.1b --dtype bf16 --tokens 512 --batch 16
+        for b in 16 64; do
+            part "train-0.1b-bf16-${b}x512" 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch $b --tokens 512
+        done
+        part train-28m-bf16-64x512 60 "${function[@]}" bench train --size 28m --dtype bf16 --batch 64 --tokens 512
+        part kernels 120 "$here/bin/check_ops" bench --backend cuda
+    fi
+fi
+
+echo
+printf '%s\n' "${rows[@]}" | tee "$OUT/table.txt"
+[ ! -e "$OUT/kernels.log" ] || { echo && cat "$OUT/kernels.log"; }
+echo
+if [ ${#failed[@]} = 0 ]; then echo "all ${#rows[@]} parts are well"; else
+    echo "${#failed[@]} of ${#rows[@]} parts failed: ${failed[*]}"
+    exit 1
+fi
