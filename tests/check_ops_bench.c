@@ -140,8 +140,8 @@ static void measure(struct machine *m, struct backend *be) {
     for (int i = 0; i < SWEEPS; i++)
         m->bytes[i] = i == SWEEPS - 1 ? (size_t)64 << 20 : (size_t)16384 << 2 * i;
     if (strcmp(be->name, "cpu") != 0) { // it knows best itself; 0: it cannot say
-        m->gflops = be->class->measure(be, LIMIT_F32, 0);
-        const double gbs = be->class->measure(be, LIMIT_READ, (size_t)1 << 30);
+        m->gflops = be->class->measure(be, LIMIT_F32);
+        const double gbs = be->class->measure(be, LIMIT_READ);
         for (int i = 0; i < SWEEPS; i++) m->gbs[i] = gbs;
         return;
     }

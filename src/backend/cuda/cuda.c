@@ -2,6 +2,7 @@
 
 #include "backend/cuda/internal.h"
 #include "backend/ops.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/mem.h"
 
@@ -110,9 +111,36 @@ static void cuda_download(struct backend *be, void *dst, struct tensor src) {
     if (c->trouble[0]) memset(dst, 0xff, bytes); // NaN, or token -1: nobody takes it for a result
 }
 
-static double cuda_measure(struct backend *be, enum limit what, size_t bytes) {
-    (void)be, (void)what, (void)bytes;
-    return 0;
+// What one pass over the device's memory, or a large product of cuBLASLt, comes to: the best of
+// three. Integers are multiplied as floats here.
+static double cuda_measure(struct backend *be, enum limit what) {
+    enum { READ_BYTES = 512 << 20, SIDE = 4096 };
+    struct cuda *c = cuda_of(be);
+    const bool read = what == LIMIT_READ, narrow = what == LIMIT_BF16;
+    const size_t side = SIDE, operand = side * side * (narrow ? 2 : 4);
+    const size_t bytes = read ? READ_BYTES : side * side * 4 + 2 * operand;
+    double best = 0;
+    char *memory;
+    if ((!read && !c->lt) || cudaMalloc((void **)&memory, bytes) != cudaSuccess) return 0;
+    cudaMemsetAsync(memory, 0x3c, bytes, c->stream);
+    char *a = memory + side * side * 4;
+    double *part = cuda_scratch(c, (SUM_PARTS + 1) * sizeof *part);
+    for (int i = 0; part && i < 4; i++) {
+        cudaStreamSynchronize(c->stream);
+        const double start = clock_s();
+        if (read)
+            k_sumsq(c->stream, part + SUM_PARTS, (float *)(void *)memory, bytes / 4, part);
+        else
+            lt_multiply(c->lt, c->stream, (float *)(void *)memory, side,
+                        (struct lt_side){a, side, true}, (struct lt_side){a + operand, side, false},
+                        narrow, side, side, side, 0);
+        cudaStreamSynchronize(c->stream);
+        const double work = read ? (double)bytes : 2.0 * SIDE * SIDE * SIDE;
+        const double rate = work / (clock_s() - start) * 1e-9;
+        if (i && rate > best) best = rate; // the first one warms up
+    }
+    cudaFree(memory);
+    return best;
 }
 
 static size_t cuda_wkv7_saved_bytes(const struct backend *be, int rows, int spans, int H, int N) {
