@@ -120,7 +120,7 @@ void emu_trap() {
     std::abort();
 }
 
-void emu_launch(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
+static void run_blocks(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
     static const char *const order = std::getenv("CUDA_EMU_ORDER");
     const int n = (int)threads.x;
     if (n > MOST || !n || !grid.x || !grid.y || grid.y > 65535) emu_trap();
@@ -146,6 +146,23 @@ void emu_launch(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
             }
         }
     }
+}
+
+// A captured stream only writes down what is launched.
+struct cuda_emu_graph {
+    struct node {
+        dim3 grid, threads;
+        std::function<void()> kernel;
+    };
+    std::vector<node> nodes;
+};
+static cuda_emu_graph *captured;
+
+void emu_launch(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
+    if (captured)
+        captured->nodes.push_back({grid, threads, kernel});
+    else
+        run_blocks(grid, threads, kernel);
 }
 
 // ---- the runtime -------------------------------------------------------------------------------
@@ -202,6 +219,31 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t) {
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind,
                             cudaStream_t) {
     std::memcpy(dst, src, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t, enum cudaStreamCaptureMode) {
+    captured = new cuda_emu_graph;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *g) {
+    *g = captured;
+    captured = nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long) {
+    *e = new cuda_emu_graph(*g);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
+    for (const auto &n : e->nodes) run_blocks(n.grid, n.threads, n.kernel);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t g) {
+    delete g;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) {
+    delete e;
     return cudaSuccess;
 }
 cudaError_t cudaGetLastError(void) {

@@ -40,8 +40,6 @@ static inline float4 make_float4(float x, float y, float z, float w) {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 void emu_launch(dim3 grid, dim3 block, const std::function<void()> &kernel);
-#define LAUNCH(kernel, grid, block, stream, ...)                                                   \
-    ((void)(stream), emu_launch((grid), (block), [&] { kernel(__VA_ARGS__); }))
 
 void emu_block_barrier();
 bool emu_block_or(bool x);

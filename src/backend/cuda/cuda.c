@@ -32,8 +32,11 @@ int cuda_failed(struct cuda *c, cudaError_t e, const char *doing) {
 
 static int cuda_sync(struct backend *be, struct error *err) {
     struct cuda *c = cuda_of(be);
+    queue_flush(c->queue);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
+    const char *refused = lt_trouble(c->lt);
+    if (refused && !c->trouble[0]) snprintf(c->trouble, sizeof c->trouble, "%s", refused);
     return c->trouble[0] ? fail(err, E_DEVICE, "%s", c->trouble) : 0;
 }
 
@@ -54,6 +57,7 @@ void *cuda_scratch(struct cuda *c, size_t bytes) {
     if (bytes <= c->scratch_bytes) return c->scratch;
     struct error err;
     void *more;
+    queue_flush(c->queue);
     cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels");
     cudaFree(c->scratch);
     c->scratch = NULL;
@@ -85,6 +89,7 @@ static struct buffer *cuda_buffer_create(struct backend *be, size_t bytes, struc
 
 static void cuda_buffer_destroy(struct buffer *b) {
     struct cuda *c = cuda_of(b->be);
+    queue_flush(c->queue);
     cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels"); // they may use it
     cuda_failed(c, cudaFree(((struct cuda_buffer *)(void *)b)->data), "freeing memory");
     free(b);
@@ -93,6 +98,7 @@ static void cuda_buffer_destroy(struct buffer *b) {
 // The runtime has copied src when it returns: pageable memory goes through its own staging.
 static void cuda_upload(struct backend *be, struct tensor dst, const void *src) {
     struct cuda *c = cuda_of(be);
+    queue_flush(c->queue);
     if (tensor_bytes(dst))
         cuda_failed(c,
                     cudaMemcpyAsync(dev(dst), src, tensor_bytes(dst), cudaMemcpyHostToDevice,
@@ -103,12 +109,14 @@ static void cuda_upload(struct backend *be, struct tensor dst, const void *src) 
 static void cuda_download(struct backend *be, void *dst, struct tensor src) {
     struct cuda *c = cuda_of(be);
     const size_t bytes = tensor_bytes(src);
+    queue_flush(c->queue);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     if (bytes)
         cuda_failed(c, cudaMemcpyAsync(dst, dev(src), bytes, cudaMemcpyDeviceToHost, c->stream),
                     "copying from the device");
     cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
-    if (c->trouble[0]) memset(dst, 0xff, bytes); // NaN, or token -1: nobody takes it for a result
+    if (c->trouble[0] || lt_trouble(c->lt))
+        memset(dst, 0xff, bytes); // NaN, or token -1: nobody takes it for a result
 }
 
 // What one pass over the device's memory, or a large product of cuBLASLt, comes to: the best of
@@ -126,14 +134,16 @@ static double cuda_measure(struct backend *be, enum limit what) {
     char *a = memory + side * side * 4;
     double *part = cuda_scratch(c, (SUM_PARTS + 1) * sizeof *part);
     for (int i = 0; part && i < 4; i++) {
+        queue_flush(c->queue);
         cudaStreamSynchronize(c->stream);
         const double start = clock_s();
         if (read)
-            k_sumsq(c->stream, part + SUM_PARTS, (float *)(void *)memory, bytes / 4, part);
+            k_sumsq(c->queue, part + SUM_PARTS, (float *)(void *)memory, bytes / 4, part);
         else
-            lt_multiply(c->lt, c->stream, (float *)(void *)memory, side,
+            lt_multiply(c->lt, c->queue, (float *)(void *)memory, side,
                         (struct lt_side){a, side, true}, (struct lt_side){a + operand, side, false},
                         narrow, side, side, side, 0);
+        queue_flush(c->queue);
         cudaStreamSynchronize(c->stream);
         const double work = read ? (double)bytes : 2.0 * SIDE * SIDE * SIDE;
         const double rate = work / (clock_s() - start) * 1e-9;
@@ -154,6 +164,7 @@ static size_t cuda_wkv7_saved_bytes(const struct backend *be, int rows, int span
 
 static void cuda_destroy(struct backend *be) {
     struct cuda *c = cuda_of(be);
+    queue_destroy(c->queue);
     lt_close(c->lt);
     if (c->scratch) cudaFree(c->scratch);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -201,8 +212,9 @@ int cuda_open(struct backend **out, int num_threads, struct error *err) {
     struct cuda *c = mem_zero(1, sizeof *c);
     c->base =
         (struct backend){.name = "cuda", .real = DT_F32, .ops = &cuda_ops, .class = &cuda_class};
-    const char *gemm = getenv("RWKV_CUDA_GEMM");
+    const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS");
     int rc = find_device(c, err);
+    if (!rc) c->queue = queue_create(c->stream, !(graphs && strcmp(graphs, "off") == 0));
     if (!rc && !(gemm && strcmp(gemm, "own") == 0)) rc = lt_open(&c->lt, err);
     if (rc) {
         cuda_destroy(&c->base);

@@ -4,12 +4,72 @@
 #include "cuda_emu.h"
 #else
 #include <cuda_runtime.h>
-#define LAUNCH(kernel, grid, block, stream, ...)                                                   \
-    kernel<<<(grid), (block), 0, (stream)>>>(__VA_ARGS__)
 #endif
+#include "queue.h"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+// ---- launches ----------------------------------------------------------------------------------
+
+// A kernel with its arguments as bytes, each at a multiple of 8.
+template <class... P> struct launched {
+    struct header {
+        void (*kernel)(P...);
+        unsigned grid[2], block;
+    };
+
+    static constexpr size_t whole(size_t bytes) { return (bytes + 7) / 8 * 8; }
+    static constexpr size_t total() {
+        size_t n = whole(sizeof(header));
+        ((n += whole(sizeof(P))), ...);
+        return n;
+    }
+
+    template <size_t... I>
+    static void start(const header &h, char *const *slot, cudaStream_t stream,
+                      std::index_sequence<I...>) {
+#ifdef CUDA_EMU
+        (void)stream;
+        const std::tuple<P...> args(*(P *)slot[I]...);
+        emu_launch(dim3(h.grid[0], h.grid[1]), dim3(h.block),
+                   [kernel = h.kernel, args] { std::apply(kernel, args); });
+#else
+        void *args[] = {(void *)slot[I]...};
+        cudaLaunchKernel((const void *)h.kernel, dim3(h.grid[0], h.grid[1]), dim3(h.block), args, 0,
+                         stream);
+#endif
+    }
+
+    static void play(const void *payload, cudaStream_t stream) {
+        char *at = (char *)payload, *slot[sizeof...(P)];
+        size_t n = 0;
+        at += whole(sizeof(header));
+        ((slot[n++] = at, at += whole(sizeof(P))), ...);
+        start(*(const header *)payload, slot, stream, std::index_sequence_for<P...>());
+    }
+};
+
+template <class... P, class... A>
+static void launch(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 block, A... args) {
+    using l = launched<P...>;
+    alignas(8) char bytes[l::total()] = {};
+    const typename l::header h = {kernel, {grid.x, grid.y}, block.x};
+    std::memcpy(bytes, &h, sizeof h);
+    char *at = bytes + l::whole(sizeof h);
+    auto put = [&](const auto &x) {
+        std::memcpy(at, &x, sizeof x);
+        at += l::whole(sizeof x);
+    };
+    (put((P)args), ...);
+    queue_add(q, l::play, bytes, sizeof bytes);
+}
+
+#define LAUNCH(kernel, grid, block, queue, ...) launch(queue, kernel, grid, block, __VA_ARGS__)
 
 // As in backend/dtype.h and ops.h; cuda.c asserts that they agree.
 enum : int { T_F64 = 1, T_F32, T_BF16, T_F16, T_INT8 = 9, T_INT4 };

@@ -11,7 +11,7 @@ enum { LORA_W, LORA_A, LORA_V, LORA_G };
 enum { KEY_W0, KEY_A0, KEY_V0, KEY_KK, KEY_KA, KEY_COUNT };
 enum { READ_WEIGHT, READ_BIAS, READ_RK, READ_COUNT };
 
-void k_add_parts(cudaStream_t s, float *out, const float *part, size_t parts, size_t stride,
+void k_add_parts(struct queue *s, float *out, const float *part, size_t parts, size_t stride,
                  size_t first, size_t n); // rows.cu
 
 // Columns of a lane: j = lane, lane + 32, …
@@ -48,8 +48,8 @@ static __global__ void key_prep(float *u, const float *rkv, const float *lora, c
     }
 }
 
-void k_key_prep(cudaStream_t s, float *u, const float *rkv, const float *lora, const float *v_first,
-                const float *vecs, size_t R, size_t C, int H) {
+void k_key_prep(struct queue *s, float *u, const float *rkv, const float *lora,
+                const float *v_first, const float *vecs, size_t R, size_t C, int H) {
     if (R) LAUNCH(key_prep, blocks(R * H, WARPS), THREADS, s, u, rkv, lora, v_first, vecs, R, C, H);
 }
 
@@ -145,7 +145,7 @@ template <int NL> static __global__ void key_prep_bwd(key_bwd p) {
             LAUNCH(kernel<8>, grid, THREADS, s, args);                                             \
     } while (0)
 
-void k_key_prep_bwd(cudaStream_t s, float *drkv, float *dlora, float *dv_first, float *dvecs,
+void k_key_prep_bwd(struct queue *s, float *drkv, float *dlora, float *dv_first, float *dvecs,
                     const float *du, const float *rkv, const float *lora, const float *v_first,
                     const float *vecs, float *part, size_t R, size_t C, int H) {
     if (!R) return;
@@ -191,7 +191,7 @@ static __global__ void readout(float *o, const float *y, const float *r, const f
     }
 }
 
-void k_readout(cudaStream_t s, float *o, const float *y, const float *r, const float *u,
+void k_readout(struct queue *s, float *o, const float *y, const float *r, const float *u,
                const float *g, const float *vecs, size_t R, size_t C, int H) {
     if (R) LAUNCH(readout, blocks(R * H, WARPS), THREADS, s, o, y, r, u, g, vecs, R, C, H);
 }
@@ -250,7 +250,7 @@ template <int NL> static __global__ void readout_bwd(read_bwd p) {
     store_sums<READ_COUNT, NL>(p.part + blockIdx.y * READ_COUNT * C, sum, h, C, N);
 }
 
-void k_readout_bwd(cudaStream_t s, float *dy, float *dr, float *du, float *dg, float *dvecs,
+void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, float *dg, float *dvecs,
                    const float *d_o, const float *y, const float *r, const float *u, const float *g,
                    const float *vecs, float *part, size_t R, size_t C, int H) {
     if (!R) return;

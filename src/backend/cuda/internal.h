@@ -2,13 +2,15 @@
 #pragma once
 #include "backend/backend.h"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/queue.h"
 
 struct lt;
 struct ops;
 
 struct cuda {
     struct backend base;
-    cudaStream_t stream;
+    cudaStream_t stream; // behind the queue: flush before anything else goes there
+    struct queue *queue;
     char device[160]; // its name, for messages
     char *scratch;    // grows to the largest op's need; one op at a time uses it
     size_t scratch_bytes;
@@ -60,8 +62,8 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
 void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
                        const struct weight *w);
 
-// lt.c: cuBLASLt, found at run time. D (m,n) = A·B + beta·D with columns contiguous, as cuBLAS has
-// matrices; sums in f32, D is f32. Whether it could be done.
+// lt.c: cuBLASLt, found at run time. D (m,n) = A·B, or += where it accumulates, with columns
+// contiguous, as cuBLAS has matrices; sums in f32, D is f32. Whether it can be done.
 struct lt_side {
     const void *data;
     size_t ld;
@@ -69,5 +71,6 @@ struct lt_side {
 };
 int lt_open(struct lt **out, struct error *err);
 void lt_close(struct lt *lt);
-bool lt_multiply(struct lt *lt, cudaStream_t s, float *d, size_t ldd, struct lt_side a,
-                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, float beta);
+const char *lt_trouble(const struct lt *lt); // what went wrong in a product so far, or NULL
+bool lt_multiply(struct lt *lt, struct queue *q, float *d, size_t ldd, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, bool accumulate);

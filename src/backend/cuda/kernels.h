@@ -1,11 +1,12 @@
 // The doors between the C side of this backend and its kernels: plain pointers and counts, every
-// call queued on the stream. Names follow ops.h; letters as in backend.h. A part (…) is scratch of
+// call goes into the queue. Names follow ops.h; letters as in backend.h. A part (…) is scratch of
 // the stated size. All sums over rows have a fixed order that depends on sizes only.
 #pragma once
-#include <cuda_runtime_api.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+struct queue; // queue.h
 
 #ifdef __cplusplus
 extern "C" {
@@ -13,42 +14,43 @@ extern "C" {
 
 // ---- rows.cu
 // Types are those of backend/dtype.h, as numbers: kernels see no other header of ours.
-void k_embed(cudaStream_t s, float *y, const int32_t *token, const void *table, int type, size_t R,
+void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
              size_t C, size_t V);
-void k_embed_bwd(cudaStream_t s, float *dtable, const float *dy, const int32_t *token, size_t R,
+void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t *token, size_t R,
                  size_t C, size_t V);
-void k_gather_rows(cudaStream_t s, float *y, const float *x, const int32_t *row, size_t O,
+void k_gather_rows(struct queue *s, float *y, const float *x, const int32_t *row, size_t O,
                    size_t C);
-void k_norm(cudaStream_t s, float *y, const float *x, const float *w, const float *b, size_t R,
+void k_norm(struct queue *s, float *y, const float *x, const float *w, const float *b, size_t R,
             size_t C, float eps);
 // part: 2R floats, then k_parts(R) · 2C.
-void k_norm_bwd(cudaStream_t s, float *dx, float *dw, float *db, const float *dy, const float *x,
+void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
                 const float *w, const float *add, float *part, size_t R, size_t C, float eps);
-void k_shift_mix(cudaStream_t s, float *m, float *out, const float *z, const float *in,
+void k_shift_mix(struct queue *s, float *m, float *out, const float *z, const float *in,
                  const float *mix, const int32_t *prev, const int32_t *last, size_t n, size_t R,
                  size_t C, bool single); // single: every span is one row
 // part: k_parts(R) · nC.
-void k_shift_mix_bwd(cudaStream_t s, float *dz, float *dmix, const float *dm, const float *z,
+void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const float *dm, const float *z,
                      const float *in, const float *mix, const int32_t *prev, const int32_t *last,
                      float *part, size_t n, size_t R, size_t C);
-void k_act(cudaStream_t s, float *y, const float *x, size_t n, int act);
-void k_act_bwd(cudaStream_t s, float *dx, const float *dy, const float *y, size_t n, int act);
+void k_act(struct queue *s, float *y, const float *x, size_t n, int act);
+void k_act_bwd(struct queue *s, float *dx, const float *dy, const float *y, size_t n, int act);
 size_t k_parts(size_t R); // how many partial sums R rows are cut into
-void k_fill(cudaStream_t s, void *y, const void *value, size_t size, size_t n);
-void k_copy(cudaStream_t s, void *y, int to, const void *x, int from, size_t n);
-void k_add(cudaStream_t s, float *y, const float *x, size_t n);
+void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
+void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
+void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
+void k_add(struct queue *s, float *y, const float *x, size_t n);
 
 // ---- heads.cu
-void k_key_prep(cudaStream_t s, float *u, const float *rkv, const float *lora, const float *v_first,
-                const float *vecs, size_t R, size_t C, int H);
+void k_key_prep(struct queue *s, float *u, const float *rkv, const float *lora,
+                const float *v_first, const float *vecs, size_t R, size_t C, int H);
 // part: k_parts(R) · 5C.
-void k_key_prep_bwd(cudaStream_t s, float *drkv, float *dlora, float *dv_first, float *dvecs,
+void k_key_prep_bwd(struct queue *s, float *drkv, float *dlora, float *dv_first, float *dvecs,
                     const float *du, const float *rkv, const float *lora, const float *v_first,
                     const float *vecs, float *part, size_t R, size_t C, int H);
-void k_readout(cudaStream_t s, float *o, const float *y, const float *r, const float *u,
+void k_readout(struct queue *s, float *o, const float *y, const float *r, const float *u,
                const float *g, const float *vecs, size_t R, size_t C, int H);
 // part: k_parts(R) · 3C.
-void k_readout_bwd(cudaStream_t s, float *dy, float *dr, float *du, float *dg, float *dvecs,
+void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, float *dg, float *dvecs,
                    const float *d_o, const float *y, const float *r, const float *u, const float *g,
                    const float *vecs, float *part, size_t R, size_t C, int H);
 
@@ -65,18 +67,18 @@ struct wkv7_args {
     size_t R, C;
     int spans, H;
 };
-void k_wkv7(cudaStream_t s, const struct wkv7_args *a);
-void k_wkv7_bwd(cudaStream_t s, const struct wkv7_args *a);
+void k_wkv7(struct queue *s, const struct wkv7_args *a);
+void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a);
 
 // ---- loss.cu
-void k_xent(cudaStream_t s, float *loss, float *dlogits, const float *logits, const int32_t *target,
-            size_t O, size_t V, float scale, bool l2wrap);
-void k_sample(cudaStream_t s, int32_t *token, float *logits, const void *rows, void *penalties,
+void k_xent(struct queue *s, float *loss, float *dlogits, const float *logits,
+            const int32_t *target, size_t O, size_t V, float scale, bool l2wrap);
+void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, void *penalties,
               size_t penalty_bytes, size_t O, size_t V);
 
 // ---- optim.cu
 enum { SUM_PARTS = 1024 };
-void k_sumsq(cudaStream_t s, double *sum, const float *x, size_t n, double *part); // SUM_PARTS
+void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, double *part); // SUM_PARTS
 struct adamw_args {
     float *p, *m, *v;
     const float *g;
@@ -86,7 +88,7 @@ struct adamw_args {
     float b1, b1_rest, b2, b2_rest; // β and 1-β
     float step, root, eps, decay;   // p -= step · m / (√(v · root) + eps) + decay · p
 };
-void k_adamw(cudaStream_t s, const struct adamw_args *a);
+void k_adamw(struct queue *s, const struct adamw_args *a);
 
 // ---- products.cu
 // A matrix in device memory: element (k, o) of x (R,K) · W (K,O) lies at k·sk + o·so. Integers lie
@@ -112,15 +114,15 @@ struct product_list {
     int n;
 };
 // Up to SKINNY_ROWS rows, any of n products together; W has so = 1 and rows of whole 16 bytes.
-void k_skinny(cudaStream_t s, const struct product_list *list);
+void k_skinny(struct queue *s, const struct product_list *list);
 // Any number of rows, the same bits as k_skinny gives.
-void k_product(cudaStream_t s, const struct product_args *p);
+void k_product(struct queue *s, const struct product_args *p);
 // y = bf16(x); y = x as integers with a scale a group gives them back.
-void k_round_bf16(cudaStream_t s, uint16_t *y, const float *x, size_t n);
-void k_round_groups(cudaStream_t s, float *y, const float *x, size_t R, size_t K, size_t group);
+void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);
+void k_round_groups(struct queue *s, float *y, const float *x, size_t R, size_t K, size_t group);
 // y (K,ld) of type `to` from x of any float type: (O,K) if oi, else (K,O); the rest of ld is zero.
-void k_pack(cudaStream_t s, void *y, int to, size_t ld, const void *x, int from, size_t K, size_t O,
-            bool oi);
+void k_pack(struct queue *s, void *y, int to, size_t ld, const void *x, int from, size_t K,
+            size_t O, bool oi);
 
 #ifdef __cplusplus
 }

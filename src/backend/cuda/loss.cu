@@ -69,8 +69,8 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-void k_xent(cudaStream_t s, float *loss, float *dlogits, const float *logits, const int32_t *target,
-            size_t O, size_t V, float scale, bool l2wrap) {
+void k_xent(struct queue *s, float *loss, float *dlogits, const float *logits,
+            const int32_t *target, size_t O, size_t V, float scale, bool l2wrap) {
     if (O)
         LAUNCH(xent, (unsigned)O, THREADS, s, loss, dlogits, logits, target, (int)V, scale, l2wrap);
 }
@@ -298,7 +298,7 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-void k_sample(cudaStream_t s, int32_t *token, float *logits, const void *rows, void *penalties,
+void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, void *penalties,
               size_t penalty_bytes, size_t O, size_t V) {
     static_assert(sizeof(sample_row) == 56, "struct sample_row of ops.h");
     if (O)

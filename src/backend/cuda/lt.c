@@ -15,10 +15,15 @@ void lt_close(struct lt *lt) {
     (void)lt;
 }
 
-bool lt_multiply(struct lt *lt, cudaStream_t s, float *d, size_t ldd, struct lt_side a,
-                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, float beta) {
-    (void)lt, (void)s, (void)d, (void)ldd, (void)a, (void)b, (void)bf16, (void)m, (void)n, (void)k,
-        (void)beta;
+const char *lt_trouble(const struct lt *lt) {
+    (void)lt;
+    return NULL;
+}
+
+bool lt_multiply(struct lt *lt, struct queue *q, float *d, size_t ldd, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, bool accumulate) {
+    (void)lt, (void)q, (void)d, (void)ldd, (void)a, (void)b, (void)bf16, (void)m, (void)n, (void)k,
+        (void)accumulate;
     return false;
 }
 #else
@@ -73,7 +78,12 @@ struct lt {
     void *workspace;
     struct plan plan[MAX_PLANS]; // a ring once it is full
     int plans, next;
+    char trouble[160];
 };
+
+const char *lt_trouble(const struct lt *lt) {
+    return lt && lt->trouble[0] ? lt->trouble : NULL;
+}
 
 static void plan_free(struct lt *lt, struct plan *p) {
     if (p->a) lt->f.cublasLtMatrixLayoutDestroy(p->a);
@@ -195,28 +205,50 @@ static uint32_t alignment(const void *p) {
     return (uint32_t)(u & ~(u - 1));
 }
 
-bool lt_multiply(struct lt *lt, cudaStream_t s, float *d, size_t ldd, struct lt_side a,
-                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, float beta) {
+// One product, as the queue keeps it.
+struct lt_call {
+    struct lt *lt;
     struct shape shape;
-    memset(&shape, 0, sizeof shape); // compared byte by byte
-    shape = (struct shape){.m = m,
-                           .n = n,
-                           .k = k,
-                           .lda = a.ld,
-                           .ldb = b.ld,
-                           .ldd = ldd,
-                           .align_a = alignment(a.data),
-                           .align_b = alignment(b.data),
-                           .align_d = alignment(d),
-                           .turned_a = a.turned,
-                           .turned_b = b.turned,
-                           .bf16 = bf16,
-                           .beta = beta != 0};
-    const struct plan *p = plan_for(lt, &shape);
-    const float one = 1;
-    return p->possible &&
-           lt->f.cublasLtMatmul(lt->handle, p->desc, &one, a.data, p->a, b.data, p->b, &beta, d,
-                                p->d, d, p->d, &p->algo, lt->workspace, WORKSPACE,
-                                s) == CUBLAS_STATUS_SUCCESS;
+    const void *a, *b;
+    float *d;
+};
+
+static void multiply(const void *payload, cudaStream_t stream) {
+    const struct lt_call *c = payload;
+    struct lt *lt = c->lt;
+    const struct plan *p = plan_for(lt, &c->shape);
+    const float one = 1, beta = c->shape.beta ? 1 : 0;
+    if (lt->f.cublasLtMatmul(lt->handle, p->desc, &one, c->a, p->a, c->b, p->b, &beta, c->d, p->d,
+                             c->d, p->d, &p->algo, lt->workspace, WORKSPACE,
+                             stream) != CUBLAS_STATUS_SUCCESS)
+        snprintf(lt->trouble, sizeof lt->trouble,
+                 "cuBLASLt refuses a product that it has planned: m %zu n %zu k %zu, %s",
+                 c->shape.m, c->shape.n, c->shape.k, c->shape.bf16 ? "bf16" : "f32");
+}
+
+bool lt_multiply(struct lt *lt, struct queue *q, float *d, size_t ldd, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, bool accumulate) {
+    struct lt_call call;
+    memset(&call, 0, sizeof call); // compared byte by byte
+    call.lt = lt;
+    call.a = a.data;
+    call.b = b.data;
+    call.d = d;
+    call.shape.m = m;
+    call.shape.n = n;
+    call.shape.k = k;
+    call.shape.lda = a.ld;
+    call.shape.ldb = b.ld;
+    call.shape.ldd = ldd;
+    call.shape.align_a = alignment(a.data);
+    call.shape.align_b = alignment(b.data);
+    call.shape.align_d = alignment(d);
+    call.shape.turned_a = a.turned;
+    call.shape.turned_b = b.turned;
+    call.shape.bf16 = bf16;
+    call.shape.beta = accumulate;
+    if (!plan_for(lt, &call.shape)->possible) return false;
+    queue_add(q, multiply, &call, sizeof call);
+    return true;
 }
 #endif

@@ -28,14 +28,12 @@ static bool forward_lt(struct cuda *c, const struct product *p) {
     const bool in_place = tensor_is(p->add) && dev(p->add) == dev(p->y);
     uint16_t *x = cuda_scratch(c, R * K * 2);
     if (!x) return false;
-    k_round_bf16(c->stream, x, dev(p->x), R * K);
-    if (tensor_is(p->add) && !in_place)
-        k_copy(c->stream, dev(p->y), DT_F32, dev(p->add), DT_F32, R * O);
+    k_round_bf16(c->queue, x, dev(p->x), R * K);
+    if (tensor_is(p->add) && !in_place) k_copy_bytes(c->queue, dev(p->y), dev(p->add), R * O * 4);
     const struct lt_side a = {m->data, m->so == 1 ? m->sk : m->so, m->so != 1}, b = {x, K, false};
-    if (!lt_multiply(c->lt, c->stream, dev(p->y), O, a, b, true, O, R, K,
-                     tensor_is(p->add) ? 1 : 0))
+    if (!lt_multiply(c->lt, c->queue, dev(p->y), O, a, b, true, O, R, K, tensor_is(p->add) ? 1 : 0))
         return false;
-    if (p->act != ACT_NONE) k_act(c->stream, dev(p->y), dev(p->y), R * O, (int)p->act);
+    if (p->act != ACT_NONE) k_act(c->queue, dev(p->y), dev(p->y), R * O, (int)p->act);
     return true;
 }
 
@@ -74,7 +72,7 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
             char *scratch = cuda_scratch(c, bytes);
             if (!scratch) return;
             float *rounded = (float *)(void *)(scratch + used);
-            k_round_groups(c->stream, rounded, x, R, K, quant_group(p->w->precision.stored));
+            k_round_groups(c->queue, rounded, x, R, K, quant_group(p->w->precision.stored));
             used += rounded_bytes(p);
             x = rounded;
         }
@@ -84,9 +82,9 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
             list.n < MAX_PRODUCTS && !p->w->trained)
             list.p[list.n++] = args;
         else
-            k_product(c->stream, &args);
+            k_product(c->queue, &args);
     }
-    if (list.n) k_skinny(c->stream, &list);
+    if (list.n) k_skinny(c->queue, &list);
 }
 
 // ---- backward ----------------------------------------------------------------------------------
@@ -100,13 +98,13 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     if (c->lt && R > SKINNY_ROWS && is_narrow(w) && m->type == DT_BF16) {
         uint16_t *g = cuda_scratch(c, R * O * 2);
         if (g) {
-            k_round_bf16(c->stream, g, dev(dy), R * O);
+            k_round_bf16(c->queue, g, dev(dy), R * O);
             if (tensor_is(add) && dev(add) != dev(dx))
-                k_copy(c->stream, dev(dx), DT_F32, dev(add), DT_F32, R * K);
+                k_copy_bytes(c->queue, dev(dx), dev(add), R * K * 4);
             // dxᵀ (K,R) = W (K,O) dyᵀ
             const bool oi = m->so != 1;
             const struct lt_side a = {m->data, oi ? m->so : m->sk, !oi}, b = {g, O, false};
-            if (lt_multiply(c->lt, c->stream, dev(dx), K, a, b, true, K, R, O,
+            if (lt_multiply(c->lt, c->queue, dev(dx), K, a, b, true, K, R, O,
                             tensor_is(add) ? 1 : 0))
                 return;
         }
@@ -114,17 +112,17 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     struct matrix turned = *m;
     turned.sk = m->so;
     turned.so = m->sk;
-    k_product(c->stream, &(struct product_args){.y = dev(dx),
-                                                .x = dev(dy),
-                                                .add = dev(add),
-                                                .w = turned,
-                                                .xr = O,
-                                                .xk = 1,
-                                                .R = R,
-                                                .K = O,
-                                                .O = K,
-                                                .act = ACT_NONE,
-                                                .narrow = is_narrow(w)});
+    k_product(c->queue, &(struct product_args){.y = dev(dx),
+                                               .x = dev(dy),
+                                               .add = dev(add),
+                                               .w = turned,
+                                               .xr = O,
+                                               .xk = 1,
+                                               .R = R,
+                                               .K = O,
+                                               .O = K,
+                                               .act = ACT_NONE,
+                                               .narrow = is_narrow(w)});
 }
 
 // dw (M,N) += Σ_r a_rm b_rn, with a (R,M) and b (R,N).
@@ -141,16 +139,16 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
             const size_t first = (R * M * 2 + 255) / 256 * 256;
             char *scratch = cuda_scratch(c, first + R * N * 2);
             if (!scratch) return;
-            k_round_bf16(c->stream, (uint16_t *)(void *)scratch, left, R * M);
-            k_round_bf16(c->stream, (uint16_t *)(void *)(scratch + first), right, R * N);
+            k_round_bf16(c->queue, (uint16_t *)(void *)scratch, left, R * M);
+            k_round_bf16(c->queue, (uint16_t *)(void *)(scratch + first), right, R * N);
             left = scratch;
             right = scratch + first;
         }
         // dwᵀ (N,M) = bᵀ a; in memory they are bᵀ and aᵀ.
         const struct lt_side l = {right, N, false}, r = {left, M, true};
-        if (lt_multiply(c->lt, c->stream, dev(dw), N, l, r, narrow, N, M, R, 1)) return;
+        if (lt_multiply(c->lt, c->queue, dev(dw), N, l, r, narrow, N, M, R, 1)) return;
     }
-    k_product(c->stream,
+    k_product(c->queue,
               &(struct product_args){.y = dev(dw),
                                      .x = dev(a),
                                      .add = dev(dw),

@@ -24,7 +24,7 @@ static __global__ void sumsq_total(double *sum, const double *part, int parts) {
     if (threadIdx.x == 0) *sum = x;
 }
 
-void k_sumsq(cudaStream_t s, double *sum, const float *x, size_t n, double *part) {
+void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, double *part) {
     const size_t wanted = n / 4096 + 1, parts = wanted < SUM_PARTS ? wanted : (size_t)SUM_PARTS;
     LAUNCH(sumsq_parts, (unsigned)parts, THREADS, s, part, x, n, (n + parts - 1) / parts);
     LAUNCH(sumsq_total, 1, THREADS, s, sum, part, (int)parts);
@@ -49,7 +49,7 @@ static __global__ void adamw(adamw_args a) {
     }
 }
 
-void k_adamw(cudaStream_t s, const struct adamw_args *a) {
+void k_adamw(struct queue *s, const struct adamw_args *a) {
     if (!a->n) return;
     const size_t b = (a->n + THREADS - 1) / THREADS;
     LAUNCH(adamw, (unsigned)(b < MOST ? b : MOST), THREADS, s, *a);

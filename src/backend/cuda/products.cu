@@ -123,7 +123,7 @@ template <int ROWS> static __global__ void __launch_bounds__(SKINNY) skinny(skin
     }
 }
 
-void k_skinny(cudaStream_t s, const struct product_list *list) {
+void k_skinny(struct queue *s, const struct product_list *list) {
     skinny_args a;
     a.list = *list;
     int grid = 0;
@@ -213,7 +213,7 @@ template <int T> static __global__ void __launch_bounds__(TILE_THREADS) tile(pro
         }
 }
 
-void k_product(cudaStream_t s, const struct product_args *p) {
+void k_product(struct queue *s, const struct product_args *p) {
     if (!p->R || !p->O) return;
     // Large tiles where there are enough of them to fill the device.
     if ((size_t)blocks(p->R, 128) * blocks(p->O, 128) >= 128)
@@ -253,7 +253,7 @@ static __global__ void round_groups(float *y, const float *x, size_t groups, siz
     }
 }
 
-void k_round_groups(cudaStream_t s, float *y, const float *x, size_t R, size_t K, size_t group) {
+void k_round_groups(struct queue *s, float *y, const float *x, size_t R, size_t K, size_t group) {
     const size_t per_row = (K + group - 1) / group, groups = R * per_row;
     if (groups)
         LAUNCH(round_groups, blocks(groups, 8), 256, s, y, x, groups, per_row, K, (int)group);
@@ -278,8 +278,8 @@ static __global__ void pack(void *y, int to, size_t ld, const void *x, int from,
         if (k0 + i < K && o0 + tx < ld) store_number(y, to, (k0 + i) * ld + o0 + tx, tile[i][tx]);
 }
 
-void k_pack(cudaStream_t s, void *y, int to, size_t ld, const void *x, int from, size_t K, size_t O,
-            bool oi) {
+void k_pack(struct queue *s, void *y, int to, size_t ld, const void *x, int from, size_t K,
+            size_t O, bool oi) {
     LAUNCH(pack, dim3(blocks(ld, PACK), blocks(K, PACK)), PACK * PACK_ROWS, s, y, to, ld, x, from,
            K, O, oi);
 }

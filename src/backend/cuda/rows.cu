@@ -21,7 +21,7 @@ static __global__ void add_parts(float *out, const float *part, size_t parts, si
     out[i] += sum;
 }
 
-void k_add_parts(cudaStream_t s, float *out, const float *part, size_t parts, size_t stride,
+void k_add_parts(struct queue *s, float *out, const float *part, size_t parts, size_t stride,
                  size_t first, size_t n) {
     LAUNCH(add_parts, blocks(n, COLUMNS), COLUMNS, s, out, part, parts, stride, first, n);
 }
@@ -36,7 +36,7 @@ static __global__ void embed(float *y, const int32_t *token, const void *table, 
         y[r * C + c] = (float)load_number(table, type, t * C + c);
 }
 
-void k_embed(cudaStream_t s, float *y, const int32_t *token, const void *table, int type, size_t R,
+void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
              size_t C, size_t V) {
     if (R) LAUNCH(embed, (unsigned)R, ROW_THREADS, s, y, token, table, type, C, V);
 }
@@ -79,7 +79,7 @@ static __global__ void embed_bwd(float *dtable, const float *dy, const int32_t *
     }
 }
 
-void k_embed_bwd(cudaStream_t s, float *dtable, const float *dy, const int32_t *token, size_t R,
+void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t *token, size_t R,
                  size_t C, size_t V) {
     if (R) LAUNCH(embed_bwd, (unsigned)R, ROW_THREADS, s, dtable, dy, token, R, C, V);
 }
@@ -89,7 +89,7 @@ static __global__ void gather_rows(float *y, const float *x, const int32_t *row,
     for (size_t c = threadIdx.x; c < C; c += blockDim.x) y[o * C + c] = x[r * C + c];
 }
 
-void k_gather_rows(cudaStream_t s, float *y, const float *x, const int32_t *row, size_t O,
+void k_gather_rows(struct queue *s, float *y, const float *x, const int32_t *row, size_t O,
                    size_t C) {
     if (O) LAUNCH(gather_rows, (unsigned)O, ROW_THREADS, s, y, x, row, C);
 }
@@ -116,7 +116,7 @@ static __global__ void norm(float *y, const float *x, const float *w, const floa
     for (size_t c = threadIdx.x; c < C; c += ROW_THREADS) y[c] = (x[c] - m.x) * m.y * w[c] + b[c];
 }
 
-void k_norm(cudaStream_t s, float *y, const float *x, const float *w, const float *b, size_t R,
+void k_norm(struct queue *s, float *y, const float *x, const float *w, const float *b, size_t R,
             size_t C, float eps) {
     if (R) LAUNCH(norm, (unsigned)R, ROW_THREADS, s, y, x, w, b, C, eps);
 }
@@ -159,7 +159,7 @@ static __global__ void norm_sums(float *part, const float *dy, const float *x, c
     part[(blockIdx.y * 2 + 1) * C + c] = db;
 }
 
-void k_norm_bwd(cudaStream_t s, float *dx, float *dw, float *db, const float *dy, const float *x,
+void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
                 const float *w, const float *add, float *part, size_t R, size_t C, float eps) {
     if (!R) return;
     const size_t parts = k_parts(R);
@@ -201,7 +201,7 @@ static __global__ void shift_out(float *out, const float *z, const int32_t *last
 
 constexpr size_t MAX_GRID_Y = 65535;
 
-void k_shift_mix(cudaStream_t s, float *m, float *out, const float *z, const float *in,
+void k_shift_mix(struct queue *s, float *m, float *out, const float *z, const float *in,
                  const float *mix, const int32_t *prev, const int32_t *last, size_t n, size_t R,
                  size_t C, bool single) {
     if (!R) return;
@@ -244,7 +244,7 @@ static __global__ void shift_mix_bwd(float *dz, float *part, const float *dm, co
         if ((size_t)k < n) part[(blockIdx.y * n + k) * C + c] = sum[k];
 }
 
-void k_shift_mix_bwd(cudaStream_t s, float *dz, float *dmix, const float *dm, const float *z,
+void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const float *dm, const float *z,
                      const float *in, const float *mix, const int32_t *prev, const int32_t *last,
                      float *part, size_t n, size_t R, size_t C) {
     if (!R) return;
@@ -271,7 +271,7 @@ static __global__ void act_each(float *y, const float *x, size_t n, int act) {
     EACH(i, n) y[i] = activate(x[i], act);
 }
 
-void k_act(cudaStream_t s, float *y, const float *x, size_t n, int act) {
+void k_act(struct queue *s, float *y, const float *x, size_t n, int act) {
     if (n) LAUNCH(act_each, element_blocks(n), ELEMENTS, s, y, x, n, act);
 }
 
@@ -285,7 +285,7 @@ static __global__ void act_bwd_each(float *dx, const float *dy, const float *y, 
     }
 }
 
-void k_act_bwd(cudaStream_t s, float *dx, const float *dy, const float *y, size_t n, int act) {
+void k_act_bwd(struct queue *s, float *dx, const float *dy, const float *y, size_t n, int act) {
     if (n) LAUNCH(act_bwd_each, element_blocks(n), ELEMENTS, s, dx, dy, y, n, act);
 }
 
@@ -293,7 +293,7 @@ static __global__ void add_each(float *y, const float *x, size_t n) {
     EACH(i, n) y[i] += x[i];
 }
 
-void k_add(cudaStream_t s, float *y, const float *x, size_t n) {
+void k_add(struct queue *s, float *y, const float *x, size_t n) {
     if (n) LAUNCH(add_each, element_blocks(n), ELEMENTS, s, y, x, n);
 }
 
@@ -301,15 +301,15 @@ template <class T> static __global__ void fill_each(T *y, T value, size_t n) {
     EACH(i, n) y[i] = value;
 }
 
-void k_fill(cudaStream_t s, void *y, const void *value, size_t size, size_t n) {
+void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n) {
     if (!n) return;
     const unsigned grid = element_blocks(n);
     if (size == 2)
-        LAUNCH(fill_each, grid, ELEMENTS, s, (uint16_t *)y, *(const uint16_t *)value, n);
+        LAUNCH(fill_each<uint16_t>, grid, ELEMENTS, s, (uint16_t *)y, *(const uint16_t *)value, n);
     else if (size == 4)
-        LAUNCH(fill_each, grid, ELEMENTS, s, (uint32_t *)y, *(const uint32_t *)value, n);
+        LAUNCH(fill_each<uint32_t>, grid, ELEMENTS, s, (uint32_t *)y, *(const uint32_t *)value, n);
     else
-        LAUNCH(fill_each, grid, ELEMENTS, s, (uint64_t *)y, *(const uint64_t *)value, n);
+        LAUNCH(fill_each<uint64_t>, grid, ELEMENTS, s, (uint64_t *)y, *(const uint64_t *)value, n);
 }
 
 static __global__ void copy_each(void *y, int to, const void *x, int from, size_t n) {
@@ -320,14 +320,32 @@ static __global__ void narrow_each(uint16_t *y, const float *x, size_t n) {
     EACH(i, n) y[i] = bf16_bits(x[i]);
 }
 
-void k_round_bf16(cudaStream_t s, uint16_t *y, const float *x, size_t n) {
+void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n) {
     if (n) LAUNCH(narrow_each, element_blocks(n), ELEMENTS, s, y, x, n);
 }
 
-void k_copy(cudaStream_t s, void *y, int to, const void *x, int from, size_t n) {
+void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n) {
     if (!n) return;
     if (to == T_BF16 && from == T_F32)
         k_round_bf16(s, (uint16_t *)y, (const float *)x, n);
     else
         LAUNCH(copy_each, element_blocks(n), ELEMENTS, s, y, to, x, from, n);
+}
+
+template <class T> static __global__ void copy_words(T *y, const T *x, size_t n) {
+    EACH(i, n) y[i] = x[i];
+}
+
+void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes) {
+    const size_t together = (size_t)y | (size_t)x | bytes;
+    if (!bytes) return;
+    if (together % 16 == 0)
+        LAUNCH(copy_words<float4>, element_blocks(bytes / 16), ELEMENTS, s, (float4 *)y,
+               (const float4 *)x, bytes / 16);
+    else if (together % 4 == 0)
+        LAUNCH(copy_words<float>, element_blocks(bytes / 4), ELEMENTS, s, (float *)y,
+               (const float *)x, bytes / 4);
+    else
+        LAUNCH(copy_words<char>, element_blocks(bytes), ELEMENTS, s, (char *)y, (const char *)x,
+               bytes);
 }

@@ -92,9 +92,9 @@ void cuda_weight_refresh(struct backend *be, struct weight *base, struct tensor 
     } else if (!w->data) {
         return; // no memory: said at sync
     } else if (base->trained) {
-        k_copy(c->stream, w->data, (int)t, dev(src), (int)src.dtype, tensor_count(src));
+        k_copy(c->queue, w->data, (int)t, dev(src), (int)src.dtype, tensor_count(src));
     } else if (t == DT_F32 || t == DT_BF16) {
-        k_pack(c->stream, w->data, (int)t, w->m.sk, dev(src), (int)src.dtype, base->in, base->out,
+        k_pack(c->queue, w->data, (int)t, w->m.sk, dev(src), (int)src.dtype, base->in, base->out,
                base->layout == WEIGHT_OUT_IN);
     } else {
         pack_integers(c, w, src);
@@ -133,6 +133,7 @@ void cuda_weight_destroy(struct weight *base) {
     struct cuda_weight *w = (struct cuda_weight *)base;
     struct cuda *c = cuda_of(base->be);
     if (w->data) {
+        queue_flush(c->queue);
         cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels");
         cuda_failed(c, cudaFree(w->data), "freeing memory");
     }

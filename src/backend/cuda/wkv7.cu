@@ -261,14 +261,14 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
         }                                                                                          \
     } while (0)
 
-void k_wkv7(cudaStream_t s, const struct wkv7_args *a) {
+void k_wkv7(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
     const dim3 grid(a->H, a->spans);
     BY_SIZE(wkv7_forward, N, grid, s, *a);
 }
 
-void k_wkv7_bwd(cudaStream_t s, const struct wkv7_args *a) {
+void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
     const dim3 grid(a->H, a->spans);

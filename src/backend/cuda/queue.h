@@ -1,0 +1,25 @@
+// What is to be done in the device, in order. Calls are written down and go out together when
+// somebody waits, uploads, or the list is long. A list that has come before, byte by byte, is a
+// CUDA graph: one launch for a whole step of decoding or of training, whoever wrote it down.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct queue;
+
+// graphs false: calls always go out one by one.
+struct queue *queue_create(cudaStream_t stream, int graphs);
+void queue_destroy(struct queue *q); // NULL is fine; what was written down is dropped
+// play(payload, stream) is called later, perhaps more than once, perhaps never again for the same
+// bytes: all that it needs is in them. They are copied; 8-byte aligned where play sees them.
+void queue_add(struct queue *q, void (*play)(const void *payload, cudaStream_t stream),
+               const void *payload, size_t bytes);
+void queue_flush(struct queue *q); // failures show in cudaGetLastError
+
+#ifdef __cplusplus
+}
+#endif
