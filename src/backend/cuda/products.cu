@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-enum { SEGMENTS = 32 };
+enum { SEGMENTS = 64 };
 
 // Whole bytes of int4, whole tiles of k_product.
 __host__ __device__ static inline size_t segment_of(size_t K) {
@@ -38,8 +38,10 @@ __device__ static float weight_at(const matrix &w, size_t k, size_t o, bool narr
 
 // ---- few rows ----------------------------------------------------------------------------------
 
-// A block has COLS outputs: 8 threads of VEC next to each other for each of the 32 stretches.
-enum { VEC = 4, SKINNY = 256, COLS = 32, ROUND = 4 };
+// A block has COLS outputs, VEC of them a thread, for each of the stretches. Fewer columns make
+// more blocks, and leave more registers to many rows.
+enum { VEC = 4, ROUND = 4 };
+template <int COLS> constexpr int skinny_threads = COLS / VEC *SEGMENTS;
 
 // Four neighbours of one k, from o on. Nothing is loaded past the padded row.
 template <int TYPE> __device__ static float4 weights4(const matrix &w, size_t k, size_t o) {
@@ -67,7 +69,7 @@ template <int TYPE> __device__ static float4 weights4(const matrix &w, size_t k,
 template <int TYPE, int ROWS>
 __device__ static void skinny_sum(float (&acc)[ROWS][VEC], const product_args &p, size_t o,
                                   size_t first, size_t end, size_t row0) {
-#pragma unroll 8
+#pragma unroll(ROWS <= 2 ? 16 : 8)
     for (size_t k = first; k < end; k++) {
         const float4 w = weights4<TYPE>(p.w, k, o);
 #pragma unroll
@@ -87,7 +89,8 @@ struct skinny_args {
     int first_block[MAX_PRODUCTS];
 };
 
-template <int ROWS> static __global__ void __launch_bounds__(SKINNY) skinny(skinny_args a) {
+template <int ROWS, int COLS>
+static __global__ void __launch_bounds__(skinny_threads<COLS>) skinny(skinny_args a) {
     __shared__ float part[ROUND][SEGMENTS][COLS];
     int which = 0;
     while (which + 1 < a.list.n && (int)blockIdx.x >= a.first_block[which + 1]) which++;
@@ -123,26 +126,33 @@ template <int ROWS> static __global__ void __launch_bounds__(SKINNY) skinny(skin
     }
 }
 
-void k_skinny(struct queue *s, const struct product_list *list) {
-    skinny_args a;
+template <int ROWS, int COLS>
+static void start_skinny(struct queue *s, const struct product_list *list) {
+    skinny_args a = {};
     a.list = *list;
     int grid = 0;
     for (int i = 0; i < list->n; i++) {
         a.first_block[i] = grid;
         grid += (int)blocks(list->p[i].O, COLS);
     }
+    LAUNCH((skinny<ROWS, COLS>), grid, skinny_threads<COLS>, s, a);
+}
+
+void k_skinny(struct queue *s, const struct product_list *list) {
     const size_t R = list->n ? list->p[0].R : 0;
-    if (!R) return;
+    size_t outputs = 0;
+    for (int i = 0; i < list->n; i++) outputs += list->p[i].O;
+    const bool wide = outputs >= 8192; // enough blocks of the larger kind
     if (R == 1)
-        LAUNCH(skinny<1>, grid, SKINNY, s, a);
+        wide ? start_skinny<1, 32>(s, list) : start_skinny<1, 16>(s, list);
     else if (R == 2)
-        LAUNCH(skinny<2>, grid, SKINNY, s, a);
-    else if (R <= 4)
-        LAUNCH(skinny<4>, grid, SKINNY, s, a);
-    else if (R <= 8)
-        LAUNCH(skinny<8>, grid, SKINNY, s, a);
-    else
-        LAUNCH(skinny<16>, grid, SKINNY, s, a);
+        wide ? start_skinny<2, 32>(s, list) : start_skinny<2, 16>(s, list);
+    else if (R > 2 && R <= 4)
+        wide ? start_skinny<4, 32>(s, list) : start_skinny<4, 16>(s, list);
+    else if (R > 4 && R <= 8)
+        start_skinny<8, 16>(s, list);
+    else if (R > 8)
+        start_skinny<16, 16>(s, list);
 }
 
 // ---- many rows ---------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-// The recurrence, token by token: a block takes one head of one span, four threads a row of the
-// state, which stays in registers. Nothing crosses rows on the way up, so there is one barrier for
-// every STAGE tokens; on the way back there is one a token. Bound by the latency of that chain.
+// The recurrence, token by token: a block takes one head of one span, or some of its rows, four
+// threads a row of the state, which stays in registers. Nothing crosses rows on the way up, so
+// there is one barrier for every STAGE tokens; on the way back there is one a token. Bound by the
+// latency of that chain.
 #include "device.cuh"
 
 #include "kernels.h"
@@ -24,9 +25,9 @@ struct place {
     size_t chunk_step;
 };
 
-__device__ static place place_of(const wkv7_args &a, int N, int chunk) {
+__device__ static place place_of(const wkv7_args &a, int N, int chunk, size_t h) {
     const int *span = a.span + 4 * blockIdx.y;
-    const size_t NN = (size_t)N * N, h = blockIdx.x;
+    const size_t NN = (size_t)N * N;
     place p = {span[0], span[1], ((size_t)span[2] * a.H + h) * NN, nullptr, a.H * NN};
     if (a.saved)
         p.chunks = a.saved + a.R * a.C + (((size_t)p.first / chunk + blockIdx.y) * a.H + h) * NN;
@@ -64,16 +65,26 @@ __device__ static void store_row(float *state, int N, int j, float4 x) {
     state[(j + 3) * N] = x.w;
 }
 
+__device__ static void add_products(float4 &sum, float4 x, float4 y) {
+    sum.x = fmaf(x.x, y.x, sum.x);
+    sum.y = fmaf(x.y, y.y, sum.y);
+    sum.z = fmaf(x.z, y.z, sum.z);
+    sum.w = fmaf(x.w, y.w, sum.w);
+}
+
 // ---- forward -----------------------------------------------------------------------------------
 
-template <int NJ, bool EXACT>
-static __global__ void __launch_bounds__(NJ * 16) wkv7_forward(wkv7_args a) {
-    constexpr int MOST = NJ * QUAD, LOADS = STAGE * FORWARD_VECTORS / QUAD, CHUNK = chunk_of<NJ>();
+// Rows do not know of each other, so SPLIT blocks can share a head where there are few heads.
+template <int NJ, bool EXACT, int SPLIT>
+static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args a) {
+    constexpr int MOST = NJ * QUAD, CHUNK = chunk_of<NJ>();
+    constexpr int LOADS = STAGE * FORWARD_VECTORS * SPLIT / QUAD;
     __shared__ float4 vec4[STAGE][FORWARD_VECTORS][MOST / 4];
     const int N = EXACT ? MOST : (int)(a.C / a.H);
-    const int tid = threadIdx.x, i = tid >> 2, q = tid & 3, which = tid / N, col = tid % N;
-    const size_t at = blockIdx.x * (size_t)N;
-    const place p = place_of(a, N, CHUNK);
+    const int tid = threadIdx.x, threads = QUAD * N / SPLIT, q = tid & 3;
+    const int i = (int)(blockIdx.x % SPLIT) * (N / SPLIT) + (tid >> 2);
+    const size_t at = blockIdx.x / SPLIT * (size_t)N;
+    const place p = place_of(a, N, CHUNK, blockIdx.x / SPLIT);
     float4 S[NJ / 4];
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++)
@@ -84,8 +95,8 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_forward(wkv7_args a) {
     auto load = [&](int t0) {
 #pragma unroll
         for (int n = 0; n < LOADS; n++) {
-            const int v = QUAD * n + which, t = t0 + v / FORWARD_VECTORS;
-            next[n] = t < p.len ? fetch(a, v % FORWARD_VECTORS, p.first + t, at, col) : 0;
+            const int e = tid + n * threads, v = e / N, t = t0 + v / FORWARD_VECTORS;
+            next[n] = t < p.len ? fetch(a, v % FORWARD_VECTORS, p.first + t, at, e % N) : 0;
         }
     };
     load(0);
@@ -93,8 +104,8 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_forward(wkv7_args a) {
         __syncthreads();
 #pragma unroll
         for (int n = 0; n < LOADS; n++) {
-            const int v = QUAD * n + which;
-            ((float *)vec4[v / FORWARD_VECTORS][v % FORWARD_VECTORS])[col] = next[n];
+            const int e = tid + n * threads, v = e / N;
+            ((float *)vec4[v / FORWARD_VECTORS][v % FORWARD_VECTORS])[e % N] = next[n];
         }
         __syncthreads();
         load(t0 + STAGE);
@@ -106,29 +117,24 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_forward(wkv7_args a) {
                     if (EXACT || m < N / 16)
                         store_row(p.chunks + (t0 + k) / CHUNK * p.chunk_step + i, N, 16 * m + 4 * q,
                                   S[m]);
-            float s = 0, y = 0;
+            float4 sums = make_float4(0, 0, 0, 0), ys = sums; // four short chains, not a long one
 #pragma unroll
             for (int m = 0; m < NJ / 4; m++)
-                if (EXACT || m < N / 16) {
-                    const float4 x = vec4[k][U_A][4 * m + q];
-                    s = fmaf(S[m].x, x.x,
-                             fmaf(S[m].y, x.y, fmaf(S[m].z, x.z, fmaf(S[m].w, x.w, s))));
-                }
-            s = quad_sum(s);
+                if (EXACT || m < N / 16) add_products(sums, S[m], vec4[k][U_A][4 * m + q]);
+            const float s = quad_sum((sums.x + sums.y) + (sums.z + sums.w));
             const float v = ((const float *)vec4[k][U_V])[i];
 #pragma unroll
             for (int m = 0; m < NJ / 4; m++)
                 if (EXACT || m < N / 16) {
                     const float4 w = vec4[k][U_W][4 * m + q], b = vec4[k][U_B][4 * m + q],
-                                 x = vec4[k][U_K][4 * m + q], r = vec4[k][V_R][4 * m + q];
+                                 x = vec4[k][U_K][4 * m + q];
                     S[m].x = fmaf(S[m].x, w.x, fmaf(s, b.x, v * x.x));
                     S[m].y = fmaf(S[m].y, w.y, fmaf(s, b.y, v * x.y));
                     S[m].z = fmaf(S[m].z, w.z, fmaf(s, b.z, v * x.z));
                     S[m].w = fmaf(S[m].w, w.w, fmaf(s, b.w, v * x.w));
-                    y = fmaf(S[m].x, r.x,
-                             fmaf(S[m].y, r.y, fmaf(S[m].z, r.z, fmaf(S[m].w, r.w, y))));
+                    add_products(ys, S[m], vec4[k][V_R][4 * m + q]);
                 }
-            y = quad_sum(y);
+            const float y = quad_sum((ys.x + ys.y) + (ys.z + ys.w));
             if (q == 0) a.y[row] = y;
             if (q == 1 && a.saved) a.saved[row] = s;
         }
@@ -147,12 +153,12 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_forward(wkv7_args a) {
 template <int NJ, bool EXACT>
 static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
     constexpr int MOST = NJ * QUAD, CHUNK = chunk_of<NJ>(), GROUPS = CHUNK / GROUP;
-    __shared__ float vec[CHUNK][BACKWARD_VECTORS][MOST];
-    __shared__ float dsum[2][MOST];
+    alignas(16) __shared__ float vec[CHUNK][BACKWARD_VECTORS][MOST];
+    alignas(16) __shared__ float dsum[2][MOST];
     const int N = EXACT ? MOST : (int)(a.C / a.H), nj = EXACT ? NJ : N / 4;
     const int tid = threadIdx.x, j = tid >> 2, q = tid & 3, which = tid / N, col = tid % N;
     const size_t at = blockIdx.x * (size_t)N, plane = a.R * a.C;
-    const place p = place_of(a, N, CHUNK);
+    const place p = place_of(a, N, CHUNK, blockIdx.x);
     float Gr[NJ], Gc[NJ], begin[GROUPS][NJ];
     // The n-th element of a thread stands at column, or row, 16m + 4q + e.
 #define AT(n)     (16 * ((n) / 4) + 4 * q + (n) % 4)
@@ -197,13 +203,13 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
                 const int t = g * GROUP + k;
                 const size_t row = (size_t)(p.first + t0 + t) * a.C + at + j;
                 const float dy = vec[t][V_DY][j], r = vec[t][V_R][j];
-                float dv = 0, ds = 0, dr = 0, dw = 0, dk = 0, db = 0, da = 0;
+                float dv = 0, dr = 0, dw = 0, dk = 0, db = 0, da = 0, sums[4] = {};
                 EACH_N(n) {
                     Gr[n] = fmaf(dy, vec[t][V_R][AT(n)], Gr[n]);
                     dv = fmaf(Gr[n], vec[t][U_K][AT(n)], dv);
-                    ds = fmaf(Gr[n], vec[t][U_B][AT(n)], ds);
+                    sums[n % 4] = fmaf(Gr[n], vec[t][U_B][AT(n)], sums[n % 4]);
                 }
-                ds = quad_sum(ds);
+                const float ds = quad_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
                 if (q == 0) dsum[t & 1][j] = ds;
                 EACH_N(n) {
                     const float dyi = vec[t][V_DY][AT(n)];
@@ -246,31 +252,37 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
 
 // ---- by head size ------------------------------------------------------------------------------
 
-#define BY_SIZE(kernel, N, grid, s, a)                                                             \
-    do {                                                                                           \
-        switch (N) {                                                                               \
-        case 16: LAUNCH((kernel<4, true>), grid, 4 * (N), s, a); break;                            \
-        case 32: LAUNCH((kernel<8, true>), grid, 4 * (N), s, a); break;                            \
-        case 64: LAUNCH((kernel<16, true>), grid, 4 * (N), s, a); break;                           \
-        case 128: LAUNCH((kernel<32, true>), grid, 4 * (N), s, a); break;                          \
-        default:                                                                                   \
-            if ((N) < 64)                                                                          \
-                LAUNCH((kernel<16, false>), grid, 4 * (N), s, a);                                  \
-            else                                                                                   \
-                LAUNCH((kernel<64, false>), grid, 4 * (N), s, a);                                  \
-        }                                                                                          \
-    } while (0)
+template <int NJ, bool EXACT, int SPLIT>
+static void forward(struct queue *s, const struct wkv7_args &a, int N) {
+    LAUNCH((wkv7_forward<NJ, EXACT, SPLIT>), dim3(a.H * SPLIT, a.spans), QUAD * N / SPLIT, s, a);
+}
 
 void k_wkv7(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
-    const dim3 grid(a->H, a->spans);
-    BY_SIZE(wkv7_forward, N, grid, s, *a);
+    const bool few = a->spans * a->H < 256; // heads: two for a multiprocessor
+    switch (N) {
+    case 16: forward<4, true, 1>(s, *a, N); break;
+    case 32: forward<8, true, 1>(s, *a, N); break;
+    case 64: few ? forward<16, true, 4>(s, *a, N) : forward<16, true, 1>(s, *a, N); break;
+    case 128: forward<32, true, 4>(s, *a, N); break;
+    default: N < 64 ? forward<16, false, 1>(s, *a, N) : forward<64, false, 1>(s, *a, N);
+    }
+}
+
+template <int NJ, bool EXACT>
+static void backward(struct queue *s, const struct wkv7_args &a, int N) {
+    LAUNCH((wkv7_backward<NJ, EXACT>), dim3(a.H, a.spans), QUAD * N, s, a);
 }
 
 void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
-    const dim3 grid(a->H, a->spans);
-    BY_SIZE(wkv7_backward, N, grid, s, *a);
+    switch (N) {
+    case 16: backward<4, true>(s, *a, N); break;
+    case 32: backward<8, true>(s, *a, N); break;
+    case 64: backward<16, true>(s, *a, N); break;
+    case 128: backward<32, true>(s, *a, N); break;
+    default: N < 64 ? backward<16, false>(s, *a, N) : backward<64, false>(s, *a, N);
+    }
 }
