@@ -54,6 +54,7 @@ static int allocate(struct cuda *c, void **out, size_t bytes, struct error *err)
 }
 
 void *cuda_scratch(struct cuda *c, size_t bytes) {
+    c->rounded_of = NULL;
     if (bytes <= c->scratch_bytes) return c->scratch;
     struct error err;
     void *more;
@@ -98,7 +99,7 @@ static void cuda_buffer_destroy(struct buffer *b) {
 // The runtime has copied src when it returns: pageable memory goes through its own staging.
 static void cuda_upload(struct backend *be, struct tensor dst, const void *src) {
     struct cuda *c = cuda_of(be);
-    queue_flush(c->queue);
+    queue_flush(queue_of(be));
     if (tensor_bytes(dst))
         cuda_failed(c,
                     cudaMemcpyAsync(dev(dst), src, tensor_bytes(dst), cudaMemcpyHostToDevice,

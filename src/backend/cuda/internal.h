@@ -14,6 +14,11 @@ struct cuda {
     char device[160]; // its name, for messages
     char *scratch;    // grows to the largest op's need; one op at a time uses it
     size_t scratch_bytes;
+    // The gradient that matmul_bwd_w has just rounded to bf16: matmul_bwd_x often wants it next.
+    // Any other op makes it stale.
+    const void *rounded_of;
+    uint16_t *rounded;
+    size_t rounded_count;
     struct lt *lt;     // NULL: our own kernels do all products
     char trouble[300]; // the first thing that went wrong in an op; sync says it
 };
@@ -30,6 +35,13 @@ static inline struct cuda *cuda_of(const struct backend *be) {
 // The address in the device; NULL if absent.
 static inline void *dev(struct tensor t) {
     return t.buf ? ((struct cuda_buffer *)(void *)t.buf)->data + t.offset : NULL;
+}
+
+// Every op goes through here.
+static inline struct queue *queue_of(struct backend *be) {
+    struct cuda *c = cuda_of(be);
+    c->rounded_of = NULL;
+    return c->queue;
 }
 
 // At least so many bytes, contents undefined, valid until the next call. Where there is no memory

@@ -59,6 +59,7 @@ static size_t rounded_bytes(const struct product *p) {
 void cuda_matmul(struct backend *be, const struct product *products, int n) {
     struct cuda *c = cuda_of(be);
     struct product_list list = {.n = 0};
+    c->rounded_of = NULL;
     size_t bytes = 0, used = 0;
     for (int i = 0; i < n; i++) bytes += rounded_bytes(&products[i]);
     for (int i = 0; i < n; i++) {
@@ -96,9 +97,11 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     const size_t R = dy.dim[0], K = w->in, O = w->out;
     if (!R) return;
     if (c->lt && R > SKINNY_ROWS && is_narrow(w) && m->type == DT_BF16) {
-        uint16_t *g = cuda_scratch(c, R * O * 2);
+        const bool again = c->rounded_of == dev(dy) && c->rounded_count == R * O;
+        uint16_t *g = again ? c->rounded : cuda_scratch(c, R * O * 2);
+        c->rounded_of = NULL;
         if (g) {
-            k_round_bf16(c->queue, g, dev(dy), R * O);
+            if (!again) k_round_bf16(c->queue, g, dev(dy), R * O);
             if (tensor_is(add) && dev(add) != dev(dx))
                 k_copy_bytes(c->queue, dev(dx), dev(add), R * K * 4);
             // dxᵀ (K,R) = W (K,O) dyᵀ
@@ -132,6 +135,7 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
     const bool oi = w->layout == WEIGHT_OUT_IN, narrow = is_narrow(w);
     const struct tensor a = oi ? dy : x, b = oi ? x : dy;
     const size_t R = x.dim[0], M = a.dim[1], N = b.dim[1];
+    c->rounded_of = NULL;
     if (!R) return;
     if (c->lt) {
         const void *left = dev(a), *right = dev(b);
@@ -143,6 +147,9 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
             k_round_bf16(c->queue, (uint16_t *)(void *)(scratch + first), right, R * N);
             left = scratch;
             right = scratch + first;
+            c->rounded_of = dev(dy);
+            c->rounded = (uint16_t *)(void *)(oi ? scratch : scratch + first);
+            c->rounded_count = R * w->out;
         }
         // dwᵀ (N,M) = bᵀ a; in memory they are bᵀ and aᵀ.
         const struct lt_side l = {right, N, false}, r = {left, M, true};

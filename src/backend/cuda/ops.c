@@ -6,10 +6,6 @@
 
 #include <math.h>
 
-static struct queue *queue(struct backend *be) {
-    return cuda_of(be)->queue;
-}
-
 // Scratch for partial sums of `n` numbers over R rows, and `more` numbers. NULL: no memory, and the
 // op is left out; sync says so.
 static float *parts(struct backend *be, size_t R, size_t n, size_t more) {
@@ -20,23 +16,24 @@ static float *parts(struct backend *be, size_t R, size_t n, size_t more) {
 
 static void cuda_embed(struct backend *be, struct tensor y, struct tensor tokens,
                        struct tensor table) {
-    k_embed(queue(be), dev(y), dev(tokens), dev(table), (int)table.dtype, y.dim[0], y.dim[1],
+    k_embed(queue_of(be), dev(y), dev(tokens), dev(table), (int)table.dtype, y.dim[0], y.dim[1],
             table.dim[0]);
 }
 
 static void cuda_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
                            struct tensor tokens) {
-    k_embed_bwd(queue(be), dev(dtable), dev(dy), dev(tokens), dy.dim[0], dy.dim[1], dtable.dim[0]);
+    k_embed_bwd(queue_of(be), dev(dtable), dev(dy), dev(tokens), dy.dim[0], dy.dim[1],
+                dtable.dim[0]);
 }
 
 static void cuda_gather_rows(struct backend *be, struct tensor y, struct tensor x,
                              struct tensor rows) {
-    k_gather_rows(queue(be), dev(y), dev(x), dev(rows), y.dim[0], x.dim[1]);
+    k_gather_rows(queue_of(be), dev(y), dev(x), dev(rows), y.dim[0], x.dim[1]);
 }
 
 static void cuda_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor w,
                       struct tensor b, double eps) {
-    k_norm(queue(be), dev(y), dev(x), dev(w), dev(b), x.dim[0], x.dim[1], (float)eps);
+    k_norm(queue_of(be), dev(y), dev(x), dev(w), dev(b), x.dim[0], x.dim[1], (float)eps);
 }
 
 static void cuda_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct tensor db,
@@ -45,14 +42,14 @@ static void cuda_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw
     const size_t R = x.dim[0], C = x.dim[1];
     float *part = parts(be, R, 2 * C, 2 * R);
     if (part)
-        k_norm_bwd(queue(be), dev(dx), dev(dw), dev(db), dev(dy), dev(x), dev(w), dev(add), part, R,
-                   C, (float)eps);
+        k_norm_bwd(queue_of(be), dev(dx), dev(dw), dev(db), dev(dy), dev(x), dev(w), dev(add), part,
+                   R, C, (float)eps);
 }
 
 static void cuda_shift_mix(struct backend *be, struct tensor m, struct tensor shift_out,
                            struct tensor z, struct tensor shift_in, struct tensor mix,
                            const struct batch *b) {
-    k_shift_mix(queue(be), dev(m), dev(shift_out), dev(z), dev(shift_in), dev(mix), dev(b->prev),
+    k_shift_mix(queue_of(be), dev(m), dev(shift_out), dev(z), dev(shift_in), dev(mix), dev(b->prev),
                 dev(b->last), mix.dim[0], z.dim[0], z.dim[1], b->spans == b->rows);
 }
 
@@ -62,25 +59,25 @@ static void cuda_shift_mix_bwd(struct backend *be, struct tensor dz, struct tens
     const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
     float *part = parts(be, R, n * C, 0);
     if (part)
-        k_shift_mix_bwd(queue(be), dev(dz), dev(dmix), dev(dm), dev(z), dev(shift_in), dev(mix),
+        k_shift_mix_bwd(queue_of(be), dev(dz), dev(dmix), dev(dm), dev(z), dev(shift_in), dev(mix),
                         dev(b->prev), dev(b->last), part, n, R, C);
 }
 
 static void cuda_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
-    k_act(queue(be), dev(y), dev(x), tensor_count(x), (int)f);
+    k_act(queue_of(be), dev(y), dev(x), tensor_count(x), (int)f);
 }
 
 static void cuda_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
                          enum act f) {
-    k_act_bwd(queue(be), dev(dx), dev(dy), dev(y), tensor_count(y), (int)f);
+    k_act_bwd(queue_of(be), dev(dx), dev(dy), dev(y), tensor_count(y), (int)f);
 }
 
 // ---- time mix ----------------------------------------------------------------------------------
 
 static void cuda_key_prep(struct backend *be, struct tensor u, struct tensor rkv,
                           struct tensor lora, struct tensor v_first, struct tensor vecs, int H) {
-    k_key_prep(queue(be), dev(u), dev(rkv), dev(lora), dev(v_first), dev(vecs), u.dim[1], u.dim[2],
-               H);
+    k_key_prep(queue_of(be), dev(u), dev(rkv), dev(lora), dev(v_first), dev(vecs), u.dim[1],
+               u.dim[2], H);
 }
 
 static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora,
@@ -90,48 +87,49 @@ static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct ten
     const size_t R = du.dim[1], C = du.dim[2];
     float *part = parts(be, R, KEY_COUNT * C, 0);
     if (part)
-        k_key_prep_bwd(queue(be), dev(drkv), dev(dlora), dev(dv_first), dev(dvecs), dev(du),
+        k_key_prep_bwd(queue_of(be), dev(drkv), dev(dlora), dev(dv_first), dev(dvecs), dev(du),
                        dev(rkv), dev(lora), dev(v_first), dev(vecs), part, R, C, H);
 }
 
 static void cuda_wkv7(struct backend *be, struct tensor y, struct tensor state_out,
                       struct tensor saved, struct tensor r, struct tensor u, struct tensor state_in,
                       const struct batch *b, int H) {
-    k_wkv7(queue(be), &(struct wkv7_args){.y = dev(y),
-                                          .state_out = dev(state_out),
-                                          .saved = dev(saved),
-                                          .r = dev(r),
-                                          .u = dev(u),
-                                          .state_in = dev(state_in),
-                                          .span = dev(b->span),
-                                          .R = r.dim[0],
-                                          .C = r.dim[1],
-                                          .spans = b->spans,
-                                          .H = H});
+    k_wkv7(queue_of(be), &(struct wkv7_args){.y = dev(y),
+                                             .state_out = dev(state_out),
+                                             .saved = dev(saved),
+                                             .r = dev(r),
+                                             .u = dev(u),
+                                             .state_in = dev(state_in),
+                                             .span = dev(b->span),
+                                             .R = r.dim[0],
+                                             .C = r.dim[1],
+                                             .spans = b->spans,
+                                             .H = H});
 }
 
 static void cuda_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du,
                           struct tensor dstate_in, struct tensor dy, struct tensor r,
                           struct tensor u, struct tensor saved, struct tensor dstate_out,
                           const struct batch *b, int H) {
-    k_wkv7_bwd(queue(be), &(struct wkv7_args){.saved = dev(saved),
-                                              .r = dev(r),
-                                              .u = dev(u),
-                                              .dr = dev(dr),
-                                              .du = dev(du),
-                                              .dstate_in = dev(dstate_in),
-                                              .dy = dev(dy),
-                                              .dstate_out = dev(dstate_out),
-                                              .span = dev(b->span),
-                                              .R = r.dim[0],
-                                              .C = r.dim[1],
-                                              .spans = b->spans,
-                                              .H = H});
+    k_wkv7_bwd(queue_of(be), &(struct wkv7_args){.saved = dev(saved),
+                                                 .r = dev(r),
+                                                 .u = dev(u),
+                                                 .dr = dev(dr),
+                                                 .du = dev(du),
+                                                 .dstate_in = dev(dstate_in),
+                                                 .dy = dev(dy),
+                                                 .dstate_out = dev(dstate_out),
+                                                 .span = dev(b->span),
+                                                 .R = r.dim[0],
+                                                 .C = r.dim[1],
+                                                 .spans = b->spans,
+                                                 .H = H});
 }
 
 static void cuda_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
                          struct tensor u, struct tensor g, struct tensor vecs, int H) {
-    k_readout(queue(be), dev(o), dev(y), dev(r), dev(u), dev(g), dev(vecs), y.dim[0], y.dim[1], H);
+    k_readout(queue_of(be), dev(o), dev(y), dev(r), dev(u), dev(g), dev(vecs), y.dim[0], y.dim[1],
+              H);
 }
 
 static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr,
@@ -141,68 +139,68 @@ static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor
     const size_t R = y.dim[0], C = y.dim[1];
     float *part = parts(be, R, READ_COUNT * C, 0);
     if (part)
-        k_readout_bwd(queue(be), dev(dy), dev(dr), dev(du), dev(dg), dev(dvecs), dev(d_o), dev(y),
-                      dev(r), dev(u), dev(g), dev(vecs), part, R, C, H);
+        k_readout_bwd(queue_of(be), dev(dy), dev(dr), dev(du), dev(dg), dev(dvecs), dev(d_o),
+                      dev(y), dev(r), dev(u), dev(g), dev(vecs), part, R, C, H);
 }
 
 // ---- loss and sampling -------------------------------------------------------------------------
 
 static void cuda_xent(struct backend *be, struct tensor loss, struct tensor dlogits,
                       struct tensor logits, struct tensor target, float scale, bool l2wrap) {
-    k_xent(queue(be), dev(loss), dev(dlogits), dev(logits), dev(target), logits.dim[0],
+    k_xent(queue_of(be), dev(loss), dev(dlogits), dev(logits), dev(target), logits.dim[0],
            logits.dim[1], scale, l2wrap);
 }
 
 static void cuda_sample(struct backend *be, struct tensor token, struct tensor logits,
                         struct tensor rows, struct tensor penalties) {
     const size_t V = logits.dim[1];
-    k_sample(queue(be), dev(token), dev(logits), dev(rows), dev(penalties), sample_penalty_bytes(V),
-             logits.dim[0], V);
+    k_sample(queue_of(be), dev(token), dev(logits), dev(rows), dev(penalties),
+             sample_penalty_bytes(V), logits.dim[0], V);
 }
 
 // ---- optimizer and memory ----------------------------------------------------------------------
 
 static void cuda_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
     double *part = cuda_scratch(cuda_of(be), SUM_PARTS * sizeof *part);
-    if (part) k_sumsq(queue(be), dev(sum), dev(x), tensor_count(x), part);
+    if (part) k_sumsq(queue_of(be), dev(sum), dev(x), tensor_count(x), part);
 }
 
 static void cuda_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
                        struct tensor g, struct tensor norm2, const struct adamw *h) {
-    k_adamw(queue(be), &(struct adamw_args){
-                           .p = dev(p),
-                           .m = dev(m),
-                           .v = dev(v),
-                           .g = dev(g),
-                           .norm2 = dev(norm2),
-                           .n = tensor_count(p),
-                           .clip = h->clip,
-                           .b1 = (float)h->beta1,
-                           .b1_rest = (float)(1 - h->beta1),
-                           .b2 = (float)h->beta2,
-                           .b2_rest = (float)(1 - h->beta2),
-                           .step = (float)(h->lr / (1 - pow(h->beta1, (double)h->step))),
-                           .root = (float)(1 / (1 - pow(h->beta2, (double)h->step))),
-                           .eps = (float)h->eps,
-                           .decay = (float)(h->lr * h->weight_decay),
-                       });
+    k_adamw(queue_of(be), &(struct adamw_args){
+                              .p = dev(p),
+                              .m = dev(m),
+                              .v = dev(v),
+                              .g = dev(g),
+                              .norm2 = dev(norm2),
+                              .n = tensor_count(p),
+                              .clip = h->clip,
+                              .b1 = (float)h->beta1,
+                              .b1_rest = (float)(1 - h->beta1),
+                              .b2 = (float)h->beta2,
+                              .b2_rest = (float)(1 - h->beta2),
+                              .step = (float)(h->lr / (1 - pow(h->beta1, (double)h->step))),
+                              .root = (float)(1 / (1 - pow(h->beta2, (double)h->step))),
+                              .eps = (float)h->eps,
+                              .decay = (float)(h->lr * h->weight_decay),
+                          });
 }
 
 static void cuda_fill(struct backend *be, struct tensor y, double value) {
     uint64_t bits = 0;
     dtype_convert(&bits, y.dtype, &value, DT_F64, 1);
-    k_fill(queue(be), dev(y), &bits, dtype_size(y.dtype), tensor_count(y));
+    k_fill(queue_of(be), dev(y), &bits, dtype_size(y.dtype), tensor_count(y));
 }
 
 static void cuda_copy(struct backend *be, struct tensor y, struct tensor x) {
     if (y.dtype == x.dtype)
-        k_copy_bytes(queue(be), dev(y), dev(x), tensor_bytes(y));
+        k_copy_bytes(queue_of(be), dev(y), dev(x), tensor_bytes(y));
     else
-        k_copy(queue(be), dev(y), (int)y.dtype, dev(x), (int)x.dtype, tensor_count(y));
+        k_copy(queue_of(be), dev(y), (int)y.dtype, dev(x), (int)x.dtype, tensor_count(y));
 }
 
 static void cuda_add(struct backend *be, struct tensor y, struct tensor x) {
-    k_add(queue(be), dev(y), dev(x), tensor_count(y));
+    k_add(queue_of(be), dev(y), dev(x), tensor_count(y));
 }
 
 const struct ops cuda_ops = {

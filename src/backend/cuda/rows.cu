@@ -11,19 +11,32 @@ size_t k_parts(size_t R) {
     return (R + CHUNK - 1) / CHUNK;
 }
 
-// out[i] += Σ over parts; each part is `stride` long, `first` is where ours begins in it.
+// out[i] += Σ over parts; each part is `stride` long, `first` is where ours begins in it. Eight
+// threads share a column's parts, a stretch each.
+enum { PART_COLUMNS = 32, STRETCHES = 8 };
+
 static __global__ void add_parts(float *out, const float *part, size_t parts, size_t stride,
                                  size_t first, size_t n) {
-    const size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    if (i >= n) return;
+    __shared__ float sums[STRETCHES][PART_COLUMNS];
+    const int c = threadIdx.x % PART_COLUMNS, t = threadIdx.x / PART_COLUMNS;
+    const size_t i = blockIdx.x * (size_t)PART_COLUMNS + c;
+    const size_t each = (parts + STRETCHES - 1) / STRETCHES, from = t * each;
+    const size_t end = from + each < parts ? from + each : parts;
     float sum = 0;
-    for (size_t p = 0; p < parts; p++) sum += part[p * stride + first + i];
+    if (i < n)
+#pragma unroll 8
+        for (size_t p = from; p < end; p++) sum += part[p * stride + first + i];
+    sums[t][c] = sum;
+    __syncthreads();
+    if (t || i >= n) return;
+    for (int k = 1; k < STRETCHES; k++) sum += sums[k][c];
     out[i] += sum;
 }
 
 void k_add_parts(struct queue *s, float *out, const float *part, size_t parts, size_t stride,
                  size_t first, size_t n) {
-    LAUNCH(add_parts, blocks(n, COLUMNS), COLUMNS, s, out, part, parts, stride, first, n);
+    LAUNCH(add_parts, blocks(n, PART_COLUMNS), PART_COLUMNS * STRETCHES, s, out, part, parts,
+           stride, first, n);
 }
 
 // ---- embedding ---------------------------------------------------------------------------------

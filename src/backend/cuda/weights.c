@@ -87,6 +87,7 @@ void cuda_weight_refresh(struct backend *be, struct weight *base, struct tensor 
     struct cuda *c = cuda_of(be);
     struct cuda_weight *w = (struct cuda_weight *)base;
     const enum dtype t = base->precision.stored;
+    c->rounded_of = NULL;
     if (base->trained && t == DT_F32) {
         w->m.data = dev(src);
     } else if (!w->data) {
