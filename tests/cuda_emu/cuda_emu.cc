@@ -168,6 +168,13 @@ void emu_launch(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
 // ---- the runtime -------------------------------------------------------------------------------
 
 extern "C" {
+void cuda_emu_call(void (*work)(const void *payload), const void *payload, size_t bytes) {
+    const std::vector<char> copy((const char *)payload, (const char *)payload + bytes);
+    if (captured)
+        captured->nodes.push_back({dim3(0), dim3(0), [work, copy] { work(copy.data()); }});
+    else
+        work(copy.data());
+}
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = 1;
     return cudaSuccess;
@@ -235,7 +242,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned lon
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
-    for (const auto &n : e->nodes) run_blocks(n.grid, n.threads, n.kernel);
+    for (const auto &n : e->nodes)
+        if (n.grid.x)
+            run_blocks(n.grid, n.threads, n.kernel);
+        else
+            n.kernel();
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g) {

@@ -45,6 +45,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s);
 cudaError_t cudaGraphDestroy(cudaGraph_t g);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e);
 cudaError_t cudaGetLastError(void);
+// Work that is no kernel, in a stream's order: now, or whenever the captured graph is launched.
+void cuda_emu_call(void (*work)(const void *payload), const void *payload, size_t bytes);
+
 const char *cudaGetErrorString(cudaError_t e);
 
 #ifdef __cplusplus

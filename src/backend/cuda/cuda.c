@@ -123,7 +123,11 @@ static void cuda_download(struct backend *be, void *dst, struct tensor src) {
 // What one pass over the device's memory, or a large product of cuBLASLt, comes to: the best of
 // three. Integers are multiplied as floats here.
 static double cuda_measure(struct backend *be, enum limit what) {
+#ifdef CUDA_EMU
+    enum { READ_BYTES = 1 << 20, SIDE = 64 };
+#else
     enum { READ_BYTES = 512 << 20, SIDE = 4096 };
+#endif
     struct cuda *c = cuda_of(be);
     const bool read = what == LIMIT_READ, narrow = what == LIMIT_BF16;
     const size_t side = SIDE, operand = side * side * (narrow ? 2 : 4);
