@@ -209,6 +209,7 @@ static int find_device(struct cuda *c, struct error *err) {
     if (prop.major < 8)
         return fail(err, E_UNSUPPORTED, "%s has compute capability %d.%d, expected 8.0 or later",
                     c->device, prop.major, prop.minor);
+    c->hopper = prop.major >= 9;
     return 0;
 }
 
@@ -217,9 +218,12 @@ int cuda_open(struct backend **out, int num_threads, struct error *err) {
     struct cuda *c = mem_zero(1, sizeof *c);
     c->base =
         (struct backend){.name = "cuda", .real = DT_F32, .ops = &cuda_ops, .class = &cuda_class};
-    const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS");
+    const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS"),
+               *overlap = getenv("RWKV_CUDA_OVERLAP");
     int rc = find_device(c, err);
-    if (!rc) c->queue = queue_create(c->stream, !(graphs && strcmp(graphs, "off") == 0));
+    if (!rc)
+        c->queue = queue_create(c->stream, !(graphs && strcmp(graphs, "off") == 0),
+                                overlap && strcmp(overlap, "on") == 0 && c->hopper);
     if (!rc && !(gemm && strcmp(gemm, "own") == 0)) rc = lt_open(&c->lt, err);
     if (rc) {
         cuda_destroy(&c->base);

@@ -20,7 +20,7 @@
 template <class... P> struct launched {
     struct header {
         void (*kernel)(P...);
-        unsigned grid[2], block;
+        unsigned grid[2], block, overlap;
     };
 
     static constexpr size_t whole(size_t bytes) { return (bytes + 7) / 8 * 8; }
@@ -40,8 +40,16 @@ template <class... P> struct launched {
                    [kernel = h.kernel, args] { std::apply(kernel, args); });
 #else
         void *args[] = {(void *)slot[I]...};
-        cudaLaunchKernel((const void *)h.kernel, dim3(h.grid[0], h.grid[1]), dim3(h.block), args, 0,
-                         stream);
+        cudaLaunchAttribute overlap = {};
+        overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        overlap.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim = dim3(h.grid[0], h.grid[1]);
+        config.blockDim = dim3(h.block);
+        config.stream = stream;
+        config.attrs = &overlap;
+        config.numAttrs = h.overlap ? 1 : 0;
+        cudaLaunchKernelExC(&config, (const void *)h.kernel, args);
 #endif
     }
 
@@ -58,7 +66,7 @@ template <class... P, class... A>
 static void launch(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 block, A... args) {
     using l = launched<P...>;
     alignas(8) char bytes[l::total()] = {};
-    const typename l::header h = {kernel, {grid.x, grid.y}, block.x};
+    const typename l::header h = {kernel, {grid.x, grid.y}, block.x, (unsigned)queue_overlaps(q)};
     std::memcpy(bytes, &h, sizeof h);
     char *at = bytes + l::whole(sizeof h);
     auto put = [&](const auto &x) {
@@ -80,6 +88,15 @@ constexpr float c0 = 0.6065306597126334f; // e^(-1/2)
 
 static inline unsigned blocks(size_t n, size_t per) {
     return (unsigned)((n + per - 1) / per);
+}
+
+// Every kernel starts so. Where launches overlap (queue.h), what stands before this kernel in the
+// queue is complete from here on, and the next one may come and wait.
+__device__ static inline void begin_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
 }
 
 // ---- sums --------------------------------------------------------------------------------------

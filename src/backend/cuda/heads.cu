@@ -27,6 +27,7 @@ __device__ static float key_norm(const float *k, const float *k_k, int lane, int
 
 static __global__ void key_prep(float *u, const float *rkv, const float *lora, const float *v_first,
                                 const float *vecs, size_t R, size_t C, int H) {
+    begin_kernel();
     const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5);
     if (task >= R * H) return;
     const int lane = threadIdx.x & 31, N = (int)(C / H);
@@ -81,6 +82,7 @@ struct key_bwd {
 
 // Under the floor of 1e-12 the norm is a constant.
 template <int NL> static __global__ void key_prep_bwd(key_bwd p) {
+    begin_kernel();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
     const size_t first = blockIdx.y * (size_t)CHUNK_ROWS;
@@ -177,6 +179,7 @@ __device__ static float bonus(const float *r, const float *k, const float *r_k, 
 
 static __global__ void readout(float *o, const float *y, const float *r, const float *u,
                                const float *g, const float *vecs, size_t R, size_t C, int H) {
+    begin_kernel();
     const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5);
     if (task >= R * H) return;
     const int lane = threadIdx.x & 31, N = (int)(C / H);
@@ -204,6 +207,7 @@ struct read_bwd {
 };
 
 template <int NL> static __global__ void readout_bwd(read_bwd p) {
+    begin_kernel();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
     const size_t first = blockIdx.y * (size_t)CHUNK_ROWS;

@@ -12,6 +12,7 @@ struct cuda {
     cudaStream_t stream; // behind the queue: flush before anything else goes there
     struct queue *queue;
     char device[160]; // its name, for messages
+    bool hopper;      // or later
     char *scratch;    // grows to the largest op's need; one op at a time uses it
     size_t scratch_bytes;
     // The gradient that matmul_bwd_w has just rounded to bf16: matmul_bwd_x often wants it next.

@@ -47,6 +47,7 @@ __device__ static best row_best(const float *x, int V, best *scratch) {
 static __global__ void __launch_bounds__(THREADS)
     xent(float *loss, float *dlogits, const float *logits, const int32_t *target, int V,
          float scale, bool l2wrap) {
+    begin_kernel();
     __shared__ best bests[WARPS];
     __shared__ float sums[WARPS];
     const size_t o = blockIdx.x, at = o * V;
@@ -253,6 +254,7 @@ __device__ static int draw(const sampler &s, const sample_row &row, cut keep, in
 static __global__ void __launch_bounds__(THREADS)
     sample(int32_t *token, float *logits, const sample_row *rows, char *penalties,
            size_t penalty_bytes, int V) {
+    begin_kernel();
     __shared__ best bests[WARPS];
     __shared__ double masses[WARPS];
     __shared__ unsigned long long warp_units[WARPS], bin_units[BINS];

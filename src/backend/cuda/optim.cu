@@ -8,6 +8,7 @@ constexpr size_t MOST = 4096; // blocks
 
 // Σ x² of each of the stretches, cut by the count alone.
 static __global__ void sumsq_parts(double *part, const float *x, size_t n, size_t each) {
+    begin_kernel();
     __shared__ double scratch[WARPS];
     const size_t first = blockIdx.x * each, end = first + each < n ? first + each : n;
     double sum = 0;
@@ -17,6 +18,7 @@ static __global__ void sumsq_parts(double *part, const float *x, size_t n, size_
 }
 
 static __global__ void sumsq_total(double *sum, const double *part, int parts) {
+    begin_kernel();
     __shared__ double scratch[WARPS];
     double x = 0;
     for (int i = threadIdx.x; i < parts; i += THREADS) x += part[i];
@@ -31,6 +33,7 @@ void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, double *par
 }
 
 static __global__ void adamw(adamw_args a) {
+    begin_kernel();
     __shared__ float shared_factor;
     if (threadIdx.x == 0) {
         const double want = a.clip / (sqrt(*a.norm2) + 1e-6);

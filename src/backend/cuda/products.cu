@@ -66,15 +66,42 @@ template <int TYPE> __device__ static float4 weights4(const matrix &w, size_t k,
                        s.w * (float)((int)(y >> 24 & 15) - 8));
 }
 
+// One row that is mostly zero, as relu² leaves it: a weight whose input is zero is not read.
+template <int TYPE>
+__device__ static void sparse_sum(float (&acc)[1][VEC], const product_args &p, size_t o,
+                                  size_t first, size_t end) {
+    enum { AHEAD = 16 };
+    for (size_t k0 = first; k0 < end; k0 += AHEAD) {
+        float x[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            x[i] = k0 + i < end ? p.x[k0 + i] : 0;
+            if (p.narrow) x[i] = bf16_round(x[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const bool some = x[i] != 0; // NaN is some
+            const float4 w = some ? weights4<TYPE>(p.w, k0 + i, o) : make_float4(0, 0, 0, 0);
+            acc[0][0] = fmaf(x[i], w.x, acc[0][0]);
+            acc[0][1] = fmaf(x[i], w.y, acc[0][1]);
+            acc[0][2] = fmaf(x[i], w.z, acc[0][2]);
+            acc[0][3] = fmaf(x[i], w.w, acc[0][3]);
+        }
+    }
+}
+
 template <int TYPE, int ROWS>
 __device__ static void skinny_sum(float (&acc)[ROWS][VEC], const product_args &p, size_t o,
-                                  size_t first, size_t end, size_t row0) {
+                                  size_t first, size_t end) {
+    // The channel mix's second matrix is the one that is four times as deep as wide.
+    if constexpr (ROWS == 1)
+        if (p.K == 4 * p.O) return sparse_sum<TYPE>(acc, p, o, first, end);
 #pragma unroll(ROWS <= 2 ? 16 : 8)
     for (size_t k = first; k < end; k++) {
         const float4 w = weights4<TYPE>(p.w, k, o);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            float x = row0 + r < p.R ? p.x[(row0 + r) * p.xr + k] : 0;
+            float x = r < (int)p.R ? p.x[r * p.xr + k] : 0;
             if (p.narrow) x = bf16_round(x);
             acc[r][0] = fmaf(x, w.x, acc[r][0]);
             acc[r][1] = fmaf(x, w.y, acc[r][1]);
@@ -91,6 +118,7 @@ struct skinny_args {
 
 template <int ROWS, int COLS>
 static __global__ void __launch_bounds__(skinny_threads<COLS>) skinny(skinny_args a) {
+    begin_kernel();
     __shared__ float part[ROUND][SEGMENTS][COLS];
     int which = 0;
     while (which + 1 < a.list.n && (int)blockIdx.x >= a.first_block[which + 1]) which++;
@@ -101,10 +129,10 @@ static __global__ void __launch_bounds__(skinny_threads<COLS>) skinny(skinny_arg
     const size_t end = first + len < p.K ? first + len : p.K;
     float acc[ROWS][VEC] = {};
     if (o < p.w.sk) switch (p.w.type) {
-        case T_F32: skinny_sum<T_F32>(acc, p, o, first, end, 0); break;
-        case T_BF16: skinny_sum<T_BF16>(acc, p, o, first, end, 0); break;
-        case T_INT8: skinny_sum<T_INT8>(acc, p, o, first, end, 0); break;
-        default: skinny_sum<T_INT4>(acc, p, o, first, end, 0);
+        case T_F32: skinny_sum<T_F32>(acc, p, o, first, end); break;
+        case T_BF16: skinny_sum<T_BF16>(acc, p, o, first, end); break;
+        case T_INT8: skinny_sum<T_INT8>(acc, p, o, first, end); break;
+        default: skinny_sum<T_INT4>(acc, p, o, first, end);
         }
 #pragma unroll
     for (int r0 = 0; r0 < ROWS; r0 += ROUND) {
@@ -161,6 +189,7 @@ void k_skinny(struct queue *s, const struct product_list *list) {
 enum { TILE_THREADS = 256, DEPTH = 8 };
 
 template <int T> static __global__ void __launch_bounds__(TILE_THREADS) tile(product_args p) {
+    begin_kernel();
     constexpr int SIDE = 16 * T, LOADS = SIDE * DEPTH / TILE_THREADS;
     __shared__ float4 xs[DEPTH][SIDE / 4], ws[DEPTH][SIDE / 4];
     const int tid = threadIdx.x, tx = tid % 16, ty = tid / 16;
@@ -238,6 +267,7 @@ void k_product(struct queue *s, const struct product_args *p) {
 // itself, as there.
 static __global__ void round_groups(float *y, const float *x, size_t groups, size_t per_row,
                                     size_t K, int group) {
+    begin_kernel();
     const size_t g = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
     const int lane = threadIdx.x & 31;
     if (g >= groups) return;
@@ -275,6 +305,7 @@ enum { PACK = 32, PACK_ROWS = 8 };
 
 static __global__ void pack(void *y, int to, size_t ld, const void *x, int from, size_t K, size_t O,
                             bool oi) {
+    begin_kernel();
     __shared__ double tile[PACK][PACK + 1];
     const size_t k0 = blockIdx.y * (size_t)PACK, o0 = blockIdx.x * (size_t)PACK;
     const int tx = threadIdx.x % PACK, ty = threadIdx.x / PACK;

@@ -28,19 +28,24 @@ struct queue {
     char *list;
     size_t bytes, room;
     int calls;
-    bool graphs;
+    bool graphs, overlap;
     struct graph graph[GRAPHS];
     uint64_t seen[SEEN]; // hashes of lists that came once
     uint64_t now;
 };
 
-struct queue *queue_create(cudaStream_t stream, int graphs) {
+struct queue *queue_create(cudaStream_t stream, int graphs, int overlap) {
     struct queue *q = mem_zero(1, sizeof *q);
     q->stream = stream;
     q->graphs = graphs;
+    q->overlap = overlap;
     q->room = (size_t)1 << 16;
     q->list = mem_alloc(q->room);
     return q;
+}
+
+int queue_overlaps(const struct queue *q) {
+    return q->overlap;
 }
 
 static void graph_free(struct graph *g) {

@@ -11,8 +11,10 @@ extern "C" {
 
 struct queue;
 
-// graphs false: calls always go out one by one.
-struct queue *queue_create(cudaStream_t stream, int graphs);
+// graphs false: calls always go out one by one. overlap: a kernel may be brought to the device
+// while the one before it runs (compute capability 9.0 on).
+struct queue *queue_create(cudaStream_t stream, int graphs, int overlap);
+int queue_overlaps(const struct queue *q);
 void queue_destroy(struct queue *q); // NULL is fine; what was written down is dropped
 // play(payload, stream) is called later, perhaps more than once, perhaps never again for the same
 // bytes: all that it needs is in them. They are copied; 8-byte aligned where play sees them.

@@ -17,6 +17,7 @@ enum { PART_COLUMNS = 32, STRETCHES = 8 };
 
 static __global__ void add_parts(float *out, const float *part, size_t parts, size_t stride,
                                  size_t first, size_t n) {
+    begin_kernel();
     __shared__ float sums[STRETCHES][PART_COLUMNS];
     const int c = threadIdx.x % PART_COLUMNS, t = threadIdx.x / PART_COLUMNS;
     const size_t i = blockIdx.x * (size_t)PART_COLUMNS + c;
@@ -43,6 +44,7 @@ void k_add_parts(struct queue *s, float *out, const float *part, size_t parts, s
 
 static __global__ void embed(float *y, const int32_t *token, const void *table, int type, size_t C,
                              size_t V) {
+    begin_kernel();
     const size_t r = blockIdx.x, t = (size_t)token[r];
     if (t >= V) __trap();
     for (size_t c = threadIdx.x; c < C; c += blockDim.x)
@@ -58,6 +60,7 @@ void k_embed(struct queue *s, float *y, const int32_t *token, const void *table,
 // left to chance, and no two blocks write the same row.
 static __global__ void embed_bwd(float *dtable, const float *dy, const int32_t *token, size_t R,
                                  size_t C, size_t V) {
+    begin_kernel();
     __shared__ int32_t match[ROW_THREADS];
     __shared__ int before[ROW_WARPS + 1];
     const size_t r = blockIdx.x;
@@ -98,6 +101,7 @@ void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t 
 }
 
 static __global__ void gather_rows(float *y, const float *x, const int32_t *row, size_t C) {
+    begin_kernel();
     const size_t o = blockIdx.x, r = (size_t)row[o];
     for (size_t c = threadIdx.x; c < C; c += blockDim.x) y[o * C + c] = x[r * C + c];
 }
@@ -122,6 +126,7 @@ __device__ static float2 moments(const float *x, size_t C, float eps, float *scr
 
 static __global__ void norm(float *y, const float *x, const float *w, const float *b, size_t C,
                             float eps) {
+    begin_kernel();
     __shared__ float scratch[ROW_WARPS];
     x += blockIdx.x * C;
     y += blockIdx.x * C;
@@ -137,6 +142,7 @@ void k_norm(struct queue *s, float *y, const float *x, const float *w, const flo
 // dx of a row; its mean and scale stay in `stat` for the sums over rows.
 static __global__ void norm_bwd(float *dx, const float *dy, const float *x, const float *w,
                                 const float *add, float2 *stat, size_t C, float eps) {
+    begin_kernel();
     __shared__ float scratch[ROW_WARPS];
     const size_t at = blockIdx.x * C;
     x += at, dy += at, dx += at;
@@ -158,6 +164,7 @@ static __global__ void norm_bwd(float *dx, const float *dy, const float *x, cons
 
 static __global__ void norm_sums(float *part, const float *dy, const float *x, const float2 *stat,
                                  size_t R, size_t C) {
+    begin_kernel();
     const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x, first = blockIdx.y * (size_t)CHUNK;
     if (c >= C) return;
     const size_t end = first + CHUNK < R ? first + CHUNK : R;
@@ -196,6 +203,7 @@ __device__ static float before_row(const float *z, const float *in, int32_t prev
 static __global__ void shift_mix(float *m, float *out, const float *z, const float *in,
                                  const float *mix, const int32_t *prev, const int32_t *last,
                                  size_t n, size_t R, size_t C) {
+    begin_kernel();
     const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x;
     if (c >= C) return;
     for (size_t r = blockIdx.y; r < R; r += gridDim.y) {
@@ -206,6 +214,7 @@ static __global__ void shift_mix(float *m, float *out, const float *z, const flo
 }
 
 static __global__ void shift_out(float *out, const float *z, const int32_t *last, size_t C) {
+    begin_kernel();
     const size_t r = blockIdx.x;
     if (last[r] < 0) return;
     for (size_t c = threadIdx.x; c < C; c += blockDim.x)
@@ -229,6 +238,7 @@ enum { MIXES = 6 };
 static __global__ void shift_mix_bwd(float *dz, float *part, const float *dm, const float *z,
                                      const float *in, const float *mix, const int32_t *prev,
                                      const int32_t *last, size_t n, size_t R, size_t C) {
+    begin_kernel();
     const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x, first = blockIdx.y * (size_t)CHUNK;
     if (c >= C) return;
     const size_t end = first + CHUNK < R ? first + CHUNK : R;
@@ -281,6 +291,7 @@ static unsigned element_blocks(size_t n) {
          i += gridDim.x * (size_t)ELEMENTS)
 
 static __global__ void act_each(float *y, const float *x, size_t n, int act) {
+    begin_kernel();
     EACH(i, n) y[i] = activate(x[i], act);
 }
 
@@ -289,6 +300,7 @@ void k_act(struct queue *s, float *y, const float *x, size_t n, int act) {
 }
 
 static __global__ void act_bwd_each(float *dx, const float *dy, const float *y, size_t n, int act) {
+    begin_kernel();
     EACH(i, n) {
         const float v = y[i];
         const float slope = act == A_TANH      ? 1 - v * v
@@ -303,6 +315,7 @@ void k_act_bwd(struct queue *s, float *dx, const float *dy, const float *y, size
 }
 
 static __global__ void add_each(float *y, const float *x, size_t n) {
+    begin_kernel();
     EACH(i, n) y[i] += x[i];
 }
 
@@ -311,6 +324,7 @@ void k_add(struct queue *s, float *y, const float *x, size_t n) {
 }
 
 template <class T> static __global__ void fill_each(T *y, T value, size_t n) {
+    begin_kernel();
     EACH(i, n) y[i] = value;
 }
 
@@ -326,10 +340,12 @@ void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n) 
 }
 
 static __global__ void copy_each(void *y, int to, const void *x, int from, size_t n) {
+    begin_kernel();
     EACH(i, n) store_number(y, to, i, load_number(x, from, i));
 }
 
 static __global__ void narrow_each(uint16_t *y, const float *x, size_t n) {
+    begin_kernel();
     EACH(i, n) y[i] = bf16_bits(x[i]);
 }
 
@@ -346,6 +362,7 @@ void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n)
 }
 
 template <class T> static __global__ void copy_words(T *y, const T *x, size_t n) {
+    begin_kernel();
     EACH(i, n) y[i] = x[i];
 }
 

@@ -77,6 +77,7 @@ __device__ static void add_products(float4 &sum, float4 x, float4 y) {
 // Rows do not know of each other, so SPLIT blocks can share a head where there are few heads.
 template <int NJ, bool EXACT, int SPLIT>
 static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args a) {
+    begin_kernel();
     constexpr int MOST = NJ * QUAD, CHUNK = chunk_of<NJ>();
     constexpr int LOADS = STAGE * FORWARD_VECTORS * SPLIT / QUAD;
     __shared__ float4 vec4[STAGE][FORWARD_VECTORS][MOST / 4];
@@ -152,6 +153,7 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
 // s, which takes no sums: first those at every GROUP tokens of the chunk, then those of each group.
 template <int NJ, bool EXACT>
 static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
+    begin_kernel();
     constexpr int MOST = NJ * QUAD, CHUNK = chunk_of<NJ>(), GROUPS = CHUNK / GROUP;
     alignas(16) __shared__ float vec[CHUNK][BACKWARD_VECTORS][MOST];
     alignas(16) __shared__ float dsum[2][MOST];
