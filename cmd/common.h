@@ -12,7 +12,7 @@ int vocab_open(struct tok **out, const char *name, struct error *err);
 
 // Rows of an options table, for commands that run a model.
 #define OPTION_WEIGHTS                                                                             \
-    { "weights", "FILE", .required = true, .help = "the model: a .pth or .safetensors file" }
+    { "weights", "FILE", .required = true, .help = "the model: a .pth, .safetensors or .gguf file" }
 #define OPTION_VOCAB                                                                               \
     {                                                                                              \
         "vocab", "FILE",                                                                           \

@@ -53,7 +53,7 @@ static const struct config_key train_keys[] = {
     {"experiment_name", CONFIG_STRING, TRAIN(experiment_name), .required = true,
      .doc = "Folder of this run inside it: checkpoints, log.jsonl, loss.svg"},
     {"init_weights_path", CONFIG_PATH, TRAIN(init_weights_path), .alias = "record_path",
-     .doc = "Start from these weights (.pth or .safetensors) instead of the official "
+     .doc = "Start from these weights (.pth, .safetensors or .gguf) instead of the official "
             "initialisation"},
     {"random_seed", CONFIG_INT, TRAIN(random_seed), "42", .min = 0, .max = 9.3e18, .alias = "seed",
      .doc = "Seed of the initialisation and of samples. The order of the data has none"},

@@ -1,9 +1,12 @@
-// `rwkv convert`: weights from one container or storage type to another, names and shapes
-// unchanged.
+// `rwkv convert`: weights from one container or storage type to another; names and shapes stay, but
+// for GGUF's own.
 #include "cli.h"
+#include "common.h"
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/mem.h"
+#include "text/tok.h"
 #include "weights/weights.h"
 
 #include <math.h>
@@ -33,10 +36,34 @@ static int check_range(const struct weights_tensor *t, struct error *err) {
                 t->name, infinite - were);
 }
 
+static const char *token(const void *context, int32_t id, size_t *len) {
+    return tok_bytes(context, id, len);
+}
+
+// By the extension of `out`; a vocabulary and q8_0 only go into GGUF.
+static int write_all(const char *out, const struct weights_source *sources, size_t count,
+                     const struct cli_args *args, struct error *err) {
+    struct weights_gguf extra = {.q8_0 = strcmp(cli_string(args, "dtype"), "q8_0") == 0};
+    struct tok *tok = NULL;
+    if (!path_has_ext(out, "gguf")) return weights_write(out, sources, count, err);
+    if (cli_given(args, "vocab")) {
+        if (vocab_open(&tok, cli_string(args, "vocab"), err)) return -1;
+        extra.token = token;
+        extra.context = tok;
+        extra.tokens = tok_size(tok);
+    }
+    const int rc = weights_write_gguf(out, sources, count, &extra, err);
+    tok_close(tok);
+    return rc;
+}
+
 static int run(const struct cli_args *args, struct error *err) {
     const char *in = cli_string(args, "IN"), *out = cli_string(args, "OUT");
-    const enum dtype to = dtype_parse(cli_string(args, "dtype")); // DT_NONE: keep
+    const char *dtype = cli_string(args, "dtype");
+    const enum dtype to = dtype_parse(dtype); // DT_NONE: keep
     struct weights *w;
+    if (!path_has_ext(out, "gguf") && (cli_given(args, "vocab") || strcmp(dtype, "q8_0") == 0))
+        return fail(err, E_ARG, "%s: --vocab and --dtype q8_0 are for .gguf files", out);
     if (weights_open(&w, in, err)) return -1;
     const size_t count = weights_count(w);
     struct weights_source *sources = mem_zero(count, sizeof *sources);
@@ -53,36 +80,48 @@ static int run(const struct cli_args *args, struct error *err) {
         bytes += t->count * dtype_size(sources[i].dtype);
         if (to == DT_F16 && t->dtype != DT_F16 && check_range(t, err)) rc = fail_in(err, "%s", in);
     }
-    if (rc == 0) rc = weights_write(out, sources, count, err);
+    if (rc == 0) rc = write_all(out, sources, count, args, err);
     if (rc == 0 && weights_shrank(w)) {
         remove(out);
         rc = fail(err, E_IO, "%s: was cut short while it was being read; %s is not written", in,
                   out);
     }
-    if (rc == 0) printf("%s: %zu tensors, %llu bytes of numbers\n", out, count, bytes);
+    if (rc == 0 && path_has_ext(out, "gguf"))
+        printf("%s: %zu tensors\n", out, count);
+    else if (rc == 0)
+        printf("%s: %zu tensors, %llu bytes of numbers\n", out, count, bytes);
     free(sources);
     weights_close(w);
     return rc;
 }
 
 static const struct cli_option options[] = {
-    {"IN", .operand = true, .required = true, .help = "a .pth or .safetensors file"},
+    {"IN", .operand = true, .required = true, .help = "a .pth, .safetensors or .gguf file"},
     {"OUT", .operand = true, .required = true, .help = "what to write, by its extension"},
-    {"dtype", "TYPE", .fallback = "keep", .choices = "keep|f32|bf16|f16",
-     .help = "how the numbers are stored; rounded to nearest"},
+    {"dtype", "TYPE", .fallback = "keep", .choices = "keep|f32|bf16|f16|q8_0",
+     .help = "how the numbers are stored; rounded to nearest. q8_0 is for .gguf"},
+    {"vocab", "FILE",
+     .help = "for a .gguf: the vocabulary to put into it, which other programs need for text; "
+             "\"bytes\" is the built-in one"},
     {0},
 };
 
 const struct cli_command cmd_convert = {
     .name = "convert",
-    .summary = "weights between .pth and .safetensors",
+    .summary = "weights between .pth, .safetensors and .gguf",
     .help = "  rwkv convert rwkv7-0.1b.pth rwkv7-0.1b.safetensors\n"
             "  rwkv convert final.safetensors final-bf16.pth --dtype bf16\n"
+            "\n"
+            "  rwkv convert rwkv7-0.1b.pth rwkv7-0.1b.gguf --dtype q8_0 --vocab world.txt\n"
             "\n"
             "Names and shapes stay as they are; each tensor is read and written once. A .pth\n"
             "is read without running anything in it, and what is written loads with\n"
             "torch.load(…, weights_only=True). IN and OUT may be the same file: it is replaced\n"
-            "when the new one is whole.\n",
+            "when the new one is whole.\n"
+            "\n"
+            "A .gguf is a whole RWKV-7 model as llama.cpp loads it (\"rwkv7\"): vectors and the\n"
+            "decay's LoRA are f32, the rest is as TYPE says; q8_0 leaves all LoRA as they are.\n"
+            "Layer 0's value LoRA, which nothing computes with, is not kept.\n",
     .options = options,
     .run = run,
 };

@@ -203,7 +203,7 @@ static int run(const struct cli_args *args, struct error *err) {
 }
 
 static const struct cli_option options[] = {
-    {"weights", "FILE", .help = "the model: a .pth or .safetensors file"},
+    {"weights", "FILE", .help = "the model: a .pth, .safetensors or .gguf file"},
     {"vocab", "FILE", .help = "the vocabulary, for bits per byte and for --lambada"},
     {"data", "PREFIX", .help = "loss on a tokenised text, PREFIX.bin and PREFIX.idx"},
     {"context", "N", .fallback = "512", .type = CLI_INT, .min = 1, .max = 1e6,

@@ -78,21 +78,31 @@ static void put_model(struct str *out, const struct weights *w) {
     put_strangers(out, w, &d);
 }
 
+static size_t stored_bytes(const struct weights_tensor *t) {
+    return t->blocks ? t->count / 32 * 34 : t->count * dtype_size(t->dtype);
+}
+
 static void put_totals(struct str *out, const struct weights *w) {
-    ull count[DT_COUNT] = {0}, tensors[DT_COUNT] = {0}, all = 0;
+    struct {
+        const char *name;
+        ull tensors, numbers, bytes;
+    } of[2 * DT_COUNT] = {0}; // by storage: the types, then their blocks
+    ull all = 0;
     for (size_t i = 0; i < weights_count(w); i++) {
         const struct weights_tensor *t = weights_at(w, i);
-        tensors[t->dtype]++;
-        count[t->dtype] += t->count;
+        const int k = (int)t->dtype + (t->blocks ? DT_COUNT : 0);
+        of[k].name = weights_storage(t);
+        of[k].tensors++;
+        of[k].numbers += t->count;
+        of[k].bytes += stored_bytes(t);
         all += t->count;
     }
     str_printf(out, "%s: %s, %zu tensors, %llu numbers\n", weights_path(w), weights_format(w),
                weights_count(w), all);
-    for (int t = 0; t < DT_COUNT; t++)
-        if (tensors[t])
-            str_printf(out, "%s: %llu tensors, %llu numbers, %llu bytes\n",
-                       dtype_name((enum dtype)t), tensors[t], count[t],
-                       count[t] * dtype_size((enum dtype)t));
+    for (int k = 0; k < 2 * DT_COUNT; k++)
+        if (of[k].tensors)
+            str_printf(out, "%s: %llu tensors, %llu numbers, %llu bytes\n", of[k].name,
+                       of[k].tensors, of[k].numbers, of[k].bytes);
 }
 
 // As JSON, so that nothing in a value can be taken for anything else.
@@ -120,7 +130,7 @@ static void put_tensors(struct str *out, const struct weights *w) {
         const struct weights_tensor *t = weights_at(w, i);
         char shape[200];
         weights_shape_text(shape, sizeof shape, t->ndim, t->dim);
-        str_printf(out, "%-*s  %-5s  %s\n", (int)width, t->name, dtype_name(t->dtype), shape);
+        str_printf(out, "%-*s  %-5s  %s\n", (int)width, t->name, weights_storage(t), shape);
     }
 }
 
@@ -228,7 +238,7 @@ static int run(const struct cli_args *args, struct error *err) {
 
 static const struct cli_option options[] = {
     {"FILE", .operand = true, .required = true,
-     .help = "weights (.pth, .safetensors), a checkpoint (.ckpt) or tokens (.bin, .idx)"},
+     .help = "weights (.pth, .safetensors, .gguf), a checkpoint (.ckpt) or tokens (.bin, .idx)"},
     {"check", .type = CLI_FLAG,
      .help = "read everything: NaN and infinite numbers in weights, checksums of a checkpoint"},
     {0},

@@ -44,7 +44,7 @@ int model_load(struct model *m, const struct weights *w, struct error *err);
 int model_open(struct model **out, struct backend *be, const char *path,
                struct model_options options, struct error *err);
 
-// Official names and shapes, .pth or .safetensors by extension. Trained models only.
+// Official names and shapes, .pth, .safetensors or .gguf by extension. Trained models only.
 int model_save(const struct model *m, const char *path, enum dtype stored, struct error *err);
 
 // The gradients, by the same names and shapes, in the backend's storage.

@@ -25,6 +25,7 @@ int weights_add(struct weights *w, const struct weights_tensor *t, const char *n
 
 int safetensors_read(struct weights *w, struct error *err);
 int pth_read(struct weights *w, struct error *err);
+int gguf_read(struct weights *w, struct error *err);
 int safetensors_write(const char *path, const struct weights_source *sources, size_t count,
                       struct error *err);
 int pth_write(const char *path, const struct weights_source *sources, size_t count,

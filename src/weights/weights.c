@@ -1,4 +1,4 @@
-#include "weights/internal.h"
+#include "weights/gguf.h"
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -112,6 +112,10 @@ void weights_shape_text(char *out, size_t cap, int ndim, const size_t *dim) {
     if (len < cap) snprintf(out + len, cap - len, ")");
 }
 
+const char *weights_storage(const struct weights_tensor *t) {
+    return t->blocks ? "q8_0" : dtype_name(t->dtype);
+}
+
 // Innermost dimensions that lie in a row are converted at once, the rest is walked by an odometer.
 void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
     if (!t->count) return;
@@ -124,8 +128,11 @@ void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
     for (size_t done = 0; done < t->count; done += run) {
         size_t offset = 0;
         for (int d = 0; d < outer; d++) offset += at[d] * t->stride[d];
-        dtype_convert(to_bytes + done * dtype_size(to), to, t->data + offset * dtype_size(t->dtype),
-                      t->dtype, run);
+        char *at_bytes = to_bytes + done * dtype_size(to);
+        if (t->blocks)
+            q8_0_read(at_bytes, to, t->data, offset, run);
+        else
+            dtype_convert(at_bytes, to, t->data + offset * dtype_size(t->dtype), t->dtype, run);
         for (int d = outer - 1; d >= 0 && ++at[d] == t->dim[d]; d--) at[d] = 0;
     }
 }
@@ -141,8 +148,6 @@ static bool starts(const struct file *f, const char *text) {
 static const struct {
     const char *start, *what;
 } strangers[] = {
-    {"GGUF",
-     "a GGUF file; reading GGUF comes later, use the .pth or .safetensors it was made from"},
     {"ggmf", "an old ggml file; use the .pth it was made from"},
     {"fmgg", "an rwkv.cpp file; use the .pth it was made from"},
     {"version https://git-lfs", "a git-lfs pointer, not the weights; run `git lfs pull`"},
@@ -166,6 +171,7 @@ static int read_format(struct weights *w, struct error *err) {
                     "burn's .mpk records cannot be read yet; use the .pth or .safetensors it was "
                     "made from (`rwkv convert` turns one into the other)");
     if (starts(f, "PK\x03\x04")) return pth_read(w, err);
+    if (f->len >= 4 && memcmp(f->data, "GGUF", 4) == 0) return gguf_read(w, err);
     // Before the strangers: a length of 640 begins like a pickle, one of 123 like JSON. A length
     // below 4 GiB and a brace make none of them.
     const bool brace = f->len > 8 && f->data[8] == '{';
@@ -176,7 +182,8 @@ static int read_format(struct weights *w, struct error *err) {
             return fail(err, E_UNSUPPORTED, "this is %s", strangers[i].what);
     if (brace) return safetensors_read(w, err);
     return fail(err, E_FORMAT,
-                "neither a .pth (zip) nor a .safetensors file: it starts with %02x %02x %02x %02x",
+                "neither a .pth (zip), a .safetensors nor a .gguf file: it starts with %02x %02x "
+                "%02x %02x",
                 f->data[0], f->len > 1 ? f->data[1] : 0, f->len > 2 ? f->data[2] : 0,
                 f->len > 3 ? f->data[3] : 0);
 }
@@ -218,5 +225,7 @@ int weights_write(const char *path, const struct weights_source *sources, size_t
                sources[i].ndim <= WEIGHTS_MAX_DIMS);
     if (path_has_ext(path, "safetensors")) return safetensors_write(path, sources, count, err);
     if (path_has_ext(path, "pth")) return pth_write(path, sources, count, err);
-    return fail(err, E_ARG, "%s: weights are written as .pth or .safetensors", path);
+    if (path_has_ext(path, "gguf"))
+        return weights_write_gguf(path, sources, count, &(struct weights_gguf){0}, err);
+    return fail(err, E_ARG, "%s: weights are written as .pth, .safetensors or .gguf", path);
 }

@@ -1,5 +1,6 @@
-// Named tensors in files: .safetensors and torch's .pth, read without running anything and written
-// so that others read them. Knows nothing of models.
+// Named tensors in files: .safetensors, torch's .pth and llama.cpp's .gguf, read without running
+// anything and written so that others read them. Knows nothing of models, but for GGUF's own names
+// and shapes of RWKV-7's tensors: behind this door they are the official ones.
 #pragma once
 #include "backend/dtype.h"
 #include <stdbool.h>
@@ -18,24 +19,25 @@ struct weights_tensor {
     size_t dim[WEIGHTS_MAX_DIMS], stride[WEIGHTS_MAX_DIMS]; // in elements
     size_t count;
     const uint8_t *data; // of element (0,0,…); every element lies inside the file
+    bool blocks;         // q8_0: data are blocks of 32 elements, which DT_F32 holds exactly
 };
 
 // A read-only open file; tensors live until weights_close. Reading is thread-safe.
 struct weights;
 
 // By content, not by name. A "_forward_module." prefix (DeepSpeed) is stripped. Everything else
-// that people try (GGUF, mpk, git-lfs pointers, web pages, …) is refused with what to do about it.
+// that people try (mpk, git-lfs pointers, web pages, …) is refused with what to do about it.
 // Names are unique, printable UTF-8 and at most WEIGHTS_MAX_NAME bytes.
 int weights_open(struct weights **out, const char *path, struct error *err);
 void weights_close(struct weights *w); // NULL is fine
 
 const char *weights_path(const struct weights *w);
-const char *weights_format(const struct weights *w); // "safetensors" or "pth"
+const char *weights_format(const struct weights *w); // "safetensors", "pth" or "gguf"
 size_t weights_count(const struct weights *w);
 const struct weights_tensor *weights_at(const struct weights *w, size_t i); // in the file's order
 const struct weights_tensor *weights_find(const struct weights *w, const char *name); // or NULL
 
-// What a safetensors file says about itself, in the file's order; none in a pth.
+// What a safetensors or GGUF file says about itself, in the file's order; none in a pth.
 struct weights_note {
     const char *key, *value;
 };
@@ -46,6 +48,9 @@ bool weights_shrank(const struct weights *w);
 
 // All elements, row-major, converted: `count` of type `to`, a float type.
 void weights_read(const struct weights_tensor *t, enum dtype to, void *out);
+
+// How a tensor is stored: "bf16", "q8_0".
+const char *weights_storage(const struct weights_tensor *t);
 
 // "(65536,768)"; the text is cut to fit.
 void weights_shape_text(char *out, size_t cap, int ndim, const size_t *dim);
@@ -62,6 +67,20 @@ struct weights_source {
     const void *context; // for read
 };
 
-// .safetensors or .pth by extension; beside and renamed. The .pth loads with torch.load.
+// .safetensors, .pth or .gguf by extension; beside and renamed. The .pth loads with torch.load, the
+// .gguf (without a vocabulary) with llama.cpp.
 int weights_write(const char *path, const struct weights_source *sources, size_t count,
                   struct error *err);
+
+// What a GGUF file carries beside the numbers.
+struct weights_gguf {
+    // Token `id`'s bytes, *len 0 where it has none; ids below `tokens`. NULL: no vocabulary.
+    const char *(*token)(const void *context, int32_t id, size_t *len);
+    const void *context;
+    int tokens;
+    bool q8_0; // for the large matrices; what cannot be or should not be stays as in the sources
+};
+
+// The tensors of an RWKV-7 model under official names. Vectors and the decay's LoRA become f32.
+int weights_write_gguf(const char *path, const struct weights_source *sources, size_t count,
+                       const struct weights_gguf *extra, struct error *err);

@@ -3,6 +3,7 @@
 set -u
 rwkv=${BUILD:-build}/rwkv
 files=tests/fixtures/weights
+model=tests/fixtures/model/n16/w_bf16.safetensors
 dir=$(mktemp -d)
 trap 'rm -r "$dir"' EXIT
 passed=0 failed=0 skipped=0
@@ -28,13 +29,34 @@ check bf16 0 "22 bytes" $rwkv convert "$dir/2.pth" "$dir/4.pth" --dtype bf16
 check f32 0 "44 bytes" $rwkv convert "$dir/4.pth" "$dir/4.pth" --dtype f32
 check in-place 0 "" cmp "$dir/2.pth" "$dir/4.pth"
 
-check extension 2 "written as .pth or .safetensors" $rwkv convert "$dir/2.pth" "$dir/5.gguf"
-check dtype 2 "keep|f32|bf16|f16" $rwkv convert "$dir/2.pth" "$dir/5.pth" --dtype int8
+check extension 2 "written as .pth, .safetensors or .gguf" $rwkv convert "$dir/2.pth" "$dir/5.bin"
+check "no model" 1 'has no tensor "emb.weight"' $rwkv convert "$dir/2.pth" "$dir/5.gguf"
+check "q8_0 elsewhere" 2 "are for .gguf files" $rwkv convert "$dir/2.pth" "$dir/5.pth" --dtype q8_0
+check "vocabulary elsewhere" 2 "are for .gguf files" \
+    $rwkv convert "$dir/2.pth" "$dir/5.pth" --vocab bytes
+check "vocabulary too large" 2 "ids up to 256, the model only 12 embeddings" \
+    $rwkv convert $model "$dir/5.gguf" --vocab bytes
+check dtype 2 "keep|f32|bf16|f16|q8_0" $rwkv convert "$dir/2.pth" "$dir/5.pth" --dtype int8
 check range 1 "emb.weight holds 1 numbers beyond f16's 65504" \
     $rwkv convert $files/rwkv7a.safetensors "$dir/5.pth" --dtype f16
 check evil 1 "posix.system" $rwkv convert $files/evil.pth "$dir/5.pth"
 check nothing 0 "" test ! -e "$dir/5.pth" -a ! -e "$dir/5.pth.tmp" -a ! -e "$dir/5.gguf"
 check folder 1 "cannot create" $rwkv convert "$dir/2.pth" "$dir/absent/5.pth"
+
+# GGUF holds the same model: the same logits to the last digit, by way of both and back.
+logits() {
+    $rwkv verify logits --weights "$1" --tokens "1 2 3 4 5 11 0" --threads 1
+}
+check gguf 0 "72 tensors" $rwkv convert $model "$dir/6.gguf"
+check "gguf back" 0 "69 tensors" $rwkv convert "$dir/6.gguf" "$dir/7.pth"
+check "gguf logits" 0 "$(logits $model)" logits "$dir/6.gguf"
+check "gguf's pth" 0 "$(logits $model)" logits "$dir/7.pth"
+check "logits are logits" 0 "[" logits $model
+check q8_0 0 "72 tensors" $rwkv convert $model "$dir/8.gguf" --dtype q8_0
+check "q8_0 inside" 0 "q8_0: 14 tensors, 25344 numbers, 26928 bytes" $rwkv info "$dir/8.gguf"
+check "q8_0 logits" 0 "[" logits "$dir/8.gguf"
+check "gguf's metadata" 0 '"general.architecture": "rwkv7"' $rwkv info "$dir/8.gguf"
+check "gguf's model" 0 "2 layers, width 32 (2 heads of 16), vocabulary 12" $rwkv info "$dir/8.gguf"
 
 check table 0 "a       f32    (2,3)" $rwkv info "$dir/2.pth"
 check model 0 "1 layers, width 16 (1 heads of 16), vocabulary 4, ranks w 1 a 1 v 1 g 1" \
