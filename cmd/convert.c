@@ -57,6 +57,16 @@ static int write_all(const char *out, const struct weights_source *sources, size
     return rc;
 }
 
+// What was written is right, but not everybody computes it rightly.
+static void warn_of_heads(const struct weights *w) {
+    const struct weights_tensor *t = weights_find(w, "blocks.0.att.r_k");
+    if (t && t->ndim == 2 && t->dim[1] % 64)
+        fprintf(stderr,
+                "note: the heads of this model are %zu wide; llama.cpp takes 32 or 64 numbers at a "
+                "time on a CPU and goes wrong where that is no divisor\n",
+                t->dim[1]);
+}
+
 static int run(const struct cli_args *args, struct error *err) {
     const char *in = cli_string(args, "IN"), *out = cli_string(args, "OUT");
     const char *dtype = cli_string(args, "dtype");
@@ -86,10 +96,12 @@ static int run(const struct cli_args *args, struct error *err) {
         rc = fail(err, E_IO, "%s: was cut short while it was being read; %s is not written", in,
                   out);
     }
-    if (rc == 0 && path_has_ext(out, "gguf"))
+    if (rc == 0 && path_has_ext(out, "gguf")) {
         printf("%s: %zu tensors\n", out, count);
-    else if (rc == 0)
+        warn_of_heads(w);
+    } else if (rc == 0) {
         printf("%s: %zu tensors, %llu bytes of numbers\n", out, count, bytes);
+    }
     free(sources);
     weights_close(w);
     return rc;

@@ -84,18 +84,19 @@ def rwkv_logits(args, tokens):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--prompt", default="1 2 3 5 8 13 21 34", help="token ids")
+    parser.add_argument("--prompt", default="1 2 3 5 8 13 21 34",
+                        help="token ids, modulo the size of the vocabulary")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rwkv", default="./rwkv")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tolerance", type=float, default=1e-4,
                         help="of the largest difference, as a share of the largest logit")
     args = parser.parse_args()
-    prompt = [int(token) for token in args.prompt.split()]
-    if len(prompt) > 512:
-        parser.error("at most 512 tokens of prompt")
-
     other = Llama(args.model, args.threads)
+    prompt = [int(token) % other.size for token in args.prompt.split()]
+    if not 0 < len(prompt) <= 512:
+        parser.error("1 to 512 tokens of prompt")
+
     rows = other.feed(prompt)
     tokens = list(prompt)
     for _ in range(args.tokens):
