@@ -185,35 +185,37 @@ static int plan_all(struct job *j, struct error *err) {
 
 // ---- the header --------------------------------------------------------------------------------
 
-static void put_int(struct str *s, uint64_t n, int bytes) {
-    for (int i = 0; i < bytes; i++) str_putc(s, (char)(n >> 8 * i));
-}
-
-static void put_text(struct str *s, const char *text, size_t len) {
-    put_int(s, len, 8);
-    str_append(s, text, len);
-}
-
-// The metadata, and how many keys it has.
 struct head {
     struct str text;
-    size_t keys;
+    size_t keys; // of the metadata
+    bool full;   // something no longer went in
 };
 
+static void put_int(struct head *h, uint64_t n, int bytes) {
+    char little[8];
+    for (int i = 0; i < bytes; i++) little[i] = (char)(n >> 8 * i);
+    if (str_append(&h->text, little, (size_t)bytes)) h->full = true;
+}
+
+static void put_text(struct head *h, const char *text, size_t len) {
+    put_int(h, len, 8);
+    if (str_append(&h->text, text, len)) h->full = true;
+}
+
 static void put_key(struct head *h, const char *key, enum gguf_kind kind) {
-    put_text(&h->text, key, strlen(key));
-    put_int(&h->text, kind, 4);
+    put_text(h, key, strlen(key));
+    put_int(h, kind, 4);
     h->keys++;
 }
 
 static void put_u32(struct head *h, const char *key, size_t n) {
     put_key(h, key, GGUF_U32);
-    put_int(&h->text, n, 4);
+    put_int(h, n, 4);
 }
 
 static void put_string(struct head *h, const char *key, const char *text) {
     put_key(h, key, GGUF_STRING);
-    put_text(&h->text, text, strlen(text));
+    put_text(h, text, strlen(text));
 }
 
 // llama.cpp takes the texts of its "rwkv" tokenizer apart as Python writes bytes.
@@ -248,12 +250,12 @@ static const char *token(const struct job *j, size_t id, size_t *len) {
 
 // Every embedding is a token there: ids without bytes get a text of their own.
 static int put_tokens(struct head *h, const struct job *j, struct error *err) {
-    struct str *s = &h->text, text;
+    struct str text;
     size_t len, blank_line = 0;
     str_init(&text, 1 << 16);
     put_key(h, "tokenizer.ggml.tokens", GGUF_ARRAY);
-    put_int(s, GGUF_STRING, 4);
-    put_int(s, j->V, 8);
+    put_int(h, GGUF_STRING, 4);
+    put_int(h, j->V, 8);
     int rc = 0;
     for (size_t id = 0; id < j->V && rc == 0; id++) {
         const char *bytes = token(j, id, &len);
@@ -264,7 +266,7 @@ static int put_tokens(struct head *h, const struct job *j, struct error *err) {
             str_printf(&text, "[PAD%zu]", id);
         else
             str_puts(&text, "<s>");
-        put_text(s, text.data, text.len);
+        put_text(h, text.data, text.len);
         if (len && is_filler(bytes, len))
             rc = fail(err, E_UNSUPPORTED,
                       "token %zu of the vocabulary is \"%.*s\", which stands for ids without a "
@@ -274,11 +276,11 @@ static int put_tokens(struct head *h, const struct job *j, struct error *err) {
     }
     str_free(&text);
     put_key(h, "tokenizer.ggml.token_type", GGUF_ARRAY);
-    put_int(s, GGUF_I32, 4);
-    put_int(s, j->V, 8);
+    put_int(h, GGUF_I32, 4);
+    put_int(h, j->V, 8);
     for (size_t id = 0; id < j->V; id++) {
         token(j, id, &len);
-        put_int(s, len ? TOKEN_NORMAL : id ? TOKEN_UNUSED : TOKEN_CONTROL, 4);
+        put_int(h, len ? TOKEN_NORMAL : id ? TOKEN_UNUSED : TOKEN_CONTROL, 4);
     }
     put_u32(h, "tokenizer.ggml.bos_token_id", 0);
     put_u32(h, "tokenizer.ggml.eos_token_id", 0);
@@ -321,7 +323,7 @@ static int put_values(struct head *h, const struct job *j, struct error *err) {
         put_u32(h, sizes[i].key, sizes[i].n);
     memcpy(&bits, &eps, 4);
     put_key(h, "rwkv7.attention.layer_norm_epsilon", GGUF_F32);
-    put_int(&h->text, bits, 4);
+    put_int(h, bits, 4);
     put_string(h, "tokenizer.ggml.model", j->extra->token ? "rwkv" : "no_vocab");
     if (j->extra->token) return put_tokens(h, j, err);
     put_u32(h, "rwkv7.vocab_size", j->V);
@@ -329,35 +331,29 @@ static int put_values(struct head *h, const struct job *j, struct error *err) {
 }
 
 // The whole header, padded up to the data.
-static int put_header(struct str *s, const struct job *j, struct error *err) {
-    struct head h = {0};
+static int put_header(struct head *h, const struct job *j, struct error *err) {
+    struct head values = {0};
     size_t offset = 0;
-    str_init(&h.text, MAX_HEADER);
-    if (put_values(&h, j, err)) {
-        str_free(&h.text);
-        return -1;
-    }
-    str_puts(s, "GGUF");
-    put_int(s, 3, 4);
-    put_int(s, j->num_plans, 8);
-    put_int(s, h.keys, 8);
-    str_append(s, h.text.data, h.text.len);
-    str_free(&h.text);
+    str_init(&values.text, MAX_HEADER);
+    int rc = put_values(&values, j, err);
+    if (str_puts(&h->text, "GGUF")) h->full = true;
+    put_int(h, 3, 4);
+    put_int(h, j->num_plans, 8);
+    put_int(h, values.keys, 8);
+    if (values.full || str_append(&h->text, values.text.data, values.text.len)) h->full = true;
+    str_free(&values.text);
     for (size_t i = 0; i < j->num_plans; i++) {
         const struct plan *p = &j->plans[i];
-        put_text(s, p->name, strlen(p->name));
-        put_int(s, (uint64_t)p->ndim, 4);
-        for (int d = p->ndim; d-- > 0;) put_int(s, p->dim[d], 8);
-        put_int(s, p->type, 4);
-        put_int(s, offset, 8);
+        put_text(h, p->name, strlen(p->name));
+        put_int(h, (uint64_t)p->ndim, 4);
+        for (int d = p->ndim; d-- > 0;) put_int(h, p->dim[d], 8);
+        put_int(h, p->type, 4);
+        put_int(h, offset, 8);
         offset += (p->bytes + GGUF_ALIGNMENT - 1) & ~(size_t)(GGUF_ALIGNMENT - 1);
     }
-    int full = 0;
-    while (s->len % GGUF_ALIGNMENT && !full) full = str_putc(s, 0);
-    // Appending past the ceiling leaves a string as it was, so the last one tells of all of them.
-    if (full || s->len + MAX_LAYERS > MAX_HEADER)
-        return fail(err, E_LIMIT, "the header would pass %d bytes", MAX_HEADER);
-    return 0;
+    while (h->text.len % GGUF_ALIGNMENT && !h->full) put_int(h, 0, 1);
+    if (rc == 0 && h->full) rc = fail(err, E_LIMIT, "the header would pass %d bytes", MAX_HEADER);
+    return rc;
 }
 
 // ---- the data ----------------------------------------------------------------------------------
@@ -406,15 +402,15 @@ static int write_tensor(struct file_writer *f, const struct plan *p, struct erro
 
 static int write_file(const struct job *j, struct error *err) {
     struct file_writer f;
-    struct str header;
-    str_init(&header, MAX_HEADER);
+    struct head header = {0};
+    str_init(&header.text, MAX_HEADER);
     int rc = put_header(&header, j, err);
     if (rc) {
         fail_in(err, "%s", j->path);
     } else {
         rc = file_create(&f, j->path, err);
         if (rc == 0) {
-            file_write(&f, header.data, header.len);
+            file_write(&f, header.text.data, header.text.len);
             for (size_t i = 0; i < j->num_plans && rc == 0 && !f.failed; i++)
                 rc = write_tensor(&f, &j->plans[i], err);
             if (rc)
@@ -423,7 +419,7 @@ static int write_file(const struct job *j, struct error *err) {
                 rc = file_commit(&f);
         }
     }
-    str_free(&header);
+    str_free(&header.text);
     return rc;
 }
 
