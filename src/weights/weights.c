@@ -116,9 +116,34 @@ const char *weights_storage(const struct weights_tensor *t) {
     return t->blocks ? "q8_0" : dtype_name(t->dtype);
 }
 
+// Elements that lie in a row, from `offset` on.
+static void read_run(const struct weights_tensor *t, enum dtype to, void *out, size_t offset,
+                     size_t run) {
+    if (t->blocks)
+        q8_0_read(out, to, t->data, offset, run);
+    else
+        dtype_convert(out, to, t->data + offset * dtype_size(t->dtype), t->dtype, run);
+}
+
+// A matrix whose columns lie in rows (GGUF's LoRA) is converted by these.
+static void read_turned(const struct weights_tensor *t, enum dtype to, char *out) {
+    const size_t rows = t->dim[0], cols = t->dim[1], size = dtype_size(to);
+    char *column = mem_alloc(rows * size);
+    for (size_t c = 0; c < cols; c++) {
+        read_run(t, to, column, c * t->stride[1], rows);
+        for (size_t r = 0; r < rows; r++)
+            memcpy(out + (r * cols + c) * size, column + r * size, size);
+    }
+    free(column);
+}
+
 // Innermost dimensions that lie in a row are converted at once, the rest is walked by an odometer.
 void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
     if (!t->count) return;
+    if (t->ndim == 2 && t->stride[0] == 1 && t->stride[1] != 1) {
+        read_turned(t, to, out);
+        return;
+    }
     int outer = t->ndim;
     size_t run = 1;
     while (outer > 0 && (t->stride[outer - 1] == run || t->dim[outer - 1] == 1))
@@ -128,11 +153,7 @@ void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
     for (size_t done = 0; done < t->count; done += run) {
         size_t offset = 0;
         for (int d = 0; d < outer; d++) offset += at[d] * t->stride[d];
-        char *at_bytes = to_bytes + done * dtype_size(to);
-        if (t->blocks)
-            q8_0_read(at_bytes, to, t->data, offset, run);
-        else
-            dtype_convert(at_bytes, to, t->data + offset * dtype_size(t->dtype), t->dtype, run);
+        read_run(t, to, to_bytes + done * dtype_size(to), offset, run);
         for (int d = outer - 1; d >= 0 && ++at[d] == t->dim[d]; d--) at[d] = 0;
     }
 }
