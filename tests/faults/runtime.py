@@ -284,8 +284,8 @@ def R15_no_state_bleeds():
 
 @case
 def R9_term_drains_and_a_second_one_does_not():
-    s = Server("drain", model="max_context_len = 100000\n")
-    stream = s.stream(8000)
+    s = Server("drain", model="max_context_len = 2000000\n")
+    stream = s.stream(60000)
     idle = s.dial()
     s.wait_for(lambda: s.metric("rwkv_requests_running") == 1, "it runs")
     s.process.send_signal(signal.SIGTERM)
@@ -303,7 +303,7 @@ def R9_term_drains_and_a_second_one_does_not():
     same(s.process.wait(20), 0)
     s.stop()
     s.start()
-    stream = s.stream(90000)
+    stream = s.stream(1900000)
     s.wait_for(lambda: s.metric("rwkv_requests_running") == 1, "it runs")
     s.process.send_signal(signal.SIGTERM)
     time.sleep(0.1)
