@@ -13,7 +13,7 @@ enum run_mode {
 
 struct run_limits {
     int rows, spans, outs; // largest batch
-    int head_rows;         // rows of logits at a time in training; 0: 128
+    int head_rows;         // rows of logits at a time in training; 0: 256
     enum run_mode mode;
 };
 

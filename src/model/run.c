@@ -92,7 +92,7 @@ static void lay_out(struct run *r, struct carver *c, const struct backend *be, c
 }
 
 static struct run_limits complete(struct run_limits n) {
-    if (!n.head_rows) n.head_rows = 128;
+    if (!n.head_rows) n.head_rows = 256;
     return n;
 }
 

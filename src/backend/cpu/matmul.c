@@ -374,16 +374,17 @@ void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
 
 // ---- dw += Aᵀ B --------------------------------------------------------------------------------
 
-// dw (M,cols) += Σ_r a (R,M)[r] b (R,cols)[r], r upward. First a is turned into blocks of columns
-// [M/48][R][48] (bf16: pairs of rows), which all tasks share; then each task packs 32 columns of b
-// and runs them against some blocks.
-enum { COLUMNS = 48 };
+// dw (M,cols) += Σ_r a (R,M)[r] b (R,cols)[r], r upward. First b becomes panels, which all tasks
+// share; then a task turns some columns of a into rows [R][48] (bf16: pairs of rows) and runs them
+// against a stretch of panels, so that dw is read and written in long pieces.
+enum { COLUMNS = 48, STRETCH = 24 };
 
 struct outer_job {
     const struct kernels *k;
-    float *dw, *blocks, *scratch;
+    float *dw, *scratch;
+    char *panels;
     const float *a, *b;
-    size_t R, M, cols, m_blocks, m_chunk, scratch_step;
+    size_t R, M, cols, stretches, scratch_step, panel_bytes;
     bool bf16;
 };
 
@@ -391,54 +392,63 @@ static size_t outer_steps(const struct outer_job *j) {
     return j->bf16 ? pairs_step(j->R) : j->R;
 }
 
-static void blocks_task(void *ctx, int task) {
+static void outer_pack_task(void *ctx, int task) {
     const struct outer_job *j = ctx;
-    const size_t m = (size_t)task * COLUMNS, n = j->M - m < COLUMNS ? j->M - m : COLUMNS;
-    float *to = j->blocks + (size_t)task * outer_steps(j) * COLUMNS;
-    for (size_t s = 0; s < outer_steps(j); s++, to += COLUMNS) {
-        if (!j->bf16) {
-            memcpy(to, j->a + s * j->M + m, n * sizeof *to);
-            continue;
-        }
-        const float *row = j->a + 2 * s * j->M + m;
-        j->k->pack->pair_rows((uint32_t *)(void *)to, row, 2 * s + 1 < j->R ? row + j->M : NULL, n);
+    const size_t col = (size_t)task * PANEL;
+    const size_t outs = j->cols - col < PANEL ? j->cols - col : PANEL;
+    void *panel = j->panels + (size_t)task * j->panel_bytes;
+    if (!j->bf16) {
+        j->k->pack->f32(panel, j->b + col, j->cols, 1, j->R, outs);
+        return;
     }
+    j->k->pack->bf16(panel, j->b + col, j->cols, 1, j->R, outs);
+    if (j->R & 1) memset((uint16_t *)panel + j->R * PANEL, 0, PANEL * sizeof(uint16_t));
 }
 
-static void outer_block(const struct outer_job *j, size_t block, const float *panel, float *acc,
-                        size_t col, size_t outs) {
-    const size_t m = block * COLUMNS, rows = j->M - m < COLUMNS ? j->M - m : COLUMNS;
-    const float *a = j->blocks + block * outer_steps(j) * COLUMNS;
+// Columns m … m+n of a, row by row.
+static void gather_columns(const struct outer_job *j, float *to, size_t m, size_t n) {
+    for (size_t s = 0; s < outer_steps(j); s++, to += COLUMNS)
+        if (j->bf16) {
+            const float *row = j->a + 2 * s * j->M + m;
+            j->k->pack->pair_rows((uint32_t *)(void *)to, row, 2 * s + 1 < j->R ? row + j->M : NULL,
+                                  n);
+        } else {
+            memcpy(to, j->a + s * j->M + m, n * sizeof *to);
+        }
+}
+
+static void outer_product(const struct outer_job *j, float *acc, const float *a, const void *panel,
+                          size_t rows) {
+    const struct fetch next = {panel, 0};
     if (j->bf16)
-        j->k->gemm->dot(acc, (const uint32_t *)(const void *)a, 1, COLUMNS,
-                        (const uint16_t *)(const void *)panel, rows, 2 * outer_steps(j),
-                        (struct fetch){(const char *)panel, 0}, true);
+        j->k->gemm->dot(acc, (const uint32_t *)(const void *)a, 1, COLUMNS, panel, rows,
+                        2 * outer_steps(j), next, true);
     else
-        j->k->gemm->f32(acc, a, 1, COLUMNS, panel, rows, j->R,
-                        (struct fetch){(const char *)panel, 0}, true);
-    for (size_t r = 0; r < rows; r++) {
-        float *y = j->dw + (m + r) * j->cols + col;
-        j->k->rows->finish(y, acc + r * PANEL, y, outs, ACT_NONE);
-    }
+        j->k->gemm->f32(acc, a, 1, COLUMNS, panel, rows, j->R, next, true);
 }
 
 static void outer_task(void *ctx, int task) {
     const struct outer_job *j = ctx;
-    const size_t m_chunks = (j->m_blocks + j->m_chunk - 1) / j->m_chunk;
-    const size_t first = (size_t)task % m_chunks * j->m_chunk;
-    const size_t end = first + j->m_chunk < j->m_blocks ? first + j->m_chunk : j->m_blocks;
-    const size_t col = (size_t)task / m_chunks * PANEL;
-    const size_t outs = j->cols - col < PANEL ? j->cols - col : PANEL;
+    const size_t m = (size_t)task / j->stretches * COLUMNS, all = cpu_panels(j->cols);
+    const size_t rows = j->M - m < COLUMNS ? j->M - m : COLUMNS;
+    const size_t first = (size_t)task % j->stretches * STRETCH;
+    const size_t end = first + STRETCH < all ? first + STRETCH : all;
     float *acc = j->scratch + (size_t)pool_thread() * j->scratch_step;
-    float *panel = acc + COLUMNS * PANEL;
-    if (j->bf16) {
-        uint16_t *lines = (uint16_t *)(void *)panel;
-        j->k->pack->bf16(lines, j->b + col, j->cols, 1, j->R, outs);
-        if (j->R & 1) memset(lines + j->R * PANEL, 0, PANEL * sizeof *lines);
-    } else {
-        j->k->pack->f32(panel, j->b + col, j->cols, 1, j->R, outs);
+    float *a = acc + FINISHED * COLUMNS * PANEL;
+    gather_columns(j, a, m, rows);
+    for (size_t panel = first; panel < end; panel += FINISHED) {
+        const size_t n = end - panel < FINISHED ? end - panel : FINISHED;
+        for (size_t i = 0; i < n; i++)
+            outer_product(j, acc + i * COLUMNS * PANEL, a, j->panels + (panel + i) * j->panel_bytes,
+                          rows);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t i = 0; i < n; i++) {
+                const size_t col = (panel + i) * PANEL;
+                const size_t outs = j->cols - col < PANEL ? j->cols - col : PANEL;
+                float *y = j->dw + (m + r) * j->cols + col;
+                j->k->rows->finish(y, acc + (i * COLUMNS + r) * PANEL, y, outs, ACT_NONE);
+            }
     }
-    for (size_t block = first; block < end; block++) outer_block(j, block, panel, acc, col, outs);
 }
 
 void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
@@ -455,17 +465,13 @@ void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, st
                           .cols = b.dim[1],
                           .bf16 = w->precision.inputs == DT_BF16};
     if (!j.R) return;
-    const size_t threads = (size_t)pool_threads(cpu->pool);
-    j.m_blocks = (j.M + COLUMNS - 1) / COLUMNS;
-    // At least 4 blocks for a packed panel, and enough tasks to go round.
-    const size_t enough = 8 * threads / cpu_panels(j.cols) + 1;
-    j.m_chunk = (j.m_blocks + enough - 1) / enough;
-    if (j.m_chunk < 4) j.m_chunk = 4;
-    j.scratch_step = COLUMNS * PANEL + up_to(j.R + 1, 2) * PANEL;
-    const size_t blocks = j.m_blocks * outer_steps(&j) * COLUMNS;
-    j.blocks = cpu_scratch(cpu, blocks + threads * j.scratch_step);
-    j.scratch = j.blocks + blocks;
-    pool_run(cpu->pool, (int)j.m_blocks, blocks_task, &j);
-    const size_t m_chunks = (j.m_blocks + j.m_chunk - 1) / j.m_chunk;
-    pool_run(cpu->pool, (int)(cpu_panels(j.cols) * m_chunks), outer_task, &j);
+    const size_t threads = (size_t)pool_threads(cpu->pool), panels = cpu_panels(j.cols);
+    j.panel_bytes = cpu_panel_bytes(j.R, j.bf16 ? DT_BF16 : DT_F32);
+    j.stretches = (panels + STRETCH - 1) / STRETCH;
+    j.scratch_step = FINISHED * COLUMNS * PANEL + up_to(outer_steps(&j) * COLUMNS, 16);
+    const size_t shared = panels * j.panel_bytes / sizeof(float);
+    j.panels = (char *)cpu_scratch(cpu, shared + threads * j.scratch_step);
+    j.scratch = (float *)(void *)j.panels + shared;
+    pool_run(cpu->pool, (int)panels, outer_pack_task, &j);
+    pool_run(cpu->pool, (int)((j.M + COLUMNS - 1) / COLUMNS * j.stretches), outer_task, &j);
 }
