@@ -275,15 +275,34 @@ static void report(struct bench *b, const char *what) {
     str_free(&line);
 }
 
+// By name, or as layers, channels and vocabulary: "6x256x512", heads of 64 and the usual ranks.
+static int find_size(struct dims *out, const char *text, struct error *err) {
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        if (strcmp(sizes[i].name, text) == 0) {
+            *out = sizes[i].dims;
+            return 0;
+        }
+    struct dims d = {0};
+    int end = 0;
+    if (sscanf(text, "%7dx%7dx%7d%n", &d.L, &d.C, &d.V, &end) != 3 || text[end])
+        return fail(err, E_ARG,
+                    "--size is \"%s\", expected demo, 28m, 0.1b, 0.4b, 1.5b, 2.9b, 7.2b, 13.3b or "
+                    "LAYERSxCHANNELSxVOCABULARY, such as 6x256x512",
+                    text);
+    d.H = d.C / 64;
+    dims_default_ranks(&d);
+    if (dims_check(&d, err)) return fail_in(err, "--size %s", text);
+    *out = d;
+    return 0;
+}
+
 static int measure(const struct cli_args *args, const char *what, bool trained,
                    int (*run)(struct bench *, struct error *), struct error *err) {
     struct bench b = {.args = args,
                       .batch = (int)cli_int(args, "batch"),
                       .tokens = (int)cli_int(args, "tokens"),
                       .repeat = (int)cli_int(args, "repeat")};
-    size_t i = 0;
-    while (strcmp(sizes[i].name, cli_string(args, "size"))) i++; // one of the choices
-    b.dims = sizes[i].dims;
+    if (find_size(&b.dims, cli_string(args, "size"), err)) return -1;
     const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype")),
                                           .trained = trained};
     b.seconds = mem_zero(3 * (size_t)b.repeat, sizeof *b.seconds);
@@ -313,8 +332,9 @@ static int run_train(const struct cli_args *args, struct error *err) {
 }
 
 #define BENCH_OPTIONS(default_tokens)                                                              \
-    {"size", "NAME", .fallback = "0.1b", .choices = "demo|28m|0.1b|0.4b|1.5b|2.9b|7.2b|13.3b",     \
-     .help = "which model"},                                                                       \
+    {"size", "NAME", .fallback = "0.1b",                                                           \
+     .help = "which model: demo, 28m, 0.1b, 0.4b, 1.5b, 2.9b, 7.2b, 13.3b, or "                    \
+             "LAYERSxCHANNELSxVOCABULARY"},                                                        \
         {"batch",                                                                                  \
          "B",                                                                                      \
          .fallback = "1",                                                                          \
