@@ -310,7 +310,7 @@ static int measure(const struct cli_args *args, const char *what, bool trained,
     b.peak = b.read + b.repeat;
     int rc = backend_open(&b.be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err);
     if (rc == 0) rc = model_create(&b.model, b.be, &b.dims, options, err);
-    if (rc == 0) rc = model_randomise(b.model, 1, err);
+    if (rc == 0) rc = model_randomise(b.model, 1, cli_flag(args, "sparse"), err);
     if (rc == 0) rc = run(&b, err);
     if (rc == 0) report(&b, what);
     model_destroy(b.model);
@@ -356,6 +356,8 @@ static int run_train(const struct cli_args *args, struct error *err) {
          .min = 1,                                                                                 \
          .max = 10000,                                                                             \
          .help = "repetitions after one to warm up; the median counts"},                           \
+        {"sparse", .type = CLI_FLAG,                                                               \
+         .help = "weights that leave most of relu² zero, as trained ones do"},                     \
         {"json", .type = CLI_FLAG, .help = "print one JSON object"}, OPTION_BACKEND, OPTION_DTYPE, \
         OPTION_THREADS
 

@@ -240,7 +240,7 @@ static int make_model(void **state) {
     assert_int_equal(backend_open(&be, "cpu", 1, &err), 0);
     assert_int_equal(model_create(&m, be, &d, (struct model_options){{DT_F32, DT_F32}, true}, &err),
                      0);
-    assert_int_equal(model_randomise(m, 3, &err), 0);
+    assert_int_equal(model_randomise(m, 3, false, &err), 0);
     assert_int_equal(model_save(m, model_path, DT_F32, &err), 0);
     model_destroy(m);
     backend_destroy(be);

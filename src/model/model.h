@@ -52,8 +52,9 @@ int model_save_grads(const struct model *m, const char *path, struct error *err)
 
 // The official initialisation (SPEC-rwkv7 §5.1), a pure function of the seed. Trained models only.
 void model_init(struct model *m, uint64_t seed);
-// Random numbers of a sensible size everywhere, quickly: for measuring speed. Any model.
-int model_randomise(struct model *m, uint64_t seed, struct error *err);
+// Random numbers of a sensible size everywhere, quickly: for measuring speed. Any model. sparse:
+// most of relu² comes out zero, as in trained models.
+int model_randomise(struct model *m, uint64_t seed, bool sparse, struct error *err);
 // One parameter of the initialisation; the matrices are not packed again.
 struct pool;
 void model_init_param(struct model *m, int param, uint64_t seed, struct pool *pool);
