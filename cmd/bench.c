@@ -226,7 +226,9 @@ static void report(struct bench *b, const char *what) {
     const double floor = b->in_turn            ? by_bytes + by_flops
                          : by_bytes > by_flops ? by_bytes
                                                : by_flops;
-    const char *size = cli_string(b->args, "size"), *dtype = cli_string(b->args, "dtype");
+    const char *file = cli_string(b->args, "weights");
+    const char *size = file ? file : cli_string(b->args, "size"),
+               *dtype = cli_string(b->args, "dtype");
     if (!cli_flag(b->args, "json")) {
         printf("%s %s %s, batch %d, tokens %d: %.1f tok/s (median of %d; %.3f ms, least %.3f ms), "
                "%.1f GB/s, %.1f GFLOP/s",
@@ -296,21 +298,34 @@ static int find_size(struct dims *out, const char *text, struct error *err) {
     return 0;
 }
 
+// The weights of a file, or random ones.
+static int open_model(struct bench *b, const struct cli_args *args, struct model_options options,
+                      struct error *err) {
+    const char *file = cli_string(args, "weights");
+    if (file) {
+        if (model_open(&b->model, b->be, file, options, err)) return -1;
+        b->dims = b->model->dims;
+        return 0;
+    }
+    if (find_size(&b->dims, cli_string(args, "size"), err) ||
+        model_create(&b->model, b->be, &b->dims, options, err))
+        return -1;
+    return model_randomise(b->model, 1, cli_flag(args, "sparse"), err);
+}
+
 static int measure(const struct cli_args *args, const char *what, bool trained,
                    int (*run)(struct bench *, struct error *), struct error *err) {
     struct bench b = {.args = args,
                       .batch = (int)cli_int(args, "batch"),
                       .tokens = (int)cli_int(args, "tokens"),
                       .repeat = (int)cli_int(args, "repeat")};
-    if (find_size(&b.dims, cli_string(args, "size"), err)) return -1;
     const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype")),
                                           .trained = trained};
     b.seconds = mem_zero(3 * (size_t)b.repeat, sizeof *b.seconds);
     b.read = b.seconds + b.repeat;
     b.peak = b.read + b.repeat;
     int rc = backend_open(&b.be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err);
-    if (rc == 0) rc = model_create(&b.model, b.be, &b.dims, options, err);
-    if (rc == 0) rc = model_randomise(b.model, 1, cli_flag(args, "sparse"), err);
+    if (rc == 0) rc = open_model(&b, args, options, err);
     if (rc == 0) rc = run(&b, err);
     if (rc == 0) report(&b, what);
     model_destroy(b.model);
@@ -356,6 +371,7 @@ static int run_train(const struct cli_args *args, struct error *err) {
          .min = 1,                                                                                 \
          .max = 10000,                                                                             \
          .help = "repetitions after one to warm up; the median counts"},                           \
+        {"weights", "FILE", .help = "a model's weights instead of random ones"},                   \
         {"sparse", .type = CLI_FLAG,                                                               \
          .help = "weights that leave most of relu² zero, as trained ones do"},                     \
         {"json", .type = CLI_FLAG, .help = "print one JSON object"}, OPTION_BACKEND, OPTION_DTYPE, \
