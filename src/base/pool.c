@@ -12,13 +12,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// A job is announced by one 64-bit word: generation (16 bits), number of tasks (24), next task
-// (24). A thread takes a task by adding 1 and reads all three from the same word. So a thread that
-// wakes late can never mix one job's index with another job's count; and while it holds a valid
-// index the job cannot end, hence fn and ctx stay what they are.
+// A job's tasks are cut into one stretch for each thread, which takes its own first and then helps
+// the others: the same rows meet the same core from job to job, and its caches (chiplets share
+// little), yet nobody waits for a neighbour that was called away. A stretch is one 64-bit word:
+// generation (16 bits), end (24), next task (24). A thread takes a task by adding 1 and reads all
+// three from the same word. So a thread that wakes late can never mix one job's index with another
+// job's end; and while it holds a valid index the job cannot end, hence fn and ctx stay what they
+// are.
 enum { INDEX_BITS = 24 };
 static const uint64_t index_mask = ((uint64_t)1 << INDEX_BITS) - 1;
 
@@ -26,11 +30,17 @@ static const uint64_t index_mask = ((uint64_t)1 << INDEX_BITS) - 1;
 // a job. Spin for about 20 µs, then sleep.
 enum { SPINS = 4000 };
 
+struct stretch {
+    _Alignas(64) _Atomic uint64_t word;
+};
+
 struct pool {
     pthread_mutex_t turn; // whose job it is
     void (*fn)(void *, int);
     void *ctx;
-    _Alignas(64) _Atomic uint64_t ticket;
+    uint32_t count; // tasks of the job
+    uint64_t generation;
+    struct stretch *stretches;               // one a thread
     _Alignas(64) _Atomic uint32_t done;      // tasks finished of the current job
     _Alignas(64) _Atomic uint32_t announced; // counts jobs; workers wait for it to change
     _Alignas(64) _Atomic uint32_t sleepers;
@@ -66,15 +76,21 @@ static void futex_wake(_Atomic uint32_t *word, int n) {
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
 }
 
-static void work(struct pool *p) {
+static void work_at(struct pool *p, struct stretch *s) {
     for (;;) {
-        const uint64_t t = atomic_fetch_add_explicit(&p->ticket, 1, memory_order_acq_rel);
-        const uint32_t index = t & index_mask, count = t >> INDEX_BITS & index_mask;
-        if (index >= count) return;
+        const uint64_t t = atomic_fetch_add_explicit(&s->word, 1, memory_order_acq_rel);
+        const uint32_t index = t & index_mask, end = t >> INDEX_BITS & index_mask;
+        if (index >= end) return;
         p->fn(p->ctx, (int)index);
+        const uint32_t count = p->count; // the job cannot end before this task is counted
         if (atomic_fetch_add(&p->done, 1) + 1 == count && atomic_load(&p->caller_sleeps))
             futex_wake(&p->done, 1);
     }
+}
+
+static void work(struct pool *p) {
+    for (int i = 0; i < p->num_threads; i++)
+        work_at(p, &p->stretches[(thread_index + i) % p->num_threads]);
 }
 
 static void *worker(void *arg) {
@@ -113,6 +129,9 @@ struct pool *pool_create(int num_threads) {
     if (posix_memalign((void **)&p, 64, sizeof *p)) die("out of memory: thread pool");
     *p = (struct pool){.num_threads = num_threads};
     pthread_mutex_init(&p->turn, NULL);
+    if (posix_memalign((void **)&p->stretches, 64, (size_t)num_threads * sizeof *p->stretches))
+        die("out of memory: thread pool");
+    memset(p->stretches, 0, (size_t)num_threads * sizeof *p->stretches);
     p->workers = mem_zero((size_t)num_threads, sizeof *p->workers);
     for (int i = 1; i < num_threads; i++) {
         struct worker *w = &p->workers[i];
@@ -130,6 +149,7 @@ void pool_destroy(struct pool *p) {
     for (int i = 1; i < p->num_threads; i++) pthread_join(p->workers[i].thread, NULL);
     pthread_mutex_destroy(&p->turn);
     free(p->workers);
+    free(p->stretches);
     free(p);
 }
 
@@ -147,10 +167,15 @@ void pool_run(struct pool *p, int num_tasks, void (*fn)(void *, int), void *ctx)
     p->fn = fn;
     p->ctx = ctx;
     atomic_store(&p->done, 0);
-    const uint64_t generation = (atomic_load(&p->ticket) >> 2 * INDEX_BITS) + 1;
-    atomic_store_explicit(&p->ticket,
-                          generation << 2 * INDEX_BITS | (uint64_t)num_tasks << INDEX_BITS,
-                          memory_order_release);
+    p->count = (uint32_t)num_tasks;
+    p->generation = (p->generation + 1) & 0xffff;
+    for (int i = 0; i < p->num_threads; i++) {
+        const uint64_t first = (uint64_t)num_tasks * (uint64_t)i / (uint64_t)p->num_threads;
+        const uint64_t end = (uint64_t)num_tasks * (uint64_t)(i + 1) / (uint64_t)p->num_threads;
+        atomic_store_explicit(&p->stretches[i].word,
+                              p->generation << 2 * INDEX_BITS | end << INDEX_BITS | first,
+                              memory_order_release);
+    }
     announce(p);
     work(p);
     uint32_t done = atomic_load_explicit(&p->done, memory_order_acquire);

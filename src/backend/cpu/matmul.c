@@ -19,7 +19,7 @@ enum {
 };
 
 // 2 to 16 KiB ahead are alike; nothing ahead costs a quarter, 32 KiB a tenth.
-enum { AHEAD_BYTES = 4096 };
+enum { AHEAD_BYTES = 4096, WRITE_AHEAD = 6 };
 
 // One product y = f(add + x W), ready to run.
 struct part {
@@ -134,13 +134,16 @@ static void multiply_panel(const struct matmul_job *j, const struct part *p, flo
 // Writes what n panels came to: a row's outputs of all of them in one go, for rows lie far apart.
 static void finish_rows(const struct matmul_job *j, const struct part *p, const float *sums,
                         size_t panel, size_t n, size_t r, size_t rows) {
-    for (size_t row = 0; row < rows; row++)
+    for (size_t row = 0; row < rows; row++) {
+        for (size_t i = 0; row + WRITE_AHEAD < rows && i < 2 * n; i++)
+            __builtin_prefetch(p->y + (r + row + WRITE_AHEAD) * p->out + panel * PANEL + 16 * i, 1);
         for (size_t i = 0; i < n; i++) {
             const size_t o = (panel + i) * PANEL, outs = p->out - o < PANEL ? p->out - o : PANEL;
             const size_t at = (r + row) * p->out + o;
             j->k->rows->finish(p->y + at, sums + (i * rows + row) * PANEL,
                                p->add ? p->add + at : NULL, outs, p->act);
         }
+    }
 }
 
 static void matmul_task(void *ctx, int task) {
@@ -148,10 +151,11 @@ static void matmul_task(void *ctx, int task) {
     int i = j->parts - 1;
     while ((size_t)task < j->part[i].first_task) i--;
     const struct part *p = &j->part[i];
+    // Rows are the slow index: a thread's stretch of the tasks is a stretch of the rows.
     const size_t t = (size_t)task - p->first_task, all = cpu_panels(p->out);
-    const size_t r = t % p->row_chunks * p->row_chunk;
+    const size_t panel_chunks = (all + p->panel_chunk - 1) / p->panel_chunk;
+    const size_t r = t / panel_chunks * p->row_chunk, first = t % panel_chunks * p->panel_chunk;
     const size_t rows = p->R - r < p->row_chunk ? p->R - r : p->row_chunk;
-    const size_t first = t / p->row_chunks * p->panel_chunk;
     const size_t end = first + p->panel_chunk < all ? first + p->panel_chunk : all;
     float *sums = j->scratch + (size_t)pool_thread() * j->scratch_step,
           *room = sums + j->acc_floats;
