@@ -116,20 +116,30 @@ static int check_param(const struct weights_tensor *t, const struct param *p,
 }
 
 static void load_into(struct model *m, struct tensor to, const struct weights_tensor *t) {
+    if (to.buf->host) {
+        weights_read(t, to.dtype, tensor_host(to));
+        return;
+    }
     void *raw = mem_alloc(tensor_bytes(to));
     weights_read(t, to.dtype, raw);
     m->be->class->upload(m->be, to, raw);
     free(raw);
 }
 
-// Without masters a matrix only passes through: from the file's numbers into the packed form.
+// Without masters a matrix only passes through: from the file's numbers into the packed form. A
+// backend in host memory reads them where they are.
 static int load_matrix(struct model *m, int i, const struct weights_tensor *t, struct error *err) {
     const struct param *p = &m->params[i];
-    const enum dtype type = t->dtype == DT_BF16 ? DT_BF16 : m->be->real;
-    struct buffer *b = buffer_create(m->be, p->count * dtype_size(type), err);
-    if (!b) return -1;
-    const struct tensor src = {.buf = b, .dtype = type, .ndim = 2, .dim = {p->dim[0], p->dim[1]}};
-    load_into(m, src, t);
+    const void *there = m->memory->host ? weights_in_place(t) : NULL;
+    const enum dtype type = there || t->dtype == DT_BF16 ? t->dtype : m->be->real;
+    struct buffer file = {.be = m->be, .host = (void *)(uintptr_t)there, .bytes = p->count},
+                  *b = NULL;
+    if (!there && !(b = buffer_create(m->be, p->count * dtype_size(type), err))) return -1;
+    const struct tensor src = {.buf = there ? &file : b,
+                               .dtype = type,
+                               .ndim = 2,
+                               .dim = {p->dim[0], p->dim[1]}};
+    if (!there) load_into(m, src, t);
     weight_destroy(m->weights[i]);
     m->weights[i] =
         m->be->class->weight_create(m->be, src, p->layout, model_precision(m->options, p), false);
@@ -137,23 +147,50 @@ static int load_matrix(struct model *m, int i, const struct weights_tensor *t, s
     return 0;
 }
 
-// Of the sizes and of every number as it is stored: the same weights hash the same in .pth and
-// .safetensors. Strided tensors are hashed in order.
-static uint64_t hash_of(const struct model *m, const struct weights *w) {
+static void hash_numbers(struct hasher *h, const struct weights_tensor *t) {
+    const size_t bytes = t->count * dtype_size(t->dtype);
+    const void *there = weights_in_place(t);
+    if (there) {
+        hasher_add(h, there, bytes);
+        return;
+    }
+    void *flat = mem_alloc(bytes);
+    weights_read(t, t->dtype, flat);
+    hasher_add(h, flat, bytes);
+    free(flat);
+}
+
+static int load_param(struct model *m, int i, const struct weights_tensor *t, struct error *err) {
+    const struct param *p = &m->params[i];
+    if (p->id == P_EMB)
+        load_into(m, m->embedding, t);
+    else if (m->options.trained || !p->matrix)
+        load_into(m, model_master(m, i), t);
+    else if (!p->unused)
+        return load_matrix(m, i, t, err);
+    return 0;
+}
+
+// The hash is of the sizes and of every number as it is stored: the same weights hash the same in
+// .pth and .safetensors.
+static int load_params(struct model *m, const struct weights *w, struct error *err) {
     struct hasher *h = hasher_create();
+    int rc = 0;
     hasher_add(h, &m->dims, sizeof m->dims);
-    for (int i = 0; i < m->num_params; i++) {
-        const struct weights_tensor *t = weights_find(w, m->params[i].name);
-        if (!t || m->params[i].unused) continue;
-        const size_t bytes = t->count * dtype_size(t->dtype);
-        void *flat = mem_alloc(bytes);
-        weights_read(t, t->dtype, flat);
-        hasher_add(h, flat, bytes);
-        free(flat);
+    for (int i = 0; rc == 0 && i < m->num_params; i++) {
+        const struct param *p = &m->params[i];
+        const struct weights_tensor *t = weights_find(w, p->name);
+        if (!t) continue;
+        weights_want(t);
+        if (!p->unused) hash_numbers(h, t);
+        rc = load_param(m, i, t, err);
+        weights_drop(t);
+        if (rc) fail_in(err, "%s: %s", weights_path(w), p->name);
     }
     const uint64_t hash = hasher_digest(h);
+    m->hash = hash ? hash : 1;
     hasher_destroy(h);
-    return hash ? hash : 1;
+    return rc;
 }
 
 int model_load(struct model *m, const struct weights *w, struct error *err) {
@@ -163,18 +200,7 @@ int model_load(struct model *m, const struct weights *w, struct error *err) {
         if (!(p->unused && !t) && check_param(t, p, w, err)) return -1;
     }
     if (refuse_unknown(m, w, err)) return -1;
-    for (int i = 0; i < m->num_params; i++) {
-        const struct param *p = &m->params[i];
-        const struct weights_tensor *t = weights_find(w, p->name);
-        if (!t) continue;
-        if (p->id == P_EMB)
-            load_into(m, m->embedding, t);
-        else if (m->options.trained || !p->matrix)
-            load_into(m, model_master(m, i), t);
-        else if (!p->unused && load_matrix(m, i, t, err))
-            return fail_in(err, "%s: %s", weights_path(w), p->name);
-    }
-    m->hash = hash_of(m, w);
+    if (load_params(m, w, err)) return -1;
     if (weights_shrank(w))
         return fail(err, E_IO,
                     "%s: was cut short while it was being read; new weights are best put in an old "

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 // ---- the list ----------------------------------------------------------------------------------
 
@@ -156,6 +158,34 @@ void weights_read(const struct weights_tensor *t, enum dtype to, void *out) {
         read_run(t, to, to_bytes + done * dtype_size(to), offset, run);
         for (int d = outer - 1; d >= 0 && ++at[d] == t->dim[d]; d--) at[d] = 0;
     }
+}
+
+const void *weights_in_place(const struct weights_tensor *t) {
+    size_t run = 1;
+    if (t->blocks || !t->count || (uintptr_t)t->data % dtype_size(t->dtype)) return NULL;
+    for (int d = t->ndim; d-- > 0; run *= t->dim[d])
+        if (t->stride[d] != run && t->dim[d] != 1) return NULL;
+    return t->data;
+}
+
+// The whole pages inside a tensor.
+static void advise(const struct weights_tensor *t, int advice) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)weights_in_place(t);
+    const uintptr_t first = (at + page - 1) / page * page;
+    const uintptr_t end = (at + t->count * dtype_size(t->dtype)) / page * page;
+    if (at && end > first) madvise((void *)first, end - first, advice); // a wish
+}
+
+void weights_want(const struct weights_tensor *t) {
+#ifdef MADV_POPULATE_READ
+    advise(t, MADV_POPULATE_READ);
+#else
+    advise(t, MADV_WILLNEED);
+#endif
+}
+
+void weights_drop(const struct weights_tensor *t) {
+    advise(t, MADV_DONTNEED);
 }
 
 // ---- opening -----------------------------------------------------------------------------------

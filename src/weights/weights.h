@@ -49,6 +49,14 @@ bool weights_shrank(const struct weights *w);
 // All elements, row-major, converted: `count` of type `to`, a float type.
 void weights_read(const struct weights_tensor *t, enum dtype to, void *out);
 
+// The elements themselves, where they lie in the file row-major, aligned and as `dtype`; else NULL.
+const void *weights_in_place(const struct weights_tensor *t);
+
+// Before and after all of a tensor is read: its pages are wanted at once, or no longer. They stay in
+// the system's cache either way; only the program's memory is smaller for it.
+void weights_want(const struct weights_tensor *t);
+void weights_drop(const struct weights_tensor *t);
+
 // How a tensor is stored: "bf16", "q8_0".
 const char *weights_storage(const struct weights_tensor *t);
 
