@@ -407,10 +407,10 @@ static const struct cli_command train = {
     .run = run_train,
 };
 
-extern const struct cli_command cmd_bench_serve, cmd_bench_report;
+extern const struct cli_command cmd_bench_kernels, cmd_bench_serve, cmd_bench_report;
 
 static const struct cli_command *const below[] = {
-    &decode, &prefill, &train, &cmd_bench_serve, &cmd_bench_report, NULL,
+    &decode, &prefill, &train, &cmd_bench_kernels, &cmd_bench_serve, &cmd_bench_report, NULL,
 };
 
 const struct cli_command cmd_bench = {

@@ -102,5 +102,15 @@ for what in decode prefill train; do
     check "bench $what" 0 '"tok_s":' $rwkv bench $what --size demo --tokens 8 --repeat 1 --json
 done
 
+check "bench of random weights of any size" 0 '"share":' $rwkv bench decode --size 1x64x100 --dtype int4 --tokens 2 \
+    --repeat 1 --json
+check "bench of a size that is none" 2 "LAYERSxCHANNELSxVOCABULARY" $rwkv bench decode --size 1x64
+for kernel in wkv7_pretrain_forward wkv7_pretrain_backward wkv7_statepass_forward wkv7_statepass_backward \
+    wkv7_statetune_forward wkv7_statetune_backward wkv7_infer_forward; do
+    check "bench $kernel" 0 "\"kernel\":\"$kernel\"" $rwkv bench kernels --kernel $kernel --case b2_t20_h3 --repeat 1 --json
+done
+check "bench rapid_sample_forward" 0 '"error":0' $rwkv bench kernels --case b4_v4096_k50 --repeat 1 --json
+check "bench of a shape that is none" 2 "expected a shape such as" $rwkv bench kernels --case b1
+
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
