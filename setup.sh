@@ -7,7 +7,8 @@ set -eu
 demo="gcc make libc6-dev libjansson-dev libxxhash-dev libuv1-dev curl bible-kjv
       bible-kjv-text"
 dev="$demo git pkg-config libcmocka-dev clang g++ llvm clang-format libclang-rt-14-dev strace zstd
-     golang-github-burntsushi-toml-dev python3 python3-venv chromium"
+     golang-github-burntsushi-toml-dev python3 python3-venv chromium gcc-aarch64-linux-gnu
+     libc6-dev-arm64-cross qemu-user"
 
 case "${1-}" in
 demo) wanted=$demo ;;

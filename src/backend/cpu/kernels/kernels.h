@@ -161,7 +161,7 @@ struct kernels {
     const struct wkv7_kernels *wkv7;
 };
 
-// The best level of this machine, or the one that RWKV_ISA (v1, v3, v4) names if it is there.
+// The best level of this machine, or the one that RWKV_ISA (v1, v3, v4, bf16) names if it is there.
 const struct kernels *kernels_pick(void);
 // Level i of those this machine can run, NULL past the last: for tests.
 const struct kernels *kernels_level(int i);
