@@ -81,7 +81,7 @@ struct op_case {
     bool rowwise; // each row alone gives the same bits
     // How far f32 results may be from the double ones, relative to the largest value of the plane.
     // 0: exactly the same.
-    double tolerance;
+    double tolerance, tensor_cores;        // the second where "cuda" may be less exact, else 0
     const char *forward;                   // the op this is the gradient of
     double (*flops)(const struct call *c); // NULL: counted by bytes alone
 };

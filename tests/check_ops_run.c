@@ -241,12 +241,13 @@ void run_open(struct run *r, const struct call *c, struct backend *be) {
     const struct tensor all = {.buf = r->buf, .dtype = DT_U8, .ndim = 1, .dim = {r->bytes}};
     be->class->upload(be, all, r->before);
     const int span = call_arg(c, "span"), weight = call_arg(c, "weight");
-    if (span >= 0)
+    if (span >= 0) {
         r->batch = (struct batch){.rows = c->size.R,
-                                  .spans = c->spans,
                                   .span = r->t[span],
                                   .prev = r->t[span + 1],
                                   .last = r->t[span + 2]};
+        batch_count(&r->batch, c->span, c->spans);
+    }
     if (weight >= 0)
         r->w = be->class->weight_create(be, r->t[weight], c->layout, c->precision, c->trained);
 }

@@ -482,10 +482,9 @@ static const struct size rows_sizes[] = {{1, 3, 1, 3},     {0, 48, 16, 5},   {1,
                                          {5, 200, 8, 300}, {70, 260, 4, 11}, END};
 static const struct size span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
                                          {37, 100, 4, 1}, {70, 48, 16, 1}, END};
-static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
-                                         {5, 48, 16, 1},   {19, 96, 32, 1},
-                                         {37, 128, 64, 1}, {34, 192, 64, 1},
-                                         {18, 240, 80, 1}, END};
+static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},   {5, 48, 16, 1},
+                                         {19, 96, 32, 1},  {37, 128, 64, 1}, {34, 192, 64, 1},
+                                         {18, 240, 80, 1}, {150, 64, 64, 1}, END};
 // Heads that are no multiple of a vector: not for wkv7.
 static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
                                              {0, 64, 64, 1},
@@ -559,10 +558,10 @@ const struct op_case op_cases[] = {
     {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1,
      .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
-    {NAMED(wkv7), .sizes = head_sizes, .bench = rows_bench, .variants = 2, .can_bare = true,
-     .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
-    {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .sizes = head_sizes, .bench = rows_bench,
-     .variants = 1, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
+    {NAMED(wkv7), .sizes = head_sizes, .tensor_cores = 2e-5, .bench = rows_bench, .variants = 2,
+     .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
+    {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
+     .bench = rows_bench, .variants = 1, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},
     {NAMED(readout), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
      .tolerance = 1e-6},

@@ -143,12 +143,13 @@ static void wkv_carve(struct wkv *k, struct backend *be, size_t T, size_t H, siz
         k->u = carve(&c, be->real, 3, planes);
         k->du = carve(&c, be->real, 3, planes);
         k->saved = carve(&c, DT_U8, 1, &saved);
-        k->batch = (struct batch){.rows = (int)T, .spans = 1};
+        k->batch = (struct batch){.rows = (int)T, .exact = true};
         k->batch.span = carve(&c, DT_I32, 2, (size_t[]){1, 4});
         k->batch.prev = carve(&c, DT_I32, 1, &T);
         k->batch.last = carve(&c, DT_I32, 1, &T);
     }
     const struct span span = {.len = (int)T};
+    batch_count(&k->batch, &span, 1);
     be->class->upload(be, k->batch.span, &span);
 }
 

@@ -83,10 +83,15 @@ struct span {
 // What the ops that know time need of a batch, in backend memory. Spans cover all rows in order.
 struct batch {
     int rows, spans;
+    int shortest, longest; // span, in rows
+    bool exact; // wkv7 keeps to f32 throughout; else it may lose what bf16 inputs have lost anyway
     struct tensor span; // (spans, 4) i32: struct span
     struct tensor prev; // (R) i32: the row of the previous token, or -1-slot at a span's first row
     struct tensor last; // (R) i32: the slot at a span's last row, else -1
 };
+
+// Sets spans, shortest and longest.
+void batch_count(struct batch *b, const struct span *spans, int n);
 
 // ---- the backend -------------------------------------------------------------------------------
 
@@ -130,6 +135,9 @@ struct backend_class {
 
     // Bytes that wkv7 saves for wkv7_bwd, for a batch of up to `rows` rows in `spans` spans.
     size_t (*wkv7_saved_bytes)(const struct backend *be, int rows, int spans, int H, int N);
+    // A sequence has the same bits whole and in pieces that begin at multiples of so many tokens,
+    // and in any pieces where a batch is `exact`.
+    int (*wkv7_grain)(const struct backend *be, int N);
 };
 
 // Every weight begins with this: what ops.c checks shapes against.

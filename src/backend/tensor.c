@@ -76,3 +76,12 @@ struct precision precision_parse(const char *name) {
         if (strcmp(name, known[i].name) == 0) return known[i].precision;
     return (struct precision){DT_NONE, DT_NONE};
 }
+
+void batch_count(struct batch *b, const struct span *spans, int n) {
+    b->spans = n;
+    b->shortest = b->longest = n ? spans[0].len : 0;
+    for (int i = 1; i < n; i++) {
+        if (spans[i].len < b->shortest) b->shortest = spans[i].len;
+        if (spans[i].len > b->longest) b->longest = spans[i].len;
+    }
+}

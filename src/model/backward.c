@@ -121,7 +121,7 @@ double model_loss(struct model *m, struct run *r, const struct feed *f, bool gra
     run_set(r, m, f);
     embed_forward(m, r, f);
     for (int i = 0; i < L; i++)
-        layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first, &f->batch,
+        layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first, &r->batch,
                       NULL);
     op_norm(be, r->normed, run_x(r, L), model_vector(m, P_OUT_W, 0), model_vector(m, P_OUT_B, 0),
             LN_EPS);
@@ -134,8 +134,8 @@ double model_loss(struct model *m, struct run *r, const struct feed *f, bool gra
             // Checkpointing: what the layer computed on the way up is computed once more.
             if (r->limits.mode == RUN_CHECKPOINT && i < L - 1)
                 layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first,
-                              &f->batch, NULL);
-            layer_backward(m, i, run_acts(r, i), g, run_x(r, i), r->v_first, &f->batch);
+                              &r->batch, NULL);
+            layer_backward(m, i, run_acts(r, i), g, run_x(r, i), r->v_first, &r->batch);
         }
         op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 1, 0), vector_grad(m, P_LN0_B, 1, 0), g->x,
                     r->e, model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());

@@ -72,10 +72,10 @@ void feed_set(struct feed *f, const struct span *spans, int num_spans, const int
     }
     if (outs) memcpy(w + out, out_rows, (size_t)outs * sizeof *out_rows);
     f->batch = (struct batch){.rows = rows,
-                              .spans = num_spans,
                               .span = view(f, 0, 2, S, 4),
                               .prev = view(f, prev, 1, R, 0),
                               .last = view(f, last, 1, R, 0)};
+    batch_count(&f->batch, spans, num_spans);
     f->tokens = view(f, token, 1, R, 0);
     f->targets = targets ? view(f, target, 1, R, 0) : tensor_none();
     f->out_rows = view(f, out, 1, (size_t)outs, 0);

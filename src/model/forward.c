@@ -93,7 +93,7 @@ struct tensor model_forward(struct model *m, struct run *r, const struct feed *f
     embed_forward(m, r, f);
     const struct tensor x = run_x(r, 0);
     for (int i = 0; i < m->dims.L; i++)
-        layer_forward(m, i, run_acts(r, i), x, x, r->v_first, &f->batch, state);
+        layer_forward(m, i, run_acts(r, i), x, x, r->v_first, &r->batch, state);
     if (!f->outs) return tensor_none();
     op_gather_rows(m->be, r->last, x, f->out_rows);
     op_norm(m->be, r->normed, r->last, model_vector(m, P_OUT_W, 0), model_vector(m, P_OUT_B, 0),

@@ -131,6 +131,9 @@ void run_set(struct run *r, const struct model *m, const struct feed *f) {
            f->outs <= r->limits.outs);
     struct carver c = {.buf = r->memory};
     lay_out(r, &c, m->be, &m->dims, f->batch.rows, f->batch.spans, f->outs);
+    const struct precision p = m->options.precision;
+    r->batch = f->batch;
+    r->batch.exact = p.inputs == DT_F32 && (p.stored == DT_F32 || p.stored == DT_BF16);
 }
 
 struct acts *run_acts(struct run *r, int layer) {

@@ -37,6 +37,7 @@ struct grads {
 struct run {
     struct run_limits limits;
     struct buffer *memory;
+    struct batch batch;    // the feed's, as exact as the model
     struct tensor e;       // (R,C) embedding rows
     struct tensor v_first; // (R,C) layer 0's values
     struct tensor x;    // (1 or L+1,R,C) residual stream at each layer's entry, and after the last

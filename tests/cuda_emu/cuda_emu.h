@@ -73,6 +73,15 @@ template <class T> static inline T __shfl_xor_sync(unsigned, T x, int d) {
 template <class T> static inline T __shfl_up_sync(unsigned, T x, int d) {
     return emu_shuffle(x, emu_lane() < d ? emu_lane() : emu_lane() - d);
 }
+template <class T> static inline T __shfl_down_sync(unsigned, T x, int d) {
+    return emu_shuffle(x, emu_lane() + d > 31 ? emu_lane() : emu_lane() + d);
+}
+template <class T> static inline T __shfl_sync(unsigned, T x, int from) {
+    return emu_shuffle(x, from & 31);
+}
+static inline void __syncwarp() {
+    emu_shuffle(0, emu_lane());
+}
 static inline unsigned __ballot_sync(unsigned, int x) {
     return emu_ballot(x != 0);
 }

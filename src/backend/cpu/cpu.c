@@ -562,6 +562,7 @@ static const struct backend_class cpu_class = {
     .weight_bytes = cpu_weight_bytes,
     .measure = cpu_measure,
     .wkv7_saved_bytes = cpu_wkv7_saved_bytes,
+    .wkv7_grain = host_wkv7_grain,
 };
 
 int cpu_open(struct backend **out, int num_threads, struct error *err) {

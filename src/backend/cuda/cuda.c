@@ -165,6 +165,11 @@ static size_t cuda_wkv7_saved_bytes(const struct backend *be, int rows, int span
            sizeof(float);
 }
 
+static int cuda_wkv7_grain(const struct backend *be, int N) {
+    (void)be;
+    return k_wkv7_grain(N);
+}
+
 // ---- the backend -------------------------------------------------------------------------------
 
 static void cuda_destroy(struct backend *be) {
@@ -189,6 +194,7 @@ static const struct backend_class cuda_class = {
     .weight_bytes = cuda_weight_bytes,
     .measure = cuda_measure,
     .wkv7_saved_bytes = cuda_wkv7_saved_bytes,
+    .wkv7_grain = cuda_wkv7_grain,
 };
 
 static int find_device(struct cuda *c, struct error *err) {

@@ -20,7 +20,7 @@
 template <class... P> struct launched {
     struct header {
         void (*kernel)(P...);
-        unsigned grid[2], block, overlap;
+        unsigned grid[2], block, shared, overlap;
     };
 
     static constexpr size_t whole(size_t bytes) { return (bytes + 7) / 8 * 8; }
@@ -46,6 +46,10 @@ template <class... P> struct launched {
         cudaLaunchConfig_t config = {};
         config.gridDim = dim3(h.grid[0], h.grid[1]);
         config.blockDim = dim3(h.block);
+        config.dynamicSmemBytes = h.shared;
+        if (h.shared > 48 << 10) // more has to be asked for
+            cudaFuncSetAttribute((const void *)h.kernel,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, (int)h.shared);
         config.stream = stream;
         config.attrs = &overlap;
         config.numAttrs = h.overlap ? 1 : 0;
@@ -62,11 +66,14 @@ template <class... P> struct launched {
     }
 };
 
+// shared: bytes of SHARED_BYTES in the kernel.
 template <class... P, class... A>
-static void launch(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 block, A... args) {
+static void launch_with(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                        A... args) {
     using l = launched<P...>;
     alignas(8) char bytes[l::total()] = {};
-    const typename l::header h = {kernel, {grid.x, grid.y}, block.x, (unsigned)queue_overlaps(q)};
+    const typename l::header h = {
+        kernel, {grid.x, grid.y}, block.x, (unsigned)shared, (unsigned)queue_overlaps(q)};
     std::memcpy(bytes, &h, sizeof h);
     char *at = bytes + l::whole(sizeof h);
     auto put = [&](const auto &x) {
@@ -77,7 +84,15 @@ static void launch(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 block,
     queue_add(q, l::play, bytes, sizeof bytes);
 }
 
-#define LAUNCH(kernel, grid, block, queue, ...) launch(queue, kernel, grid, block, __VA_ARGS__)
+#define LAUNCH(kernel, grid, block, queue, ...)                                                    \
+    launch_with(queue, kernel, grid, block, 0, __VA_ARGS__)
+
+// Shared memory whose size the launch says.
+#ifdef CUDA_EMU
+#define SHARED_BYTES(name) alignas(16) static char name[227 << 10]
+#else
+#define SHARED_BYTES(name) extern __shared__ __align__(16) char name[]
+#endif
 
 // As in backend/dtype.h and ops.h; cuda.c asserts that they agree.
 enum : int { T_F64 = 1, T_F32, T_BF16, T_F16, T_INT8 = 9, T_INT4 };

@@ -56,6 +56,7 @@ void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, float *dg, 
 
 // ---- wkv7.cu
 int k_wkv7_chunk(int N); // tokens between the states that training keeps
+int k_wkv7_grain(int N); // the backend's wkv7_grain
 struct wkv7_args {
     // saved: s = S_{t-1}a (R,C), then the states at chunk starts: a span's begin at slot
     // floor(first/chunk) + span index, which leaves every span room enough.
@@ -66,7 +67,13 @@ struct wkv7_args {
     const int32_t *span; // (spans, 4)
     size_t R, C;
     int spans, H;
+    int shortest, longest; // span, in rows
+    bool exact;            // token by token, whatever the head size
+    // Heads of 64 go through the whole chunks of a span at once, then through the rest token by
+    // token; the state between the two, or its gradient: (spans,H,N,N), scratch.
+    float *carry;
 };
+bool k_wkv7_carries(const struct wkv7_args *a); // whether carry is wanted
 void k_wkv7(struct queue *s, const struct wkv7_args *a);
 void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a);
 

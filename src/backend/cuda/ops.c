@@ -91,39 +91,48 @@ static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct ten
                        dev(rkv), dev(lora), dev(v_first), dev(vecs), part, R, C, H);
 }
 
+static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tensor saved,
+                                  const struct batch *b, int H) {
+    return (struct wkv7_args){.saved = dev(saved),
+                              .r = dev(r),
+                              .u = dev(u),
+                              .span = dev(b->span),
+                              .R = r.dim[0],
+                              .C = r.dim[1],
+                              .spans = b->spans,
+                              .H = H,
+                              .shortest = b->shortest,
+                              .longest = b->longest,
+                              .exact = b->exact};
+}
+
+static bool give_carry(struct backend *be, struct wkv7_args *a) {
+    if (!k_wkv7_carries(a)) return true;
+    a->carry = cuda_scratch(cuda_of(be), (size_t)a->spans * a->C * (a->C / (size_t)a->H) * 4);
+    return a->carry;
+}
+
 static void cuda_wkv7(struct backend *be, struct tensor y, struct tensor state_out,
                       struct tensor saved, struct tensor r, struct tensor u, struct tensor state_in,
                       const struct batch *b, int H) {
-    k_wkv7(queue_of(be), &(struct wkv7_args){.y = dev(y),
-                                             .state_out = dev(state_out),
-                                             .saved = dev(saved),
-                                             .r = dev(r),
-                                             .u = dev(u),
-                                             .state_in = dev(state_in),
-                                             .span = dev(b->span),
-                                             .R = r.dim[0],
-                                             .C = r.dim[1],
-                                             .spans = b->spans,
-                                             .H = H});
+    struct wkv7_args a = wkv7_args(r, u, saved, b, H);
+    a.y = dev(y);
+    a.state_out = dev(state_out);
+    a.state_in = dev(state_in);
+    if (give_carry(be, &a)) k_wkv7(queue_of(be), &a);
 }
 
 static void cuda_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du,
                           struct tensor dstate_in, struct tensor dy, struct tensor r,
                           struct tensor u, struct tensor saved, struct tensor dstate_out,
                           const struct batch *b, int H) {
-    k_wkv7_bwd(queue_of(be), &(struct wkv7_args){.saved = dev(saved),
-                                                 .r = dev(r),
-                                                 .u = dev(u),
-                                                 .dr = dev(dr),
-                                                 .du = dev(du),
-                                                 .dstate_in = dev(dstate_in),
-                                                 .dy = dev(dy),
-                                                 .dstate_out = dev(dstate_out),
-                                                 .span = dev(b->span),
-                                                 .R = r.dim[0],
-                                                 .C = r.dim[1],
-                                                 .spans = b->spans,
-                                                 .H = H});
+    struct wkv7_args a = wkv7_args(r, u, saved, b, H);
+    a.dr = dev(dr);
+    a.du = dev(du);
+    a.dstate_in = dev(dstate_in);
+    a.dy = dev(dy);
+    a.dstate_out = dev(dstate_out);
+    if (give_carry(be, &a)) k_wkv7_bwd(queue_of(be), &a);
 }
 
 static void cuda_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,

@@ -2,9 +2,7 @@
 // threads a row of the state, which stays in registers. Nothing crosses rows on the way up, so
 // there is one barrier for every STAGE tokens; on the way back there is one a token. Bound by the
 // latency of that chain.
-#include "device.cuh"
-
-#include "kernels.h"
+#include "wkv7.cuh"
 
 // A thread (i, q) has of row i the columns 16m + 4q + {0…3}: NJ of them. EXACT: N is 4·NJ.
 enum { QUAD = 4, STAGE = 8, GROUP = 4 };
@@ -18,19 +16,37 @@ int k_wkv7_chunk(int N) {
     return N <= 64 ? chunk_of<16>() : N == 128 ? chunk_of<32>() : chunk_of<64>();
 }
 
+int k_wkv7_grain(int N) {
+    return chunked(N) ? WKV7_CHUNK : 1;
+}
+
 struct place {
-    int first, len;
-    size_t state;  // of the slot and head, in floats
-    float *chunks; // of this span and head, H·N·N apart
+    int first, len; // of what is done here
+    const float *in, *dout;
+    float *out, *din; // states, and gradients of states
+    float *chunks;    // of this span and head, H·N·N apart
     size_t chunk_step;
 };
 
 __device__ static place place_of(const wkv7_args &a, int N, int chunk, size_t h) {
     const int *span = a.span + 4 * blockIdx.y;
-    const size_t NN = (size_t)N * N;
-    place p = {span[0], span[1], ((size_t)span[2] * a.H + h) * NN, nullptr, a.H * NN};
+    const int before =
+        !a.exact && chunked(N) ? span[1] / WKV7_CHUNK * WKV7_CHUNK : 0; // in wkv7_chunk.cu
+    const size_t NN = (size_t)N * N, first = (size_t)span[0];
+    const size_t state = ((size_t)span[2] * a.H + h) * NN;
+    float *carry = before ? a.carry + (blockIdx.y * (size_t)a.H + h) * NN : nullptr;
+    place p = {};
+    p.first = span[0] + before;
+    p.len = span[1] - before;
+    if (a.state_in) p.in = a.state_in + state;
+    if (a.state_out) p.out = a.state_out + state;
+    if (a.dstate_out) p.dout = a.dstate_out + state;
+    if (a.dstate_in) p.din = a.dstate_in + state;
+    if (carry) p.in = p.din = carry;
+    p.chunk_step = a.H * NN;
     if (a.saved)
-        p.chunks = a.saved + a.R * a.C + (((size_t)p.first / chunk + blockIdx.y) * a.H + h) * NN;
+        p.chunks =
+            a.saved + a.R * a.C + ((first / chunk + blockIdx.y + before / chunk) * a.H + h) * NN;
     return p;
 }
 
@@ -86,12 +102,12 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
     const int i = (int)(blockIdx.x % SPLIT) * (N / SPLIT) + (tid >> 2);
     const size_t at = blockIdx.x / SPLIT * (size_t)N;
     const place p = place_of(a, N, CHUNK, blockIdx.x / SPLIT);
+    if (!p.len) return;
     float4 S[NJ / 4];
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++)
         if (EXACT || m < N / 16)
-            S[m] = a.state_in ? load_row(a.state_in + p.state + i, N, 16 * m + 4 * q)
-                              : make_float4(0, 0, 0, 0);
+            S[m] = p.in ? load_row(p.in + i, N, 16 * m + 4 * q) : make_float4(0, 0, 0, 0);
     float next[LOADS];
     auto load = [&](int t0) {
 #pragma unroll
@@ -140,10 +156,10 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
             if (q == 1 && a.saved) a.saved[row] = s;
         }
     }
-    if (!a.state_out) return;
+    if (!p.out) return;
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++)
-        if (EXACT || m < N / 16) store_row(a.state_out + p.state + i, N, 16 * m + 4 * q, S[m]);
+        if (EXACT || m < N / 16) store_row(p.out + i, N, 16 * m + 4 * q, S[m]);
 }
 
 // ---- backward ----------------------------------------------------------------------------------
@@ -161,13 +177,14 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
     const int tid = threadIdx.x, j = tid >> 2, q = tid & 3, which = tid / N, col = tid % N;
     const size_t at = blockIdx.x * (size_t)N, plane = a.R * a.C;
     const place p = place_of(a, N, CHUNK, blockIdx.x);
+    if (!p.len) return;
     float Gr[NJ], Gc[NJ], begin[GROUPS][NJ];
     // The n-th element of a thread stands at column, or row, 16m + 4q + e.
 #define AT(n)     (16 * ((n) / 4) + 4 * q + (n) % 4)
 #define EACH_N(n) _Pragma("unroll") for (int n = 0; n < NJ; n++) if (EXACT || n < nj)
     EACH_N(n) {
-        Gr[n] = a.dstate_out ? a.dstate_out[p.state + AT(n) * N + j] : 0;
-        Gc[n] = a.dstate_out ? a.dstate_out[p.state + j * N + AT(n)] : 0;
+        Gr[n] = p.dout ? p.dout[AT(n) * N + j] : 0;
+        Gc[n] = p.dout ? p.dout[j * N + AT(n)] : 0;
     }
     for (int c = (p.len - 1) / CHUNK; c >= 0; c--) {
         const int t0 = c * CHUNK, count = p.len - t0 < CHUNK ? p.len - t0 : CHUNK;
@@ -247,7 +264,7 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
             }
         }
     }
-    if (a.dstate_in) EACH_N(n) a.dstate_in[p.state + j * N + AT(n)] = Gc[n];
+    if (p.din) EACH_N(n) p.din[j * N + AT(n)] = Gc[n];
 #undef AT
 #undef EACH_N
 }
@@ -259,9 +276,24 @@ static void forward(struct queue *s, const struct wkv7_args &a, int N) {
     LAUNCH((wkv7_forward<NJ, EXACT, SPLIT>), dim3(a.H * SPLIT, a.spans), QUAD * N / SPLIT, s, a);
 }
 
+static bool has_chunks(const wkv7_args &a) {
+    return !a.exact && chunked((int)(a.C / a.H)) && a.longest >= WKV7_CHUNK;
+}
+
+// Whether some spans have tokens besides whole chunks.
+static bool has_rest(const wkv7_args &a) {
+    return !has_chunks(a) || a.shortest != a.longest || a.longest % WKV7_CHUNK;
+}
+
+bool k_wkv7_carries(const struct wkv7_args *a) {
+    return has_chunks(*a) && has_rest(*a);
+}
+
 void k_wkv7(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
+    if (has_chunks(*a)) wkv7_chunk_forward(s, *a);
+    if (!has_rest(*a)) return;
     const bool few = a->spans * a->H < 256; // heads: two for a multiprocessor
     switch (N) {
     case 16: forward<4, true, 1>(s, *a, N); break;
@@ -277,14 +309,19 @@ static void backward(struct queue *s, const struct wkv7_args &a, int N) {
     LAUNCH((wkv7_backward<NJ, EXACT>), dim3(a.H, a.spans), QUAD * N, s, a);
 }
 
+static void backward_rest(struct queue *s, const struct wkv7_args &a, int N) {
+    switch (N) {
+    case 16: backward<4, true>(s, a, N); break;
+    case 32: backward<8, true>(s, a, N); break;
+    case 64: backward<16, true>(s, a, N); break;
+    case 128: backward<32, true>(s, a, N); break;
+    default: N < 64 ? backward<16, false>(s, a, N) : backward<64, false>(s, a, N);
+    }
+}
+
 void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
-    switch (N) {
-    case 16: backward<4, true>(s, *a, N); break;
-    case 32: backward<8, true>(s, *a, N); break;
-    case 64: backward<16, true>(s, *a, N); break;
-    case 128: backward<32, true>(s, *a, N); break;
-    default: N < 64 ? backward<16, false>(s, *a, N) : backward<64, false>(s, *a, N);
-    }
+    if (has_rest(*a)) backward_rest(s, *a, N);
+    if (has_chunks(*a)) wkv7_chunk_backward(s, *a);
 }

@@ -854,6 +854,7 @@ static const struct backend_class ref_class = {
     .weight_bytes = ref_weight_bytes,
     .measure = ref_measure,
     .wkv7_saved_bytes = ref_wkv7_saved_bytes,
+    .wkv7_grain = host_wkv7_grain,
 };
 
 int REF_OPEN(struct backend **out, int num_threads, struct error *err) {

@@ -1,0 +1,165 @@
+// Products on tensor cores at nearly f32's precision: a number is the sum of two bf16, the high and
+// the low, which leaves an error of 2^-17 at most; of the four products of two such numbers the
+// one of both low parts is left out. Sums are f32.
+//
+// A warp multiplies A (16,16) by B (16,16), two products of the instruction m16n8k16, whose layout
+// this follows. Lane 4g + q holds of a sum d[n][e]: row g + 8(e / 2), column 8n + 2q + e % 2.
+#pragma once
+#include "device.cuh"
+
+// A or B: a lane's eight numbers, in pairs.
+struct frag {
+    uint32_t hi[4], lo[4];
+};
+
+// Two numbers as pairs of bf16, x in the lower halves.
+__device__ static inline void split(float x, float y, uint32_t &hi, uint32_t &lo) {
+#ifdef CUDA_EMU
+    hi = bf16_bits(x) | (uint32_t)bf16_bits(y) << 16;
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(hi) : "f"(y), "f"(x));
+#endif
+    const float rest_x = x - __uint_as_float(hi << 16);
+    const float rest_y = y - __uint_as_float(hi & 0xffff0000u);
+#ifdef CUDA_EMU
+    lo = bf16_bits(rest_x) | (uint32_t)bf16_bits(rest_y) << 16;
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(lo) : "f"(rest_y), "f"(rest_x));
+#endif
+}
+
+__device__ static inline float2 joined(uint32_t hi, uint32_t lo) {
+    return make_float2(__uint_as_float(hi << 16) + __uint_as_float(lo << 16),
+                       __uint_as_float(hi & 0xffff0000u) + __uint_as_float(lo & 0xffff0000u));
+}
+
+// A matrix in shared memory, pairs along the row. 16 bytes more than the columns need keep
+// neighbouring rows in different banks.
+template <int ROWS, int COLS> struct tile {
+    alignas(16) uint32_t hi[ROWS][COLS / 2 + 4], lo[ROWS][COLS / 2 + 4];
+
+    // The numbers at (row, col) and (row, col + 1); col is even.
+    __device__ void put(int row, int col, float x, float y) {
+        split(x, y, hi[row][col / 2], lo[row][col / 2]);
+    }
+    __device__ float2 get(int row, int col) const {
+        return joined(hi[row][col / 2], lo[row][col / 2]);
+    }
+};
+
+// ---- the instructions --------------------------------------------------------------------------
+
+// d (16,8) += A (16,16) · B (16,8)
+__device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef CUDA_EMU
+    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+    double sum[4] = {};
+    for (int from = 0; from < 4; from++) {
+        uint32_t x[4], y[2][2];
+        for (int i = 0; i < 4; i++) x[i] = emu_shuffle(a[i], 4 * g + from);
+        for (int c = 0; c < 2; c++) {
+            y[c][0] = emu_shuffle(b0, 4 * (2 * q + c) + from);
+            y[c][1] = emu_shuffle(b1, 4 * (2 * q + c) + from);
+        }
+        for (int e = 0; e < 4; e++)
+            for (int k = 0; k < 4; k++) { // of 2·from + {0, 1} and 8 more
+                const uint32_t u = x[(k >> 1) * 2 + (e >> 1)], v = y[e & 1][k >> 1];
+                sum[e] += (double)bf16_value((uint16_t)(k & 1 ? u >> 16 : u)) *
+                          (double)bf16_value((uint16_t)(k & 1 ? v >> 16 : v));
+            }
+    }
+    for (int e = 0; e < 4; e++) d[e] = (float)((double)d[e] + sum[e]);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// Four 8 × 8 matrices; lane 8m + r brings the address of row r of matrix m. Lane 4g + q gets row g,
+// columns 2q and 2q + 1 of each; transposed: column g, rows 2q and 2q + 1.
+template <bool TRANSPOSED>
+__device__ static inline void load_matrices(uint32_t (&to)[4], const uint32_t *row) {
+#ifdef CUDA_EMU
+    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+    for (int m = 0; m < 4; m++) {
+        if (TRANSPOSED) {
+            const uint32_t first = emu_shuffle(row, 8 * m + 2 * q)[g / 2] >> 16 * (g & 1);
+            const uint32_t second = emu_shuffle(row, 8 * m + 2 * q + 1)[g / 2] >> 16 * (g & 1);
+            to[m] = (first & 0xffff) | second << 16;
+        } else {
+            to[m] = emu_shuffle(row, 8 * m + g)[q];
+        }
+    }
+#else
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(at)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(at)
+                     : "memory");
+#endif
+}
+
+// ---- operands ----------------------------------------------------------------------------------
+
+// The four quarters of 16 × 16 at (row, col) of a tile. ACROSS: first along the row, then down.
+template <bool ACROSS, bool TRANSPOSED, class T>
+__device__ static inline frag load_quarters(const T &t, int row, int col) {
+    const int lane = (int)(threadIdx.x & 31), m = lane >> 3;
+    row += (lane & 7) + 8 * (ACROSS ? m >> 1 : m & 1);
+    col += 8 * (ACROSS ? m & 1 : m >> 1);
+    frag f;
+    load_matrices<TRANSPOSED>(f.hi, &t.hi[row][col / 2]);
+    load_matrices<TRANSPOSED>(f.lo, &t.lo[row][col / 2]);
+    return f;
+}
+
+// A and B whose element (0, 0) is t[row][col]: as the matrix lies there, or its transpose.
+template <class T> __device__ static inline frag a_of(const T &t, int row, int col) {
+    return load_quarters<false, false>(t, row, col);
+}
+template <class T> __device__ static inline frag a_of_turned(const T &t, int row, int col) {
+    return load_quarters<true, true>(t, row, col);
+}
+template <class T> __device__ static inline frag b_of(const T &t, int row, int col) {
+    return load_quarters<false, true>(t, row, col);
+}
+template <class T> __device__ static inline frag b_of_turned(const T &t, int row, int col) {
+    return load_quarters<true, false>(t, row, col);
+}
+
+// A sum as the next product's A: it lies in the same lanes.
+__device__ static inline frag a_of_sum(const float (&d)[2][4]) {
+    frag f;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        split(d[i >> 1][2 * (i & 1)], d[i >> 1][2 * (i & 1) + 1], f.hi[i], f.lo[i]);
+    return f;
+}
+
+// To a tile, as the rows and columns of A from (row, col) on.
+template <class T> __device__ static inline void store_a(T &t, int row, int col, const frag &f) {
+    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        t.hi[row + g + 8 * (i & 1)][col / 2 + 4 * (i >> 1) + q] = f.hi[i];
+        t.lo[row + g + 8 * (i & 1)][col / 2 + 4 * (i >> 1) + q] = f.lo[i];
+    }
+}
+
+// d (16,16) += A · B
+__device__ static inline void multiply(float (&d)[2][4], const frag &a, const frag &b) {
+#pragma unroll
+    for (int n = 0; n < 2; n++) mma(d[n], a.lo, b.hi[2 * n], b.hi[2 * n + 1]);
+#pragma unroll
+    for (int n = 0; n < 2; n++) mma(d[n], a.hi, b.lo[2 * n], b.lo[2 * n + 1]);
+#pragma unroll
+    for (int n = 0; n < 2; n++) mma(d[n], a.hi, b.hi[2 * n], b.hi[2 * n + 1]);
+}
