@@ -88,6 +88,13 @@ static inline unsigned __ballot_sync(unsigned, int x) {
 static inline int __popc(unsigned x) {
     return __builtin_popcount(x);
 }
+// The bytes of x are 0 to 3, those of y 4 to 7.
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t pick) {
+    const uint64_t all = (uint64_t)y << 32 | x;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) out |= (uint32_t)(all >> 8 * (pick >> 4 * i & 7) & 255) << 8 * i;
+    return out;
+}
 static inline float __uint_as_float(uint32_t u) {
     float f;
     std::memcpy(&f, &u, 4);

@@ -122,7 +122,7 @@ struct product_list {
 };
 // Up to SKINNY_ROWS rows, any of n products together; W has so = 1 and rows of whole 16 bytes.
 void k_skinny(struct queue *s, const struct product_list *list);
-// Any number of rows, the same bits as k_skinny gives.
+// Any number of rows and any strides. The same bits as k_skinny gives.
 void k_product(struct queue *s, const struct product_args *p);
 // y = bf16(x); y = x as integers with a scale a group gives them back.
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);

@@ -52,23 +52,26 @@ template <int ROWS, int COLS> struct tile {
 // d (16,8) += A (16,16) · B (16,8)
 __device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef CUDA_EMU
-    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-    double sum[4] = {};
-    for (int from = 0; from < 4; from++) {
-        uint32_t x[4], y[2][2];
-        for (int i = 0; i < 4; i++) x[i] = emu_shuffle(a[i], 4 * g + from);
-        for (int c = 0; c < 2; c++) {
-            y[c][0] = emu_shuffle(b0, 4 * (2 * q + c) + from);
-            y[c][1] = emu_shuffle(b1, 4 * (2 * q + c) + from);
-        }
-        for (int e = 0; e < 4; e++)
-            for (int k = 0; k < 4; k++) { // of 2·from + {0, 1} and 8 more
-                const uint32_t u = x[(k >> 1) * 2 + (e >> 1)], v = y[e & 1][k >> 1];
-                sum[e] += (double)bf16_value((uint16_t)(k & 1 ? u >> 16 : u)) *
-                          (double)bf16_value((uint16_t)(k & 1 ? v >> 16 : v));
+    static uint32_t all_a[32][32][4], all_b[32][32][2]; // of all lanes of all warps
+    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, g = lane >> 2;
+    for (int i = 0; i < 4; i++) all_a[warp][lane][i] = a[i];
+    all_b[warp][lane][0] = b0;
+    all_b[warp][lane][1] = b1;
+    __syncwarp();
+    for (int e = 0; e < 4; e++) {
+        const int column = 2 * (lane & 3) + (e & 1);
+        double sum = 0;
+        for (int from = 0; from < 4; from++)
+            for (int half = 0; half < 2; half++) { // k of 2·from + {0, 1} and 8 more
+                const uint32_t u = all_a[warp][4 * g + from][2 * half + (e >> 1)];
+                const uint32_t v = all_b[warp][4 * column + from][half];
+                sum += (double)bf16_value((uint16_t)u) * (double)bf16_value((uint16_t)v);
+                sum += (double)bf16_value((uint16_t)(u >> 16)) *
+                       (double)bf16_value((uint16_t)(v >> 16));
             }
+        d[e] = (float)((double)d[e] + sum);
     }
-    for (int e = 0; e < 4; e++) d[e] = (float)((double)d[e] + sum[e]);
+    __syncwarp();
 #else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
                  "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

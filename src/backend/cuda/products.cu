@@ -1,73 +1,44 @@
-// Matrix products with sums in f32 in one order for every number of rows: k is cut into SEGMENTS
-// stretches by its length alone, each is summed upwards by FMA, and the stretches are added up in
-// order. k_skinny gives a stretch to a thread and lives on memory bandwidth; k_product gives a
-// thread all of them and lives on FMA. Both give the same bits.
-#include "device.cuh"
-
-#include "kernels.h"
-
-enum { SEGMENTS = 64 };
-
-// Whole bytes of int4, whole tiles of k_product.
-__host__ __device__ static inline size_t segment_of(size_t K) {
-    return ((K + SEGMENTS - 1) / SEGMENTS + 7) / 8 * 8;
-}
+// Matrix products with sums in f32 in one order for every number of rows, so that a row's bits do
+// not depend on the batch. Two families, each with its own order:
+//
+// - bf16, int8 and int4: tensor cores. k is cut into STRETCHES by its length alone; a warp adds one
+//   up, 16 of k at a time, and the stretches are added up in order. Few rows or many, it is the
+//   same code.
+// - f32: FMA. k is cut into SEGMENTS, each summed upwards, and the segments are added up in order:
+//   a segment is a thread's for few rows (skinny), all of them for many (tile).
+#include "products.cuh"
 
 __device__ static float finish(const product_args &p, float sum, size_t at) {
     if (p.add) sum = p.add[at] + sum;
     return activate(sum, p.act);
 }
 
-// Element (k, o) of w.
-__device__ static float weight_at(const matrix &w, size_t k, size_t o, bool narrow) {
-    const size_t i = k * w.sk + o * w.so;
-    switch (w.type) {
-    case T_F32: {
-        const float x = ((const float *)w.data)[i];
-        return narrow ? bf16_round(x) : x;
-    }
-    case T_BF16: return bf16_value(((const uint16_t *)w.data)[i]);
-    case T_INT8:
-        return w.scale[k / 64 * w.sk + o] * (float)((int)((const uint8_t *)w.data)[i] - 128);
-    default: {
-        const int byte = ((const uint8_t *)w.data)[k / 2 * w.sk + o];
-        return w.scale[k / 32 * w.sk + o] * (float)((k & 1 ? byte >> 4 : byte & 15) - 8);
-    }
-    }
+// Rows of whole loads, outputs side by side.
+static bool is_packed(const product_args &p) {
+    return p.w.type != T_F32 && p.w.so == 1 && p.w.sk % 64 == 0 && p.xk == 1 &&
+           (uintptr_t)p.w.data % 16 == 0;
 }
 
-// ---- few rows ----------------------------------------------------------------------------------
+// ---- FMA: few rows -----------------------------------------------------------------------------
 
-// A block has COLS outputs, VEC of them a thread, for each of the stretches. Fewer columns make
+enum { SEGMENTS = 64 };
+
+// Whole tiles of k_product.
+__host__ __device__ static inline size_t segment_of(size_t K) {
+    return ((K + SEGMENTS - 1) / SEGMENTS + 7) / 8 * 8;
+}
+
+// A block has COLS outputs, VEC of them a thread, for each of the segments. Fewer columns make
 // more blocks, and leave more registers to many rows.
 enum { VEC = 4, ROUND = 4 };
 template <int COLS> constexpr int skinny_threads = COLS / VEC *SEGMENTS;
 
 // Four neighbours of one k, from o on. Nothing is loaded past the padded row.
-template <int TYPE> __device__ static float4 weights4(const matrix &w, size_t k, size_t o) {
-    const size_t i = k * w.sk + o;
-    if (TYPE == T_F32) return *(const float4 *)((const float *)w.data + i);
-    if (TYPE == T_BF16) {
-        const uint2 x = *(const uint2 *)((const uint16_t *)w.data + i);
-        return make_float4(__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u),
-                           __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u));
-    }
-    const uint32_t x =
-        *(const uint32_t *)((const uint8_t *)w.data + (TYPE == T_INT8 ? i : k / 2 * w.sk + o));
-    const float4 s = *(const float4 *)(w.scale + k / (TYPE == T_INT8 ? 64 : 32) * w.sk + o);
-    if (TYPE == T_INT8)
-        return make_float4(s.x * (float)((int)(x & 255) - 128),
-                           s.y * (float)((int)(x >> 8 & 255) - 128),
-                           s.z * (float)((int)(x >> 16 & 255) - 128),
-                           s.w * (float)((int)(x >> 24) - 128));
-    const uint32_t y = k & 1 ? x >> 4 : x;
-    return make_float4(s.x * (float)((int)(y & 15) - 8), s.y * (float)((int)(y >> 8 & 15) - 8),
-                       s.z * (float)((int)(y >> 16 & 15) - 8),
-                       s.w * (float)((int)(y >> 24 & 15) - 8));
+__device__ static float4 weights4(const matrix &w, size_t k, size_t o) {
+    return *(const float4 *)((const float *)w.data + k * w.sk + o);
 }
 
 // One row that is mostly zero, as relu² leaves it: a weight whose input is zero is not read.
-template <int TYPE>
 __device__ static void sparse_sum(float (&acc)[1][VEC], const product_args &p, size_t o,
                                   size_t first, size_t end) {
     enum { AHEAD = 16 };
@@ -81,7 +52,7 @@ __device__ static void sparse_sum(float (&acc)[1][VEC], const product_args &p, s
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const bool some = x[i] != 0; // NaN is some
-            const float4 w = some ? weights4<TYPE>(p.w, k0 + i, o) : make_float4(0, 0, 0, 0);
+            const float4 w = some ? weights4(p.w, k0 + i, o) : make_float4(0, 0, 0, 0);
             acc[0][0] = fmaf(x[i], w.x, acc[0][0]);
             acc[0][1] = fmaf(x[i], w.y, acc[0][1]);
             acc[0][2] = fmaf(x[i], w.z, acc[0][2]);
@@ -90,15 +61,15 @@ __device__ static void sparse_sum(float (&acc)[1][VEC], const product_args &p, s
     }
 }
 
-template <int TYPE, int ROWS>
+template <int ROWS>
 __device__ static void skinny_sum(float (&acc)[ROWS][VEC], const product_args &p, size_t o,
                                   size_t first, size_t end) {
     // The channel mix's second matrix is the one that is four times as deep as wide.
     if constexpr (ROWS == 1)
-        if (p.K == 4 * p.O) return sparse_sum<TYPE>(acc, p, o, first, end);
+        if (p.K == 4 * p.O) return sparse_sum(acc, p, o, first, end);
 #pragma unroll(ROWS <= 2 ? 16 : 8)
     for (size_t k = first; k < end; k++) {
-        const float4 w = weights4<TYPE>(p.w, k, o);
+        const float4 w = weights4(p.w, k, o);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float x = r < (int)p.R ? p.x[r * p.xr + k] : 0;
@@ -111,29 +82,18 @@ __device__ static void skinny_sum(float (&acc)[ROWS][VEC], const product_args &p
     }
 }
 
-struct skinny_args {
-    product_list list;
-    int first_block[MAX_PRODUCTS];
-};
-
 template <int ROWS, int COLS>
-static __global__ void __launch_bounds__(skinny_threads<COLS>) skinny(skinny_args a) {
+static __global__ void __launch_bounds__(skinny_threads<COLS>) skinny(launch_list a) {
     begin_kernel();
     __shared__ float part[ROUND][SEGMENTS][COLS];
-    int which = 0;
-    while (which + 1 < a.list.n && (int)blockIdx.x >= a.first_block[which + 1]) which++;
+    const int which = product_of_block(a);
     const product_args &p = a.list.p[which];
     const int tid = threadIdx.x, seg = tid / (COLS / VEC), vec = tid % (COLS / VEC) * VEC;
     const size_t o0 = (blockIdx.x - a.first_block[which]) * (size_t)COLS, o = o0 + vec;
     const size_t len = segment_of(p.K), first = seg * len < p.K ? seg * len : p.K;
     const size_t end = first + len < p.K ? first + len : p.K;
     float acc[ROWS][VEC] = {};
-    if (o < p.w.sk) switch (p.w.type) {
-        case T_F32: skinny_sum<T_F32>(acc, p, o, first, end); break;
-        case T_BF16: skinny_sum<T_BF16>(acc, p, o, first, end); break;
-        case T_INT8: skinny_sum<T_INT8>(acc, p, o, first, end); break;
-        default: skinny_sum<T_INT4>(acc, p, o, first, end);
-        }
+    if (o < p.w.sk) skinny_sum(acc, p, o, first, end);
 #pragma unroll
     for (int r0 = 0; r0 < ROWS; r0 += ROUND) {
         if (r0) __syncthreads();
@@ -154,36 +114,59 @@ static __global__ void __launch_bounds__(skinny_threads<COLS>) skinny(skinny_arg
     }
 }
 
-template <int ROWS, int COLS>
-static void start_skinny(struct queue *s, const struct product_list *list) {
-    skinny_args a = {};
-    a.list = *list;
-    int grid = 0;
-    for (int i = 0; i < list->n; i++) {
-        a.first_block[i] = grid;
-        grid += (int)blocks(list->p[i].O, COLS);
-    }
+template <int ROWS, int COLS> static void start_skinny(struct queue *s, const product_list &list) {
+    launch_list a = {};
+    const int grid = lay_out_blocks(&a, &list, COLS);
     LAUNCH((skinny<ROWS, COLS>), grid, skinny_threads<COLS>, s, a);
 }
 
-void k_skinny(struct queue *s, const struct product_list *list) {
-    const size_t R = list->n ? list->p[0].R : 0;
+static void start_fma(struct queue *s, const product_list &list) {
+    const size_t R = list.p[0].R;
     size_t outputs = 0;
-    for (int i = 0; i < list->n; i++) outputs += list->p[i].O;
+    for (int i = 0; i < list.n; i++) outputs += list.p[i].O;
     const bool wide = outputs >= 8192; // enough blocks of the larger kind
     if (R == 1)
         wide ? start_skinny<1, 32>(s, list) : start_skinny<1, 16>(s, list);
     else if (R == 2)
         wide ? start_skinny<2, 32>(s, list) : start_skinny<2, 16>(s, list);
-    else if (R > 2 && R <= 4)
+    else if (R <= 4)
         wide ? start_skinny<4, 32>(s, list) : start_skinny<4, 16>(s, list);
-    else if (R > 4 && R <= 8)
+    else if (R <= 8)
         start_skinny<8, 16>(s, list);
-    else if (R > 8)
+    else
         start_skinny<16, 16>(s, list);
 }
 
-// ---- many rows ---------------------------------------------------------------------------------
+// Products of one kind are one launch.
+void k_skinny(struct queue *s, const struct product_list *list) {
+    unsigned done = 0;
+    for (int i = 0; i < list->n; i++) {
+        const product_args &first = list->p[i];
+        const bool deep = first.K == 4 * first.O;
+        product_list kind = {};
+        for (int j = i; j < list->n; j++) {
+            const product_args &p = list->p[j];
+            if (done >> j & 1 || p.w.type != first.w.type || p.narrow != first.narrow ||
+                (p.K == 4 * p.O) != deep)
+                continue;
+            kind.p[kind.n++] = p;
+            done |= 1u << j;
+        }
+        if (!kind.n || !first.R) continue;
+        first.w.type == T_F32 ? start_fma(s, kind) : start_tensor(s, kind);
+    }
+}
+
+// ---- FMA: many rows
+// ---------------------------------------------------------------------------------
+
+// Element (k, o) of w.
+__device__ static float weight_at(const matrix &w, size_t k, size_t o, bool narrow) {
+    const size_t i = k * w.sk + o * w.so;
+    if (w.type == T_BF16) return bf16_value(((const uint16_t *)w.data)[i]);
+    const float x = ((const float *)w.data)[i];
+    return narrow ? bf16_round(x) : x;
+}
 
 // Tiles of 16·T × 16·T, T × T a thread, 8 of k at a time.
 enum { TILE_THREADS = 256, DEPTH = 8 };
@@ -254,6 +237,7 @@ template <int T> static __global__ void __launch_bounds__(TILE_THREADS) tile(pro
 
 void k_product(struct queue *s, const struct product_args *p) {
     if (!p->R || !p->O) return;
+    if (is_packed(*p)) return start_tensor(s, product_list{{*p}, 1});
     // Large tiles where there are enough of them to fill the device.
     if ((size_t)blocks(p->R, 128) * blocks(p->O, 128) >= 128)
         LAUNCH(tile<8>, dim3(blocks(p->O, 128), blocks(p->R, 128)), TILE_THREADS, s, *p);

@@ -1,0 +1,33 @@
+// What both families of products share: several products in one launch.
+#pragma once
+#include "device.cuh"
+
+#include "kernels.h"
+
+// Products of a launch lie one after the other in its blocks.
+struct launch_list {
+    product_list list;
+    int first_block[MAX_PRODUCTS];
+    int stretch[MAX_PRODUCTS]; // of k, what a warp takes
+};
+
+__device__ static int product_of_block(const launch_list &a) {
+    int which = 0;
+#pragma unroll
+    for (int i = 1; i < MAX_PRODUCTS; i++) which += (int)blockIdx.x >= a.first_block[i];
+    return which;
+}
+
+// The number of blocks, each of `width` outputs of one product.
+static int lay_out_blocks(launch_list *a, const product_list *list, int width) {
+    int grid = 0;
+    a->list = *list;
+    for (int i = 0; i < MAX_PRODUCTS; i++) {
+        a->first_block[i] = i < list->n ? grid : INT32_MAX;
+        if (i < list->n) grid += (int)blocks(list->p[i].O, (size_t)width);
+    }
+    return grid;
+}
+
+// tensor.cu: products of one kind on tensor cores, of bf16, int8 or int4 as is_packed wants them.
+void start_tensor(struct queue *s, const product_list &list);
