@@ -83,7 +83,7 @@ static void lay_out(struct bench *b, struct carver *c) {
     b->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->du = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->saved = carve(c, DT_U8, 1, &saved);
-    b->batch = (struct batch){.rows = (int)R, .spans = b->s.B};
+    b->batch = (struct batch){.rows = (int)R, .spans = b->s.B, .shortest = b->s.T, .longest = b->s.T};
     b->batch.span = carve(c, DT_I32, 2, (size_t[]){B, 4});
     b->batch.prev = carve(c, DT_I32, 1, &R);
     b->batch.last = carve(c, DT_I32, 1, &R);

@@ -189,6 +189,7 @@ size_t run_size(const struct run *r, int arg) {
 static void lay_out(struct run *r) {
     const struct call *c = r->c;
     size_t at = GUARD_BYTES;
+    const bool tensor_cores = c->op->tensor_cores > 0 && strcmp(r->be->name, "cuda") == 0;
     for (int i = 0; i < c->args; i++) {
         const struct arg *a = &c->arg[i];
         if (!a->ndim) continue;
@@ -201,7 +202,9 @@ static void lay_out(struct run *r) {
         if (share >= 0) {
             r->at[i] = r->at[share];
         } else {
-            r->at[i] = at + (a->aligned || c->tidy ? 0 : (size_t)(i % 5) * dtype_size(t->dtype));
+            r->at[i] = at + (a->aligned || c->tidy || tensor_cores
+                                 ? 0
+                                 : (size_t)(i % 5) * dtype_size(t->dtype));
             at = (r->at[i] + tensor_bytes(*t) + 2 * GUARD_BYTES) & ~(size_t)63;
         }
         t->offset = r->at[i];

@@ -28,7 +28,7 @@ struct meeting { // of those that have to arrive before any goes on
 fiber fibers[MOST];
 jmp_buf scheduler;
 int current, alive, alive_in_warp[MOST / WARP];
-meeting block, warps[MOST / WARP];
+meeting block, warps[MOST / WARP], groups[16];
 uint64_t given[MOST];
 const std::function<void()> *job;
 uint64_t noise = 88172645463325252u;
@@ -88,6 +88,10 @@ void emu_block_barrier() {
     meet(block, alive);
 }
 
+void emu_group_barrier(int id, int threads) {
+    meet(groups[id], threads);
+}
+
 bool emu_block_or(bool x) {
     block.any |= x;
     meet(block, alive);
@@ -131,6 +135,7 @@ static void run_blocks(dim3 grid, dim3 threads, const std::function<void()> &ker
         blockIdx = dim3(b % grid.x, b / grid.x);
         alive = n;
         block = {};
+        for (meeting &m : groups) m = {};
         for (int w = 0; w * WARP < n; w++) {
             alive_in_warp[w] = n - w * WARP < WARP ? n - w * WARP : WARP;
             warps[w] = {};

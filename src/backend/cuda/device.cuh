@@ -114,6 +114,15 @@ __device__ static inline void begin_kernel() {
 #endif
 }
 
+// A barrier of whole warps of a block, `threads` in all; id 1 to 15.
+__device__ static inline void group_barrier(int id, int threads) {
+#ifdef CUDA_EMU
+    emu_group_barrier(id, threads);
+#else
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
 // ---- sums --------------------------------------------------------------------------------------
 
 // All lanes get the same bits.

@@ -157,6 +157,11 @@ template <class T> __device__ static inline void store_a(T &t, int row, int col,
     }
 }
 
+__device__ static inline void add(float (&d)[2][4], const float (&x)[2][4]) {
+#pragma unroll
+    for (int e = 0; e < 8; e++) d[e / 4][e % 4] += x[e / 4][e % 4];
+}
+
 // d (16,16) += A · B
 __device__ static inline void multiply(float (&d)[2][4], const frag &a, const frag &b) {
 #pragma unroll

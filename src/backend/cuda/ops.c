@@ -106,7 +106,15 @@ static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tenso
                               .exact = b->exact};
 }
 
+// Tensor cores take what lies at multiples of 16 bytes; buffers do, and slices of the model's.
+static bool lies_well(const struct wkv7_args *a) {
+    const uintptr_t all = (uintptr_t)a->r | (uintptr_t)a->u | (uintptr_t)a->saved |
+                          (uintptr_t)a->dr | (uintptr_t)a->du | (uintptr_t)a->dy | a->R * a->C * 4;
+    return all % 16 == 0;
+}
+
 static bool give_carry(struct backend *be, struct wkv7_args *a) {
+    a->exact |= !lies_well(a);
     if (!k_wkv7_carries(a)) return true;
     a->carry = cuda_scratch(cuda_of(be), (size_t)a->spans * a->C * (a->C / (size_t)a->H) * 4);
     return a->carry;
