@@ -121,8 +121,8 @@ static const struct config_key train_keys[] = {
     {"grad_checkpoint", CONFIG_BOOL, TRAIN(grad_checkpoint), "true",
      .doc = "Compute each layer again in the backward pass instead of keeping its values: less "
             "memory, a third more time"},
-    {"head_chunk_rows", CONFIG_INT, TRAIN(head_chunk_rows), "256", .min = 1, .max = 1 << 20,
-     .doc = "Rows of logits that exist at once"},
+    {"head_chunk_rows", CONFIG_INT, TRAIN(head_chunk_rows), "0", .min = 0, .max = 1 << 20,
+     .doc = "Rows of logits that exist at once; 0: what the backend likes (cpu 256, cuda 4096)"},
 
     {"backend", CONFIG_STRING, TRAIN(backend), "\"cpu\"", .choices = "cpu|cuda|wgpu|metal",
      .doc = "What computes; `cuda` is in builds made with `make CUDA=1`"},

@@ -28,6 +28,7 @@ struct arg {
     int row_axis;       // which dim counts rows; -1: none
     bool slots;         // dim[0] counts slots: only those of the spans are touched
     bool aligned;       // else placed off the 64-byte grid
+    bool narrow;        // bf16 in backends that can (° in ops.h), with values that bf16 can hold
     const char *shares; // lies where the argument of this name lies (when aliased)
     double (*value)(const struct call *, const struct arg *, size_t i); // NULL: by the fill
     const void *given; // the bytes themselves, in the backend's dtype; wins over value

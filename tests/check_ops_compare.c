@@ -35,8 +35,8 @@ static int compare_arg(const struct run *got, const struct run *truth, int arg, 
                        char *what, size_t cap) {
     const struct arg *a = &got->c->arg[arg];
     const size_t n = arg_count(a), plane = a->ndim == 3 ? n / a->dim[0] : n;
-    const double tolerance = tolerance_of(got->c->op, got->be);
-    double scale[8];
+    double tolerance = tolerance_of(got->c->op, got->be), scale[8];
+    if (got->t[arg].dtype == DT_BF16 && truth->t[arg].dtype != DT_BF16) tolerance += 1.0 / 256;
     plane_scales(scale, truth, arg);
     for (size_t i = 0; i < n; i++) {
         const char mode = arg_mode(got->c, a, i);

@@ -4,6 +4,7 @@
 
 #include "backend/cpu/kernels/kernels.h"
 #include "base/error.h"
+#include "base/half.h"
 #include "base/mem.h"
 
 #include <assert.h>
@@ -59,6 +60,7 @@ void call_init(struct call *c, const struct op_case *op, struct size size, int v
                        .H = size.N ? size.C / size.N : 1};
     c->seed = (uint64_t)(size.R * 1000 + size.C) * 100 + (uint64_t)(variant * 10 + (int)fill);
     if (size.R <= MAX_ROWS) cut_spans(c);
+    c->tidy = fill == FILL_TINY || fill == FILL_HUGE; // as the model has it
     call_reshape(c);
 }
 
@@ -127,6 +129,7 @@ double arg_value(const struct call *c, const struct arg *a, size_t i) {
     }
     double x = a->value ? a->value(c, a, i) : plain_value(c, a, i);
     x = (double)(float)x; // what every backend can hold
+    if (a->narrow) x = (double)bf16_to_f32(f32_to_bf16((float)x));
     if (c->moved && own == c->moved_at && strcmp(c->moved, a->name) == 0) x += c->moved_by;
     return x;
 }
@@ -141,8 +144,12 @@ char arg_mode(const struct call *c, const struct arg *a, size_t i) {
 // ---- runs --------------------------------------------------------------------------------------
 
 static enum dtype type_of(const struct run *r, int i) {
-    const enum dtype t = r->c->arg[i].dtype;
-    return t == DT_NONE ? r->be->real : t;
+    const struct arg *a = &r->c->arg[i];
+    const struct backend_class *class = r->be->class;
+    if (a->narrow && class->narrow_from &&
+        class->narrow_from(r->be, (struct precision){DT_BF16, DT_BF16}))
+        return DT_BF16;
+    return a->dtype == DT_NONE ? r->be->real : a->dtype;
 }
 
 static double load(const unsigned char *p, enum dtype t) {

@@ -111,7 +111,7 @@ CALL(gather_rows) {
 
 static void shape_norm(struct call *c) {
     const size_t C = (size_t)c->size.C;
-    put_rows(c, "y", "=", C);
+    put_rows(c, "y", "=", C)->narrow = c->variant;
     put_rows(c, "x", "i", C);
     put_vector(c, "w", "i", C);
     put_vector(c, "b", "i", C);
@@ -138,11 +138,11 @@ CALL(norm_bwd) {
 }
 
 static size_t mixes(const struct call *c) {
-    return c->variant ? 1 : MIX_COUNT;
+    return c->variant & 1 ? 1 : MIX_COUNT;
 }
 
 static void shape_shift_mix(struct call *c) {
-    put_planes(c, "m", "=", mixes(c));
+    put_planes(c, "m", "=", mixes(c))->narrow = c->variant & 2;
     if (c->bare)
         put_none(c, "shift_out");
     else
@@ -178,13 +178,18 @@ CALL(shift_mix_bwd) {
 // ---- matrices ----------------------------------------------------------------------------------
 
 // Variants: stored (O,K) or (K,O), in one of the precisions; of matmul from SPARSE on the same with
-// inputs that are mostly zero, from ACTS on the activations.
-enum { PRECISIONS = 5, SPARSE = 2 * PRECISIONS, ACTS = 2 * SPARSE };
+// inputs that are mostly zero, from ACTS on the activations, from NARROW on bf16 x, bf16 y, both.
+// Of the gradients from 6 on: bf16 dy, the other bf16, both.
+enum { PRECISIONS = 5, SPARSE = 2 * PRECISIONS, ACTS = 2 * SPARSE, NARROW = ACTS + 3 };
+static int narrow_bits(const struct call *c, int first) {
+    return c->variant < first ? 0 : c->variant - first + 1;
+}
 static const struct precision precisions[] = {
     {DT_F32, DT_F32}, {DT_BF16, DT_F32}, {DT_BF16, DT_BF16}, {DT_INT8, DT_F32}, {DT_INT4, DT_F32}};
 static void put_weight(struct call *c, bool trained) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
     c->precision = precisions[c->variant < ACTS ? c->variant % SPARSE / 2 : 0];
+    if (narrow_bits(c, trained ? 6 : NARROW)) c->precision = precisions[2];
     c->layout = c->variant & 1 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN;
     c->trained = trained;
     const bool oi = c->layout == WEIGHT_OUT_IN;
@@ -199,21 +204,33 @@ static void put_add(struct call *c, const char *with, size_t cols) {
 }
 
 static void shape_matmul(struct call *c) {
-    put_rows(c, "y", c->aliased ? "+" : "=", (size_t)c->size.V);
+    const int narrow = narrow_bits(c, NARROW);
+    put_rows(c, "y", c->aliased ? "+" : "=", (size_t)c->size.V)->narrow = narrow & 2;
     struct arg *x = put_rows(c, "x", "i", (size_t)c->size.C);
+    x->narrow = narrow & 1;
     if (c->variant >= SPARSE) x->value = c->variant < ACTS ? value_mostly_zero : value_faint;
-    put_add(c, "y", (size_t)c->size.V);
+    if (narrow & 2)
+        put_none(c, "add");
+    else
+        put_add(c, "y", (size_t)c->size.V);
     put_weight(c, false);
 }
 CALL(matmul) {
-    const enum act act = c->variant < ACTS ? ACT_NONE : (enum act)(c->variant - ACTS);
+    static const enum act narrow[] = {ACT_NONE, ACT_NONE, ACT_RELU2};
+    const enum act act = c->variant < ACTS     ? ACT_NONE
+                         : c->variant < NARROW ? (enum act)(c->variant - ACTS)
+                                               : narrow[c->variant - NARROW];
     op_matmul(be, &(struct product){t[0], t[1], w, t[2], act}, 1);
 }
 
 static void shape_matmul_bwd_x(struct call *c) {
-    put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C);
-    put_rows(c, "dy", "i", (size_t)c->size.V);
-    put_add(c, "dx", (size_t)c->size.C);
+    const int narrow = narrow_bits(c, 6);
+    put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C)->narrow = narrow & 2;
+    put_rows(c, "dy", "i", (size_t)c->size.V)->narrow = narrow & 1;
+    if (narrow & 2)
+        put_none(c, "add");
+    else
+        put_add(c, "dx", (size_t)c->size.C);
     put_weight(c, true);
 }
 CALL(matmul_bwd_x) {
@@ -223,8 +240,8 @@ CALL(matmul_bwd_x) {
 static void shape_matmul_bwd_w(struct call *c) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
     put(c, "dweight", "+", 2, (size_t[]){c->variant & 1 ? K : O, c->variant & 1 ? O : K}, -1);
-    put_rows(c, "dy", "i", O);
-    put_rows(c, "x", "i", K);
+    put_rows(c, "dy", "i", O)->narrow = narrow_bits(c, 6) & 1;
+    put_rows(c, "x", "i", K)->narrow = narrow_bits(c, 6) & 2;
     put_weight(c, true);
 }
 CALL(matmul_bwd_w) {
@@ -240,12 +257,17 @@ CALL(act) {
 }
 
 static void shape_act_bwd(struct call *c) {
-    put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C);
-    put_rows(c, "dy", "i", (size_t)c->size.C)->shares = "dx";
-    put_rows(c, "y", "i", (size_t)c->size.C)->value = value_activated;
+    const bool narrow = c->variant >= ACT_NONE;
+    put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C)->narrow = narrow;
+    struct arg *a = put_rows(c, "dy", "i", (size_t)c->size.C);
+    a->shares = "dx";
+    a->narrow = narrow;
+    a = put_rows(c, "y", "i", (size_t)c->size.C);
+    a->value = value_activated;
+    a->narrow = narrow;
 }
 CALL(act_bwd) {
-    op_act_bwd(be, t[0], t[1], t[2], (enum act)c->variant);
+    op_act_bwd(be, t[0], t[1], t[2], (enum act)(c->variant % ACT_NONE));
 }
 
 // ---- time mix ----------------------------------------------------------------------------------
@@ -265,8 +287,8 @@ CALL(key_prep) {
 }
 
 static void shape_key_prep_bwd(struct call *c) {
-    put_planes(c, "drkv", ".==", RKV_COUNT);
-    put_planes(c, "dlora", "===.", LORA_COUNT);
+    put_planes(c, "drkv", ".==", RKV_COUNT)->narrow = c->variant;
+    put_planes(c, "dlora", "===.", LORA_COUNT)->narrow = c->variant;
     if (c->bare)
         put_none(c, "dv_first");
     else
@@ -345,7 +367,7 @@ CALL(wkv7_bwd) {
 
 static void shape_readout(struct call *c) {
     const size_t C = (size_t)c->size.C;
-    put_rows(c, "o", "=", C);
+    put_rows(c, "o", "=", C)->narrow = c->variant;
     put_rows(c, "y", "i", C);
     put_rows(c, "r", "i", C);
     put_planes(c, "u", "i", U_COUNT);
@@ -361,7 +383,7 @@ static void shape_readout_bwd(struct call *c) {
     put_rows(c, "dy", "=", C);
     put_rows(c, "dr", "=", C);
     put_planes(c, "du", ".==..", U_COUNT);
-    put_rows(c, "dg", "=", C);
+    put_rows(c, "dg", "=", C)->narrow = c->variant;
     put_params(c, "dvecs", "+", READ_COUNT);
     put_rows(c, "do", "i", C);
     put_rows(c, "y", "i", C);
@@ -381,12 +403,12 @@ static void shape_xent(struct call *c) {
     if (c->bare)
         put_none(c, "dlogits");
     else
-        put_rows(c, "dlogits", c->aliased ? "+" : "=", (size_t)c->size.V);
-    put_rows(c, "logits", "i", (size_t)c->size.V)->shares = "dlogits";
+        put_rows(c, "dlogits", c->aliased ? "+" : "=", (size_t)c->size.V)->narrow = c->variant & 2;
+    put_rows(c, "logits", "i", (size_t)c->size.V)->shares = c->variant & 2 ? NULL : "dlogits";
     put_ids(c, "target", value_target);
 }
 CALL(xent) {
-    op_xent(be, t[0], t[1], t[2], t[3], 0.125f, c->variant);
+    op_xent(be, t[0], t[1], t[2], t[3], 0.125f, c->variant & 1);
 }
 
 static void shape_sample(struct call *c) {
@@ -477,9 +499,17 @@ CALL(add) {
 // One channel would leave a norm nothing but rounding to divide.
 static const struct size flat_sizes[] = {{1, 1, 1, 3},     {0, 48, 16, 5},   {3, 33, 11, 2},
                                          {17, 100, 4, 50}, {70, 260, 4, 11}, END};
-static const struct size rows_sizes[] = {{1, 3, 1, 3},     {0, 48, 16, 5},   {1, 7, 7, 9},
-                                         {3, 33, 11, 2},   {17, 100, 4, 50}, {33, 64, 16, 7},
-                                         {5, 200, 8, 300}, {70, 260, 4, 11}, END};
+static const struct size rows_sizes[] = {{1, 3, 1, 3},
+                                         {0, 48, 16, 5},
+                                         {1, 7, 7, 9},
+                                         {3, 33, 11, 2},
+                                         {17, 100, 4, 50},
+                                         {33, 64, 16, 7},
+                                         {5, 200, 8, 300},
+                                         {70, 260, 4, 11},
+                                         {9, 772, 4, 3},
+                                         {3, 1028, 4, 3},
+                                         END};
 static const struct size span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
                                          {37, 100, 4, 1}, {70, 48, 16, 1}, END};
 static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},   {5, 48, 16, 1},
@@ -504,8 +534,9 @@ static const struct size product_sizes[] = {{1, 1, 1, 1},
                                             {13, 2051, 1, 9},
                                             {1, 256, 1, 64},
                                             END};
-static const struct size loss_sizes[] = {{1, 1, 1, 1},     {0, 1, 1, 7},    {3, 1, 1, 7},
-                                         {17, 1, 1, 1001}, {5, 1, 1, 4099}, END};
+static const struct size loss_sizes[] = {
+    {1, 1, 1, 1},    {0, 1, 1, 7},    {3, 1, 1, 7}, {17, 1, 1, 1001},
+    {5, 1, 1, 4099}, {3, 1, 1, 4104}, END};
 
 static const struct size rows_bench[] = {
     {1, 768, 64, 65536}, {32, 768, 64, 65536}, {512, 768, 64, 65536}, {1024, 192, 64, 256}, END};
@@ -539,29 +570,29 @@ const struct op_case op_cases[] = {
     {NAMED(embed_bwd), .sizes = rows_sizes, .bench = rows_bench, .variants = 1, .tolerance = 1e-6,
      .forward = "embed"},
     {NAMED(gather_rows), .sizes = flat_sizes, .bench = rows_bench, .variants = 1, .rowwise = true},
-    {NAMED(norm), .sizes = rows_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
+    {NAMED(norm), .sizes = rows_sizes, .bench = rows_bench, .variants = 2, .rowwise = true,
      .tolerance = 1e-6},
     {NAMED(norm_bwd), .sizes = rows_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
      .can_bare = true, .can_alias = true, .tolerance = 2e-6, .forward = "norm"},
-    {NAMED(shift_mix), .sizes = span_sizes, .bench = rows_bench, .variants = 2, .can_bare = true,
+    {NAMED(shift_mix), .sizes = span_sizes, .bench = rows_bench, .variants = 4, .can_bare = true,
      .can_alias = true, .tolerance = 3e-7},
     {NAMED(shift_mix_bwd), .sizes = span_sizes, .bench = rows_bench, .variants = 2,
      .can_bare = true, .tolerance = 1e-6, .forward = "shift_mix"},
     {NAMED(matmul), .bench_variants = 0x155u, .sizes = product_sizes, .bench = product_bench,
-     .variants = ACTS + 3, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 4e-6,
-     .flops = flops_matmul},
+     .variants = NARROW + 3, .rowwise = true, .can_bare = true, .can_alias = true,
+     .tolerance = 4e-6, .flops = flops_matmul},
     {NAMED(matmul_bwd_x), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
-     .variants = 6, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
+     .variants = 9, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
      .forward = "matmul", .flops = flops_matmul},
     {NAMED(matmul_bwd_w), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
-     .variants = 6, .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
+     .variants = 9, .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
     {NAMED(act), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .flops = flops_act},
-    {NAMED(act_bwd), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,
+    {NAMED(act_bwd), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 6,
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .forward = "act"},
     {NAMED(key_prep), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
      .can_bare = true, .tolerance = 1e-6, .flops = flops_key_prep},
-    {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1,
+    {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
      .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
     {NAMED(wkv7), .sizes = head_sizes, .tensor_cores = 2e-5, .bench = rows_bench, .variants = 2,
@@ -569,11 +600,11 @@ const struct op_case op_cases[] = {
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
      .bench = rows_bench, .variants = 1, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},
-    {NAMED(readout), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
+    {NAMED(readout), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2, .rowwise = true,
      .tolerance = 1e-6},
-    {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1,
+    {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
      .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
-    {NAMED(xent), .bench_variants = 2u, .sizes = loss_sizes, .bench = loss_bench, .variants = 2,
+    {NAMED(xent), .bench_variants = 2u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,
      .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 1e-6, .forward = "xent",
      .flops = flops_xent},
     {NAMED(sample), .sizes = loss_sizes, .bench = loss_bench, .variants = 1, .can_bare = true},

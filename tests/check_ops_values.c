@@ -37,8 +37,8 @@ static double magnitude(const struct call *c) {
 // What an activation can have given: in (-1,1), in (0,1), not negative.
 double value_activated(const struct call *c, const struct arg *a, size_t i) {
     const double u = c->fill == FILL_ZERO ? 0 : uniform(c, a, i);
-    if (c->variant == ACT_TANH) return 2 * u - 1;
-    if (c->variant == ACT_SIGMOID) return u;
+    if (c->variant % ACT_NONE == ACT_TANH) return 2 * u - 1;
+    if (c->variant % ACT_NONE == ACT_SIGMOID) return u;
     return magnitude(c) * (i % 3 ? u : 0);
 }
 

@@ -138,6 +138,11 @@ struct backend_class {
     // A sequence has the same bits whole and in pieces that begin at multiples of so many tokens,
     // and in any pieces where a batch is `exact`.
     int (*wkv7_grain)(const struct backend *be, int N);
+
+    // From so many rows on, tensors that are only inputs of products with weights of this precision
+    // are better DT_BF16 (ops.h says which can be), rounded where they arise; 0: never.
+    int (*narrow_from)(const struct backend *be, struct precision precision);
+    int head_rows; // rows of logits at a time that training likes; each costs 6 V bytes or less
 };
 
 // Every weight begins with this: what ops.c checks shapes against.
@@ -159,3 +164,5 @@ const char *const *backend_names(void);   // NULL-terminated
 struct buffer *buffer_create(struct backend *be, size_t bytes, struct error *err);
 void buffer_destroy(struct buffer *b); // NULL is fine
 void weight_destroy(struct weight *w); // NULL is fine
+// DT_BF16 or be->real: the storage of what only products read, in a batch of so many rows.
+enum dtype input_type(const struct backend *be, struct precision precision, int rows);

@@ -98,6 +98,18 @@ static void want_batch(const char *op, const struct batch *b, size_t R) {
     want(op, "last", b->last, DT_I32, 1, R, 0, 0);
 }
 
+// What may be rounded for products (°): be->real, or DT_BF16 where the backend knows how.
+static enum dtype narrow(const struct backend *be, struct tensor t) {
+    const struct precision p = {DT_BF16, DT_BF16};
+    const bool can = be->class->narrow_from && be->class->narrow_from(be, p);
+    return can && t.dtype == DT_BF16 ? DT_BF16 : be->real;
+}
+
+// The same with a weight, whose inputs decide.
+static enum dtype narrow_with(const struct backend *be, const struct weight *w, struct tensor t) {
+    return w->precision.inputs == DT_BF16 ? narrow(be, t) : be->real;
+}
+
 static bool same_shape(struct tensor a, struct tensor b) {
     bool same = a.ndim == b.ndim;
     for (int d = 0; same && d < a.ndim; d++) same = a.dim[d] == b.dim[d];
@@ -135,7 +147,7 @@ void op_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor
              double eps) {
     const size_t R = x.dim[0], C = x.dim[1];
     want("norm", "x", x, be->real, 2, R, C, 0);
-    want("norm", "y", y, be->real, 2, R, C, 0);
+    want("norm", "y", y, narrow(be, y), 2, R, C, 0);
     want("norm", "w", w, be->real, 1, C, 0, 0);
     want("norm", "b", b, be->real, 1, C, 0, 0);
     trace("norm", y);
@@ -159,7 +171,7 @@ void op_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct 
 void op_shift_mix(struct backend *be, struct tensor m, struct tensor shift_out, struct tensor z,
                   struct tensor shift_in, struct tensor mix, const struct batch *b) {
     const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
-    want("shift_mix", "m", m, be->real, 3, n, R, C);
+    want("shift_mix", "m", m, narrow(be, m), 3, n, R, C);
     want("shift_mix", "mix", mix, be->real, 2, n, C, 0);
     maybe("shift_mix", "shift_in", shift_in, be->real, 2, shift_in.dim[0], C, 0);
     maybe("shift_mix", "shift_out", shift_out, be->real, 2, shift_out.dim[0], C, 0);
@@ -185,9 +197,10 @@ void op_matmul(struct backend *be, const struct product *products, int n) {
     for (int i = 0; i < n; i++) {
         const struct product *p = &products[i];
         const size_t R = p->x.dim[0];
-        want("matmul", "x", p->x, be->real, 2, R, p->w->in, 0);
-        want("matmul", "y", p->y, be->real, 2, R, p->w->out, 0);
+        want("matmul", "x", p->x, narrow_with(be, p->w, p->x), 2, R, p->w->in, 0);
+        want("matmul", "y", p->y, narrow_with(be, p->w, p->y), 2, R, p->w->out, 0);
         maybe("matmul", "add", p->add, be->real, 2, R, p->w->out, 0);
+        require("matmul", p->y.dtype == be->real || !tensor_is(p->add), "y is rounded once");
         trace("matmul", p->y);
     }
     be->ops->matmul(be, products, n);
@@ -196,9 +209,10 @@ void op_matmul(struct backend *be, const struct product *products, int n) {
 void op_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy, const struct weight *w,
                      struct tensor add) {
     require("matmul_bwd_x", w->trained, "the weight was not created to be trained");
-    want("matmul_bwd_x", "dy", dy, be->real, 2, dy.dim[0], w->out, 0);
-    want("matmul_bwd_x", "dx", dx, be->real, 2, dy.dim[0], w->in, 0);
+    want("matmul_bwd_x", "dy", dy, narrow_with(be, w, dy), 2, dy.dim[0], w->out, 0);
+    want("matmul_bwd_x", "dx", dx, narrow_with(be, w, dx), 2, dy.dim[0], w->in, 0);
     maybe("matmul_bwd_x", "add", add, be->real, 2, dy.dim[0], w->in, 0);
+    require("matmul_bwd_x", dx.dtype == be->real || !tensor_is(add), "dx is rounded once");
     trace("matmul_bwd_x", dx);
     be->ops->matmul_bwd_x(be, dx, dy, w, add);
 }
@@ -207,8 +221,8 @@ void op_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, str
                      const struct weight *w) {
     const bool oi = w->layout == WEIGHT_OUT_IN;
     require("matmul_bwd_w", x.dim[0] == dy.dim[0], "x and dy have the same rows");
-    want("matmul_bwd_w", "x", x, be->real, 2, x.dim[0], w->in, 0);
-    want("matmul_bwd_w", "dy", dy, be->real, 2, x.dim[0], w->out, 0);
+    want("matmul_bwd_w", "x", x, narrow_with(be, w, x), 2, x.dim[0], w->in, 0);
+    want("matmul_bwd_w", "dy", dy, narrow_with(be, w, dy), 2, x.dim[0], w->out, 0);
     want("matmul_bwd_w", "dw", dw, be->real, 2, oi ? w->out : w->in, oi ? w->in : w->out, 0);
     trace("matmul_bwd_w", dw);
     be->ops->matmul_bwd_w(be, dw, dy, x, w);
@@ -224,7 +238,7 @@ void op_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
 void op_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
                 enum act f) {
     require("act_bwd",
-            dx.dtype == be->real && dy.dtype == be->real && y.dtype == be->real &&
+            dx.dtype == narrow(be, dx) && dy.dtype == dx.dtype && y.dtype == dx.dtype &&
                 same_shape(dx, dy) && same_shape(dy, y),
             "dx and dy are like y");
     trace("act_bwd", dx);
@@ -249,8 +263,8 @@ void op_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora
                      struct tensor rkv, struct tensor lora, struct tensor v_first,
                      struct tensor vecs, int H) {
     const size_t R = du.dim[1], C = du.dim[2];
-    want("key_prep_bwd", "drkv", drkv, be->real, 3, RKV_COUNT, R, C);
-    want("key_prep_bwd", "dlora", dlora, be->real, 3, LORA_COUNT, R, C);
+    want("key_prep_bwd", "drkv", drkv, narrow(be, drkv), 3, RKV_COUNT, R, C);
+    want("key_prep_bwd", "dlora", dlora, drkv.dtype, 3, LORA_COUNT, R, C);
     want("key_prep_bwd", "dvecs", dvecs, be->real, 2, KEY_COUNT, C, 0);
     want("key_prep_bwd", "rkv", rkv, be->real, 3, RKV_COUNT, R, C);
     want("key_prep_bwd", "lora", lora, be->real, 3, LORA_COUNT, R, C);
@@ -318,7 +332,7 @@ void op_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct 
 void op_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
                 struct tensor u, struct tensor g, struct tensor vecs, int H) {
     const size_t R = y.dim[0], C = y.dim[1];
-    want("readout", "o", o, be->real, 2, R, C, 0);
+    want("readout", "o", o, narrow(be, o), 2, R, C, 0);
     want("readout", "y", y, be->real, 2, R, C, 0);
     want("readout", "r", r, be->real, 2, R, C, 0);
     want("readout", "u", u, be->real, 3, U_COUNT, R, C);
@@ -336,7 +350,7 @@ void op_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr, stru
     want("readout_bwd", "dy", dy, be->real, 2, R, C, 0);
     want("readout_bwd", "dr", dr, be->real, 2, R, C, 0);
     want("readout_bwd", "du", du, be->real, 3, U_COUNT, R, C);
-    want("readout_bwd", "dg", dg, be->real, 2, R, C, 0);
+    want("readout_bwd", "dg", dg, narrow(be, dg), 2, R, C, 0);
     want("readout_bwd", "dvecs", dvecs, be->real, 2, READ_COUNT, C, 0);
     want("readout_bwd", "do", d_o, be->real, 2, R, C, 0);
     require("readout_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
@@ -350,7 +364,7 @@ void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, stru
     want("xent", "logits", logits, be->real, 2, O, V, 0);
     want("xent", "loss", loss, be->real, 1, O, 0, 0);
     want("xent", "target", target, DT_I32, 1, O, 0, 0);
-    maybe("xent", "dlogits", dlogits, be->real, 2, O, V, 0);
+    maybe("xent", "dlogits", dlogits, narrow(be, dlogits), 2, O, V, 0);
     trace("xent", loss);
     be->ops->xent(be, loss, dlogits, logits, target, scale, l2wrap);
 }

@@ -5,9 +5,11 @@
 //
 // Conventions: outputs come first. "=" overwrites, "+=" accumulates into what is there. Tensors are
 // in the backend's `real` storage unless said. An output may alias an input only where that is
-// said. Row r of a result depends on nothing but row r (and, in shift_mix and wkv7, on its
-// sequence), in a fixed order of operations: the same bits in any batch, on any number of threads.
-// Source of formulas: RWKV-7 (BlinkDL/RWKV-LM, x070); σ is the logistic sigmoid, c₀ = e^(-1/2).
+// said. What a comment marks with ° may be DT_BF16 where the backend's `narrow_from` is not 0: what
+// is written is rounded, and products of bf16 inputs take it as it is. Row r of a result depends on
+// nothing but row r (and, in shift_mix and wkv7, on its sequence), in a fixed order of operations:
+// the same bits in any batch, on any number of threads. Source of formulas: RWKV-7
+// (BlinkDL/RWKV-LM, x070); σ is the logistic sigmoid, c₀ = e^(-1/2).
 #pragma once
 #include "backend/backend.h"
 
@@ -59,7 +61,7 @@ struct ops {
     // y (O,C) = x (R,C)[rows (O) i32].
     void (*gather_rows)(struct backend *, struct tensor y, struct tensor x, struct tensor rows);
 
-    // y = (x-μ)/√(var+ε) · w + b per row; population variance; w, b (C).
+    // y° = (x-μ)/√(var+ε) · w + b per row; population variance; w, b (C).
     void (*norm)(struct backend *, struct tensor y, struct tensor x, struct tensor w,
                  struct tensor b, double eps);
     // dx = add + s(e - mean e - x̂ mean(e x̂)), e = dy·w, s = 1/√(var+ε); dw += Σ dy x̂; db += Σ dy.
@@ -69,7 +71,7 @@ struct ops {
                      struct tensor add);
 
     // -- token shift -----------------------------------------------------------------------------
-    // d = z[prev] - z; m (n,R,C) = z + d · mix (n,C). The row before a span's first one is
+    // d = z[prev] - z; m° (n,R,C) = z + d · mix (n,C). The row before a span's first one is
     // shift_in (S,C)[slot], zeros if absent; shift_out (S,C)[slot], if present, = the span's last
     // z. shift_in and shift_out may be the same tensor.
     void (*shift_mix)(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
@@ -80,20 +82,22 @@ struct ops {
                           const struct batch *);
 
     // -- matrices --------------------------------------------------------------------------------
-    // For each of n products y (R,O) = f(add + x (R,K) · W). Σ runs over k upward, in an order that
-    // does not depend on R, over x rounded as the weight says. Terms of x = 0 may be left out.
+    // For each of n products y° (R,O) = f(add + x° (R,K) · W). Σ runs over k upward, in an order
+    // that does not depend on R, over x rounded as the weight says. Terms of x = 0 may be left out.
+    // There is no add where y is DT_BF16, and y and x may be that only with weights of bf16 inputs.
     void (*matmul)(struct backend *, const struct product *products, int n);
-    // dx (R,K) = add + dy (R,O) · Wᵀ, dy rounded likewise. The weight was created with `trained`.
+    // dx° (R,K) = add + dy° (R,O) · Wᵀ, dy rounded likewise; no add where dx is DT_BF16. The weight
+    // was created with `trained`.
     void (*matmul_bwd_x)(struct backend *, struct tensor dx, struct tensor dy,
                          const struct weight *w, struct tensor add);
-    // dw += the outer products of rows, in the parameter's own layout: (O,K) or (K,O); x and dy
+    // dw += the outer products of rows, in the parameter's own layout: (O,K) or (K,O); x° and dy°
     // rounded as the weight says.
     void (*matmul_bwd_w)(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
                          const struct weight *w);
 
     // y = f(x): tanh x, σ(x), max(x,0)². y may be x.
     void (*act)(struct backend *, struct tensor y, struct tensor x, enum act f);
-    // dx = dy · f'(x) from y = f(x): 1-y², y(1-y), 2√y. dx may be dy.
+    // dx° = dy° · f'(x) from y° = f(x): 1-y², y(1-y), 2√y; all three in one storage. dx may be dy.
     void (*act_bwd)(struct backend *, struct tensor dx, struct tensor dy, struct tensor y,
                     enum act f);
 
@@ -105,8 +109,9 @@ struct ops {
     //   U_K k = k' (1 + (a-1) k_a)
     void (*key_prep)(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,
                      struct tensor v_first, struct tensor vecs, int H);
-    // drkv[K], drkv[V] = …; dlora[W], dlora[A] = …, dlora[V] = … (zeros if v_first is absent);
-    // dv_first (R,C) += if present; dvecs (5,C) +=. drkv[R] and dlora[G] are left alone.
+    // drkv°[K], drkv[V] = …; dlora°[W], dlora[A] = …, dlora[V] = … (zeros if v_first is absent);
+    // both in one storage. dv_first (R,C) += if present; dvecs (5,C) +=. drkv[R] and dlora[G] are
+    // left alone.
     void (*key_prep_bwd)(struct backend *, struct tensor drkv, struct tensor dlora,
                          struct tensor dv_first, struct tensor dvecs, struct tensor du,
                          struct tensor rkv, struct tensor lora, struct tensor v_first,
@@ -129,11 +134,11 @@ struct ops {
                      struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
                      struct tensor dstate_out, const struct batch *, int H);
 
-    // o (R,C) = (GN(y) · weight + bias + (Σ_{j in head} r_j k_j r_k_j) v) · g; GN per head,
+    // o° (R,C) = (GN(y) · weight + bias + (Σ_{j in head} r_j k_j r_k_j) v) · g; GN per head,
     // population variance, ε = 64e-5. u supplies k and v; g (R,C) is lora[G]; vecs (3,C).
     void (*readout)(struct backend *, struct tensor o, struct tensor y, struct tensor r,
                     struct tensor u, struct tensor g, struct tensor vecs, int H);
-    // dy, dr, du[K], du[V], dg = …; dvecs (3,C) +=. The other planes of du are left alone.
+    // dy, dr, du[K], du[V], dg° = …; dvecs (3,C) +=. The other planes of du are left alone.
     void (*readout_bwd)(struct backend *, struct tensor dy, struct tensor dr, struct tensor du,
                         struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
                         struct tensor r, struct tensor u, struct tensor g, struct tensor vecs,
@@ -141,8 +146,8 @@ struct ops {
 
     // -- loss and sampling -----------------------------------------------------------------------
     // loss (O) = -log softmax(logits (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
-    // dlogits (O,V), absent or logits itself, = (softmax - onehot) · scale, plus, with l2wrap, 1e-4
-    // · max · scale at the first argmax of the row.
+    // dlogits° (O,V), absent or logits itself, = (softmax - onehot) · scale, plus, with l2wrap,
+    // 1e-4 · max · scale at the first argmax of the row.
     void (*xent)(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
                  struct tensor target, float scale, bool l2wrap);
     // token (O) i32, drawn from logits (O,V) (left changed) as rows (O) struct sample_row in u8

@@ -61,6 +61,11 @@ void buffer_destroy(struct buffer *b) {
     if (b) b->be->class->buffer_destroy(b);
 }
 
+enum dtype input_type(const struct backend *be, struct precision precision, int rows) {
+    const int from = be->class->narrow_from ? be->class->narrow_from(be, precision) : 0;
+    return from && rows >= from ? DT_BF16 : be->real;
+}
+
 void weight_destroy(struct weight *w) {
     if (w) w->be->class->weight_destroy(w);
 }

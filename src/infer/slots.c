@@ -109,7 +109,7 @@ uint64_t slots_bytes(const struct model *m, struct engine_limits l) {
     struct room r = {.slots = l.max_batch_size};
     struct carver plan = {0};
     carve_room(&r, &plan, (size_t)m->dims.V);
-    return run_bytes(m->be, &m->dims, run_limits_for(l, r.slots)) +
+    return run_bytes(m, run_limits_for(l, r.slots)) +
            state_bytes(m->be, &m->dims, r.slots) + plan.used;
 }
 

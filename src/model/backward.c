@@ -59,17 +59,16 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
 
     // time mix
     linear_bwd(m, P_OUTPUT, i, g->o, g->x, a->o, none);
-    op_readout_bwd(be, g->y, tensor_at(g->rkv, RKV_R), g->u, tensor_at(g->lora, LORA_G),
+    op_readout_bwd(be, g->y, g->r, g->u, tensor_at(g->lora, LORA_G),
                    vector_grad(m, P_LNX_W, READ_COUNT, i), g->o, a->y, r, a->u,
                    tensor_at(a->lora, LORA_G), model_vectors(m, P_LNX_W, READ_COUNT, i), H);
-    op_wkv7_bwd(be, tensor_at(g->rkv, RKV_R), g->u, none, g->y, r, a->u, a->saved, none, b, H);
+    op_wkv7_bwd(be, g->r, g->u, none, g->y, r, a->u, a->saved, none, b, H);
     // Layer 0's values also serve every layer above.
     if (i == 0) op_add(be, tensor_at(g->u, U_V), g->v_first);
     op_key_prep_bwd(be, g->rkv, g->lora, i > 0 ? g->v_first : none,
                     vector_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
                     i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i), H);
-    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), tensor_at(g->rkv, RKV_R),
-               tensor_at(a->m, MIX_R), none);
+    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), g->r, tensor_at(a->m, MIX_R), none);
     linear_bwd(m, P_KEY, i, tensor_at(g->m, MIX_K), tensor_at(g->rkv, RKV_K),
                tensor_at(a->m, MIX_K), none);
     linear_bwd(m, P_VALUE, i, tensor_at(g->m, MIX_V), tensor_at(g->rkv, RKV_V),
@@ -96,10 +95,11 @@ static void head_loss(struct model *m, struct run *r, const struct feed *f, bool
         op_matmul(be,
                   &(struct product){logits, x, model_weight(m, P_HEAD, 0), tensor_none(), ACT_NONE},
                   1);
-        op_xent(be, tensor_slice(r->losses, at, n), gradient ? logits : tensor_none(), logits,
-                tensor_slice(f->targets, at, n), (float)scale, l2wrap);
+        const struct tensor d = gradient ? tensor_slice(r->dlogits, 0, n) : tensor_none();
+        op_xent(be, tensor_slice(r->losses, at, n), d, logits, tensor_slice(f->targets, at, n),
+                (float)scale, l2wrap);
         if (gradient)
-            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), logits, x, tensor_none());
+            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), d, x, tensor_none());
     }
 }
 

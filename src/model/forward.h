@@ -13,7 +13,7 @@ enum run_mode {
 
 struct run_limits {
     int rows, spans, outs; // largest batch
-    int head_rows;         // rows of logits at a time in training; 0: 256
+    int head_rows;         // rows of logits at a time in training; 0: what the backend likes
     enum run_mode mode;
 };
 
@@ -21,7 +21,7 @@ struct run_limits {
 struct run;
 int run_create(struct run **out, struct model *m, struct run_limits limits, struct error *err);
 void run_destroy(struct run *r); // NULL is fine
-size_t run_bytes(const struct backend *be, const struct dims *d, struct run_limits limits);
+size_t run_bytes(const struct model *m, struct run_limits limits);
 
 // Logits (outs,V) of the rows that the feed asked for, valid until the next call. `state` carries
 // the sequences' slots and is updated; NULL: every span starts from zero and nothing is kept.

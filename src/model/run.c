@@ -22,92 +22,108 @@ static struct tensor planes(struct carver *c, enum dtype t, size_t n, size_t row
     return carve(c, t, 3, (size_t[]){n, rows, cols});
 }
 
-static void acts_carve(struct acts *a, struct carver *c, const struct backend *be,
-                       const struct dims *d, int rows, int spans, bool trained) {
+// `in` is the storage of what only products read.
+static void acts_carve(struct acts *a, struct carver *c, const struct model *m, enum dtype in,
+                       int rows, int spans, bool trained) {
+    const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C;
-    const enum dtype t = be->real;
+    const enum dtype t = m->be->real;
     a->z1 = matrix(c, t, R, C);
-    a->m = planes(c, t, MIX_COUNT, R, C);
+    a->m = planes(c, in, MIX_COUNT, R, C);
     a->rkv = planes(c, t, RKV_COUNT, R, C);
-    a->hidden[LORA_W] = matrix(c, t, R, (size_t)d->Dw);
-    a->hidden[LORA_A] = matrix(c, t, R, (size_t)d->Da);
-    a->hidden[LORA_V] = matrix(c, t, R, (size_t)d->Dv);
-    a->hidden[LORA_G] = matrix(c, t, R, (size_t)d->Dg);
+    a->hidden[LORA_W] = matrix(c, in, R, (size_t)d->Dw);
+    a->hidden[LORA_A] = matrix(c, in, R, (size_t)d->Da);
+    a->hidden[LORA_V] = matrix(c, in, R, (size_t)d->Dv);
+    a->hidden[LORA_G] = matrix(c, in, R, (size_t)d->Dg);
     a->lora = planes(c, t, LORA_COUNT, R, C);
     a->u = planes(c, t, U_COUNT, R, C);
     a->y = matrix(c, t, R, C);
-    a->o = matrix(c, t, R, C);
+    a->o = matrix(c, in, R, C);
     a->x1 = matrix(c, t, R, C);
     a->z2 = matrix(c, t, R, C);
-    a->m2 = planes(c, t, 1, R, C);
-    a->h = matrix(c, t, R, 4 * C);
+    a->m2 = planes(c, in, 1, R, C);
+    a->h = matrix(c, in, R, 4 * C);
     a->saved = tensor_none();
     if (trained) {
+        const struct backend *be = m->be;
         const size_t bytes = be->class->wkv7_saved_bytes(be, rows, spans, d->H, (int)C / d->H);
         a->saved = carve(c, DT_U8, 1, &bytes);
     }
 }
 
-static void grads_carve(struct grads *g, struct carver *c, const struct backend *be,
-                        const struct dims *d, int rows) {
+static void grads_carve(struct grads *g, struct carver *c, const struct model *m, enum dtype in,
+                        int rows) {
+    const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C;
-    const enum dtype t = be->real;
-    struct tensor *one[] = {&g->x, &g->v_first, &g->z, &g->o, &g->y};
+    const enum dtype t = m->be->real;
+    struct tensor *one[] = {&g->x, &g->v_first, &g->z, &g->o, &g->y, &g->r};
     for (size_t i = 0; i < sizeof one / sizeof one[0]; i++)
         *one[i] = carve(c, t, 2, (size_t[]){R, C});
     g->m = carve(c, t, 3, (size_t[]){MIX_COUNT, R, C});
-    g->rkv = carve(c, t, 3, (size_t[]){RKV_COUNT, R, C});
-    g->lora = carve(c, t, 3, (size_t[]){LORA_COUNT, R, C});
+    g->rkv = carve(c, in, 3, (size_t[]){RKV_COUNT, R, C});
+    g->lora = carve(c, in, 3, (size_t[]){LORA_COUNT, R, C});
     g->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     const int width[LORA_COUNT] = {
         [LORA_W] = d->Dw, [LORA_A] = d->Da, [LORA_V] = d->Dv, [LORA_G] = d->Dg};
     for (int l = 0; l < LORA_COUNT; l++)
-        g->hidden[l] = carve(c, t, 2, (size_t[]){R, (size_t)width[l]});
-    g->h = carve(c, t, 2, (size_t[]){R, 4 * C});
+        g->hidden[l] = carve(c, in, 2, (size_t[]){R, (size_t)width[l]});
+    g->h = carve(c, in, 2, (size_t[]){R, 4 * C});
 }
 
 // The layout of a run for one batch; also, with no buffer behind, the plan of the largest.
-static void lay_out(struct run *r, struct carver *c, const struct backend *be, const struct dims *d,
-                    int rows, int spans, int outs) {
+static void lay_out(struct run *r, struct carver *c, const struct model *m, int rows, int spans,
+                    int outs) {
+    const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C, V = (size_t)d->V, L = (size_t)d->L;
-    const enum dtype t = be->real;
+    const enum dtype t = m->be->real, in = input_type(m->be, m->options.precision, rows);
     const bool trained = r->limits.mode != RUN_INFER;
     r->e = matrix(c, t, R, C);
     r->v_first = matrix(c, t, R, C);
     // One residual stream in inference, one a layer where the way back wants it.
     r->x = planes(c, t, trained ? L + 1 : 1, R, C);
     for (int i = 0; i < (r->limits.mode == RUN_TRAIN ? d->L : 1); i++)
-        acts_carve(&r->acts[i], c, be, d, rows, spans, trained);
+        acts_carve(&r->acts[i], c, m, in, rows, spans, trained);
     if (!trained) {
         r->last = matrix(c, t, (size_t)outs, C);
-        r->normed = matrix(c, t, (size_t)outs, C);
+        r->normed = matrix(c, in, (size_t)outs, C);
         r->logits = matrix(c, t, (size_t)outs, V);
         return;
     }
-    const size_t chunk = (size_t)r->limits.head_rows;
-    r->normed = matrix(c, t, R, C);
+    const size_t limit = (size_t)r->limits.head_rows, chunk = limit < R ? limit : R;
+    r->normed = matrix(c, in, R, C);
     r->logits = matrix(c, t, chunk, V);
+    r->dlogits = in == t ? r->logits : matrix(c, in, chunk, V);
     r->losses = carve(c, t, 1, &R);
-    grads_carve(&r->grads, c, be, d, rows);
+    grads_carve(&r->grads, c, m, in, rows);
 }
 
-static struct run_limits complete(struct run_limits n) {
-    if (!n.head_rows) n.head_rows = 256;
+static struct run_limits complete(const struct model *m, struct run_limits n) {
+    if (!n.head_rows) n.head_rows = m->be->class->head_rows;
     return n;
 }
 
-size_t run_bytes(const struct backend *be, const struct dims *d, struct run_limits limits) {
-    struct run r = {.limits = complete(limits)};
-    r.acts = mem_zero((size_t)d->L, sizeof *r.acts);
+static size_t bytes_of(struct run *r, const struct model *m, int rows) {
+    const struct run_limits *n = &r->limits;
     struct carver c = {0};
-    lay_out(&r, &c, be, d, limits.rows, limits.spans, limits.outs);
-    free(r.acts);
+    lay_out(r, &c, m, rows, n->spans, n->outs);
     return c.used;
 }
 
+// Of the largest batch, or of the largest that is not narrow yet.
+size_t run_bytes(const struct model *m, struct run_limits limits) {
+    struct run r = {.limits = complete(m, limits)};
+    r.acts = mem_zero((size_t)m->dims.L, sizeof *r.acts);
+    const size_t all = bytes_of(&r, m, limits.rows);
+    int below = limits.rows;
+    while (below && input_type(m->be, m->options.precision, below) != m->be->real) below--;
+    const size_t wide = bytes_of(&r, m, below);
+    free(r.acts);
+    return all > wide ? all : wide;
+}
+
 int run_create(struct run **out, struct model *m, struct run_limits limits, struct error *err) {
-    limits = complete(limits);
-    struct buffer *memory = buffer_create(m->be, run_bytes(m->be, &m->dims, limits), err);
+    limits = complete(m, limits);
+    struct buffer *memory = buffer_create(m->be, run_bytes(m, limits), err);
     if (!memory) return fail_in(err, "memory for batches of %d rows", limits.rows);
     struct run *r = mem_zero(1, sizeof *r);
     r->limits = limits;
@@ -130,7 +146,7 @@ void run_set(struct run *r, const struct model *m, const struct feed *f) {
     assert(f->batch.rows <= r->limits.rows && f->batch.spans <= r->limits.spans &&
            f->outs <= r->limits.outs);
     struct carver c = {.buf = r->memory};
-    lay_out(r, &c, m->be, &m->dims, f->batch.rows, f->batch.spans, f->outs);
+    lay_out(r, &c, m, f->batch.rows, f->batch.spans, f->outs);
     const struct precision p = m->options.precision;
     r->batch = f->batch;
     r->batch.exact = p.inputs == DT_F32 && (p.stored == DT_F32 || p.stored == DT_BF16);

@@ -7,20 +7,21 @@
 
 #define LN_EPS 1e-5
 
-// One layer's intermediates, in the order they come to be; names as in docs/math.md.
+// One layer's intermediates, in the order they come to be; names as in docs/math.md. What only
+// products read (°) is bf16 where the backend and the precision have it so, and so is its gradient.
 struct acts {
     struct tensor z1;                 // (R,C) LN1(x)
-    struct tensor m;                  // (6,R,C) token-shift mixes
+    struct tensor m;                  // ° (6,R,C) token-shift mixes
     struct tensor rkv;                // (3,R,C) projections
-    struct tensor hidden[LORA_COUNT]; // (R,D) after the activation
+    struct tensor hidden[LORA_COUNT]; // ° (R,D) after the activation
     struct tensor lora;               // (4,R,C)
     struct tensor u;                  // (5,R,C) inputs of wkv7
     struct tensor saved;              // what wkv7 keeps for its backward pass; training only
-    struct tensor y, o;               // (R,C) readings of the state; gated readout
+    struct tensor y, o;               // (R,C) readings of the state; ° gated readout
     struct tensor x1;                 // (R,C) residual stream after the time mix
     struct tensor z2;                 // (R,C) LN2(x1)
-    struct tensor m2;                 // (1,R,C)
-    struct tensor h;                  // (R,F) relu²
+    struct tensor m2;                 // ° (1,R,C)
+    struct tensor h;                  // ° (R,F) relu²
 };
 
 // Gradients of one layer's intermediates, shared by all layers, and of the residual stream.
@@ -29,9 +30,11 @@ struct grads {
     struct tensor v_first;            // (R,C) summed over the layers above 0
     struct tensor z, o, y;            // (R,C)
     struct tensor m;                  // (6,R,C); plane 0 also serves the channel mix
-    struct tensor rkv, lora, u;       // as in acts
-    struct tensor hidden[LORA_COUNT]; // (R,D)
-    struct tensor h;                  // (R,F)
+    struct tensor r;                  // (R,C)
+    struct tensor rkv, lora;          // ° (3 and 4,R,C); plane R of rkv is `r`, summed in f32
+    struct tensor u;                  // (5,R,C)
+    struct tensor hidden[LORA_COUNT]; // ° (R,D)
+    struct tensor h;                  // ° (R,F)
 };
 
 struct run {
@@ -43,10 +46,11 @@ struct run {
     struct tensor x;    // (1 or L+1,R,C) residual stream at each layer's entry, and after the last
     struct acts *acts;  // 1 or L
     struct tensor last; // (O,C) inference: rows that want logits
-    struct tensor normed; // (O or R,C) LN_out
-    struct tensor logits; // (O or head_rows,V)
-    struct tensor losses; // (R) training
-    struct grads grads;   // training
+    struct tensor normed;  // ° (O or R,C) LN_out
+    struct tensor logits;  // (O or head_rows,V)
+    struct tensor dlogits; // ° (head_rows,V) training; `logits` itself where it is as wide
+    struct tensor losses;  // (R) training
+    struct grads grads;    // training
     void *host_losses;
 };
 

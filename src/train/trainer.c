@@ -71,7 +71,7 @@ struct train_memory trainer_plan(const struct model *m, const struct train_optio
     struct train_memory p = {
         .model = model_bytes(m->be, &m->dims, m->options),
         .optimizer = optimizer_bytes(m->be, tensor_count(m->master)),
-        .activations = run_bytes(m->be, &m->dims, limits_of(o)),
+        .activations = run_bytes(m, limits_of(o)),
     };
     p.total = p.model + p.optimizer + p.activations;
     return p;

@@ -23,7 +23,7 @@ struct train_options {
     struct schedule schedule;
     struct optimizer_options optimizer;
     bool l2wrap, checkpointing; // gradient checkpointing: recompute instead of remembering
-    int head_rows;              // rows of logits at a time; 0: 256
+    int head_rows;              // rows of logits at a time; 0: what the backend likes
     int64_t log_every, save_every,
         val_every;        // steps; 0: never (a checkpoint is written at the end)
     int keep;             // newest checkpoints to keep, ≥ 1

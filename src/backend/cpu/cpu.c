@@ -563,6 +563,7 @@ static const struct backend_class cpu_class = {
     .measure = cpu_measure,
     .wkv7_saved_bytes = cpu_wkv7_saved_bytes,
     .wkv7_grain = host_wkv7_grain,
+    .head_rows = 256,
 };
 
 int cpu_open(struct backend **out, int num_threads, struct error *err) {

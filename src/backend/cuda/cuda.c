@@ -145,9 +145,9 @@ static double cuda_measure(struct backend *be, enum limit what) {
         if (read)
             k_sumsq(c->queue, part + SUM_PARTS, (float *)(void *)memory, bytes / 4, part);
         else
-            lt_multiply(c->lt, c->queue, (float *)(void *)memory, side,
+            lt_multiply(c->lt, c->queue, (struct lt_out){.data = memory, .ld = side},
                         (struct lt_side){a, side, true}, (struct lt_side){a + operand, side, false},
-                        narrow, side, side, side, 0);
+                        narrow, side, side, side);
         queue_flush(c->queue);
         cudaStreamSynchronize(c->stream);
         const double work = read ? (double)bytes : 2.0 * SIDE * SIDE * SIDE;
@@ -163,6 +163,12 @@ static size_t cuda_wkv7_saved_bytes(const struct backend *be, int rows, int span
     const size_t C = (size_t)H * (size_t)N, chunk = (size_t)k_wkv7_chunk(N);
     return ((size_t)rows * C + ((size_t)rows / chunk + (size_t)spans) * C * (size_t)N) *
            sizeof(float);
+}
+
+// Few rows are products.cu's, which reads f32.
+static int cuda_narrow_from(const struct backend *be, struct precision p) {
+    const bool can = cuda_of(be)->lt && p.stored == DT_BF16 && p.inputs == DT_BF16;
+    return can ? SKINNY_ROWS + 1 : 0;
 }
 
 static int cuda_wkv7_grain(const struct backend *be, int N) {
@@ -195,6 +201,8 @@ static const struct backend_class cuda_class = {
     .measure = cuda_measure,
     .wkv7_saved_bytes = cuda_wkv7_saved_bytes,
     .wkv7_grain = cuda_wkv7_grain,
+    .narrow_from = cuda_narrow_from,
+    .head_rows = 4096,
 };
 
 static int find_device(struct cuda *c, struct error *err) {

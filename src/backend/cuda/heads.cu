@@ -1,69 +1,135 @@
-// key_prep and readout: a warp takes one head of one row. What is summed over rows stays in
-// registers while a warp walks through the rows of its chunk.
-#include "device.cuh"
+// key_prep and readout: memory's affair. A warp takes one head of one row. What is summed over rows
+// stays in registers while a warp walks through the rows of its chunk.
+#include "vector.cuh"
 
 #include "kernels.h"
 
-enum { WARPS = 4, THREADS = WARPS * 32, CHUNK_ROWS = 64 }; // CHUNK_ROWS: k_parts cuts so
+enum { WARPS = 4, THREADS = WARPS * 32, CHUNK_ROWS = 32 }; // CHUNK_ROWS: k_parts cuts so
 
 enum { RKV_R, RKV_K, RKV_V };
 enum { LORA_W, LORA_A, LORA_V, LORA_G };
 enum { KEY_W0, KEY_A0, KEY_V0, KEY_KK, KEY_KA, KEY_COUNT };
 enum { READ_WEIGHT, READ_BIAS, READ_RK, READ_COUNT };
 
-void k_add_parts(struct queue *s, float *out, const float *part, size_t parts, size_t stride,
-                 size_t first, size_t n); // rows.cu
+// A head of N columns in the registers of a warp: a lane has NL times VEC neighbours. A head of 64
+// whose tensors lie on 8 bytes is <2, 1>.
+template <int VEC, int NL> struct head {
+    float x[NL * VEC];
 
-// Columns of a lane: j = lane, lane + 32, …
-#define COLUMNS_OF(j, N) for (int j = lane; j < (N); j += 32)
+    __device__ static int column(int n) { return (n * 32 + (threadIdx.x & 31)) * VEC; }
+    __device__ static bool in(int n, int N) { return (VEC == 2 && NL == 1) || column(n) < N; }
+    template <class P> __device__ void take(const P *from, int N) {
+#pragma unroll
+        for (int n = 0; n < NL; n++) {
+            several<VEC> v = {};
+            if (in(n, N)) v = load<VEC>(from + column(n));
+#pragma unroll
+            for (int e = 0; e < VEC; e++) x[n * VEC + e] = v[e];
+        }
+    }
+    template <class P> __device__ void give(P *to, int N) const {
+#pragma unroll
+        for (int n = 0; n < NL; n++) {
+            several<VEC> v;
+#pragma unroll
+            for (int e = 0; e < VEC; e++) v[e] = x[n * VEC + e];
+            if (in(n, N)) store<VEC>(to + column(n), v);
+        }
+    }
+    __device__ float &operator[](int i) {
+        return x[i];
+    }
+    __device__ float operator[](int i) const {
+        return x[i];
+    }
+};
 
-__device__ static float key_norm(const float *k, const float *k_k, int lane, int N) {
+// All that a head's row reads is asked for before anything is made of it.
+#define TAKE(name, from)                                                                           \
+    head<VEC, NL> name;                                                                            \
+    name.take(from, N)
+#define EACH(i) _Pragma("unroll") for (int i = 0; i < NL * VEC; i++)
+// Columns past the head are zero wherever they are summed.
+#define EACH_IN(i) EACH(i) if (head<VEC, NL>::in((i) / VEC, N))
+
+template <int VEC, int NL>
+__device__ static float key_norm(const head<VEC, NL> &k, const head<VEC, NL> &k_k) {
     float sum = 0;
-    COLUMNS_OF(j, N) sum += (k[j] * k_k[j]) * (k[j] * k_k[j]);
+    EACH(i) sum += (k[i] * k_k[i]) * (k[i] * k_k[i]);
     return sqrtf(warp_sum(sum));
 }
 
+// LAUNCH by the width of a head; <VEC, NL> is what the kernel has first.
+#define BY_HEAD(kernel, N, twos, grid, s, ...)                                                     \
+    do {                                                                                           \
+        if ((N) == 64 && (twos))                                                                   \
+            LAUNCH((kernel<2, 1>), grid, THREADS, s, __VA_ARGS__);                                 \
+        else if ((N) <= 32)                                                                        \
+            LAUNCH((kernel<1, 1>), grid, THREADS, s, __VA_ARGS__);                                 \
+        else if ((N) <= 64)                                                                        \
+            LAUNCH((kernel<1, 2>), grid, THREADS, s, __VA_ARGS__);                                 \
+        else                                                                                       \
+            LAUNCH((kernel<1, 8>), grid, THREADS, s, __VA_ARGS__);                                 \
+    } while (0)
+
 // ---- key_prep ----------------------------------------------------------------------------------
 
+template <int VEC, int NL>
 static __global__ void key_prep(float *u, const float *rkv, const float *lora, const float *v_first,
                                 const float *vecs, size_t R, size_t C, int H) {
     begin_kernel();
     const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5);
     if (task >= R * H) return;
-    const int lane = threadIdx.x & 31, N = (int)(C / H);
+    const int N = (int)(C / H);
     const size_t r = task / H, h = task % H * N, plane = R * C, at = r * C + h;
-    const float *k = rkv + RKV_K * plane + at, *k_k = vecs + KEY_KK * C + h;
-    const float norm = fmaxf(key_norm(k, k_k, lane, N), 1e-12f);
-    COLUMNS_OF(j, N) {
-        const size_t c = h + j, i = at + j;
-        const float a = sigmoid(vecs[KEY_A0 * C + c] + lora[LORA_A * plane + i]);
-        const float kappa = k[j] * k_k[j] / norm;
-        float v = rkv[RKV_V * plane + i];
-        if (v_first)
-            v += (v_first[i] - v) * sigmoid(vecs[KEY_V0 * C + c] + lora[LORA_V * plane + i]);
-        u[U_W * plane + i] = vecs[KEY_W0 * C + c] + lora[LORA_W * plane + i];
-        u[U_K * plane + i] = k[j] * (1 + (a - 1) * vecs[KEY_KA * C + c]);
-        u[U_V * plane + i] = v;
-        u[U_A * plane + i] = -kappa;
-        u[U_B * plane + i] = kappa * a;
+    TAKE(k, rkv + RKV_K * plane + at);
+    TAKE(v, rkv + RKV_V * plane + at);
+    TAKE(w, lora + LORA_W * plane + at);
+    TAKE(a, lora + LORA_A * plane + at);
+    head<VEC, NL> mixed = {}, first = {};
+    if (v_first) {
+        mixed.take(lora + LORA_V * plane + at, N);
+        first.take(v_first + at, N);
     }
+    TAKE(w0, vecs + KEY_W0 * C + h);
+    TAKE(a0, vecs + KEY_A0 * C + h);
+    TAKE(v0, vecs + KEY_V0 * C + h);
+    TAKE(k_k, vecs + KEY_KK * C + h);
+    TAKE(k_a, vecs + KEY_KA * C + h);
+    const float norm = fmaxf(key_norm(k, k_k), 1e-12f);
+    EACH(i) {
+        const float rate = sigmoid(a0[i] + a[i]), kappa = k[i] * k_k[i] / norm;
+        if (v_first) v[i] += (first[i] - v[i]) * sigmoid(v0[i] + mixed[i]);
+        w[i] += w0[i];
+        k[i] *= 1 + (rate - 1) * k_a[i];
+        a[i] = -kappa;
+        mixed[i] = kappa * rate;
+    }
+    u += at;
+    w.give(u + U_W * plane, N);
+    k.give(u + U_K * plane, N);
+    v.give(u + U_V * plane, N);
+    a.give(u + U_A * plane, N);
+    mixed.give(u + U_B * plane, N);
 }
 
 void k_key_prep(struct queue *s, float *u, const float *rkv, const float *lora,
                 const float *v_first, const float *vecs, size_t R, size_t C, int H) {
-    if (R) LAUNCH(key_prep, blocks(R * H, WARPS), THREADS, s, u, rkv, lora, v_first, vecs, R, C, H);
+    const bool twos = in_fours(4, u, rkv, lora, v_first, vecs);
+    if (R)
+        BY_HEAD(key_prep, C / H, twos, blocks(R * H, WARPS), s, u, rkv, lora, v_first, vecs, R, C,
+                H);
 }
 
 // The warps' sums of K vectors, in order, to this chunk's part (K,C) at head h.
-template <int K, int NL>
-__device__ static void store_sums(float *part, const float (&sum)[K][NL], size_t h, size_t C,
+template <int K, int VEC, int NL>
+__device__ static void store_sums(float *part, const head<VEC, NL> (&sum)[K], size_t h, size_t C,
                                   int N) {
-    __shared__ float shared[WARPS][K][NL * 32];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    __shared__ float shared[WARPS][K][NL * VEC * 32];
+    const int warp = threadIdx.x >> 5;
 #pragma unroll
-    for (int k = 0; k < K; k++)
-#pragma unroll
-        for (int i = 0; i < NL; i++) shared[warp][k][lane + 32 * i] = sum[k][i];
+    for (int k = 0; k < K; k++) EACH(i)
+    shared[warp][k][head<VEC, NL>::column(i / VEC) + i % VEC] = sum[k][i];
     __syncthreads();
     for (int e = threadIdx.x; e < K * N; e += THREADS) {
         const int k = e / N, j = e % N;
@@ -74,87 +140,99 @@ __device__ static void store_sums(float *part, const float (&sum)[K][NL], size_t
 }
 
 struct key_bwd {
-    float *drkv, *dlora, *dv_first, *part;
+    void *drkv, *dlora;
+    float *dv_first, *part;
     const float *du, *rkv, *lora, *v_first, *vecs;
     size_t R, C;
     int H;
 };
 
 // Under the floor of 1e-12 the norm is a constant.
-template <int NL> static __global__ void key_prep_bwd(key_bwd p) {
-    begin_kernel();
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
+template <int VEC, int NL, class T> __device__ static void key_prep_bwd_as(const key_bwd &p) {
+    const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
     const size_t first = blockIdx.y * (size_t)CHUNK_ROWS;
     const size_t end = first + CHUNK_ROWS < p.R ? first + CHUNK_ROWS : p.R;
-    const float *k_k = p.vecs + KEY_KK * C + h;
-    float sum[KEY_COUNT][NL] = {};
+    TAKE(a0, p.vecs + KEY_A0 * C + h);
+    TAKE(v0, p.vecs + KEY_V0 * C + h);
+    TAKE(k_k, p.vecs + KEY_KK * C + h);
+    TAKE(k_a, p.vecs + KEY_KA * C + h);
+    head<VEC, NL> sum[KEY_COUNT] = {};
     for (size_t r = first + warp; r < end; r += WARPS) {
         const size_t at = r * C + h;
-        const float *k = p.rkv + RKV_K * plane + at;
-        const float norm = key_norm(k, k_k, lane, N), s = fmaxf(norm, 1e-12f);
-        float along = 0, gate_a[NL] = {}, dkappa[NL] = {};
-#pragma unroll
-        for (int n = 0; n < NL; n++) {
-            const int j = lane + 32 * n;
-            if (j >= N) continue;
-            const size_t i = at + j;
-            gate_a[n] = sigmoid(p.vecs[KEY_A0 * C + h + j] + p.lora[LORA_A * plane + i]);
-            dkappa[n] = p.du[U_B * plane + i] * gate_a[n] - p.du[U_A * plane + i];
-            along += k[j] * k_k[j] / s * dkappa[n];
+        TAKE(k, p.rkv + RKV_K * plane + at);
+        TAKE(a, p.lora + LORA_A * plane + at);
+        TAKE(dw, p.du + U_W * plane + at);
+        TAKE(dk, p.du + U_K * plane + at);
+        TAKE(dv, p.du + U_V * plane + at);
+        TAKE(da, p.du + U_A * plane + at);
+        TAKE(db, p.du + U_B * plane + at);
+        head<VEC, NL> v = {}, gate = {}, v_first = {}, dv_first = {};
+        if (p.v_first) {
+            v.take(p.rkv + RKV_V * plane + at, N);
+            gate.take(p.lora + LORA_V * plane + at, N);
+            v_first.take(p.v_first + at, N);
+            dv_first.take(p.dv_first + at, N);
+        }
+        const float norm = key_norm(k, k_k), s = fmaxf(norm, 1e-12f);
+        float along = 0;
+        EACH(i) {
+            a[i] = sigmoid(a0[i] + a[i]);
+            da[i] = db[i] * a[i] - da[i]; // of κ
+            along += k[i] * k_k[i] / s * da[i];
         }
         along = warp_sum(along);
-#pragma unroll
-        for (int n = 0; n < NL; n++) {
-            const int j = lane + 32 * n;
-            if (j >= N) continue;
-            const size_t i = at + j, c = h + j;
-            const float a = gate_a[n], kappa = k[j] * k_k[j] / s, k_a = p.vecs[KEY_KA * C + c];
-            const float dk = p.du[U_K * plane + i], dv = p.du[U_V * plane + i];
-            const float dw = p.du[U_W * plane + i];
-            const float dtilde = (dkappa[n] - (norm > 1e-12f ? kappa * along : 0)) / s;
-            const float dlogit_a = (p.du[U_B * plane + i] * kappa + dk * k[j] * k_a) * a * (1 - a);
-            p.drkv[RKV_K * plane + i] = dtilde * k_k[j] + dk * (1 + (a - 1) * k_a);
-            p.dlora[LORA_W * plane + i] = dw;
-            p.dlora[LORA_A * plane + i] = dlogit_a;
-            sum[KEY_W0][n] += dw;
-            sum[KEY_A0][n] += dlogit_a;
-            sum[KEY_KK][n] += dtilde * k[j];
-            sum[KEY_KA][n] += dk * k[j] * (a - 1);
-            float gate = 0, dlogit_v = 0;
-            if (p.v_first) {
-                const float v = p.rkv[RKV_V * plane + i];
-                gate = sigmoid(p.vecs[KEY_V0 * C + c] + p.lora[LORA_V * plane + i]);
-                dlogit_v = dv * (p.v_first[i] - v) * gate * (1 - gate);
-                p.dv_first[i] += dv * gate;
-                sum[KEY_V0][n] += dlogit_v;
-            }
-            p.drkv[RKV_V * plane + i] = dv * (1 - gate);
-            p.dlora[LORA_V * plane + i] = dlogit_v;
+        EACH(i) {
+            const float kappa = k[i] * k_k[i] / s;
+            const float dtilde = (da[i] - (norm > 1e-12f ? kappa * along : 0)) / s;
+            const float dlogit = (db[i] * kappa + dk[i] * k[i] * k_a[i]) * a[i] * (1 - a[i]);
+            sum[KEY_W0][i] += dw[i];
+            sum[KEY_A0][i] += dlogit;
+            sum[KEY_KK][i] += dtilde * k[i];
+            sum[KEY_KA][i] += dk[i] * k[i] * (a[i] - 1);
+            dk[i] = dtilde * k_k[i] + dk[i] * (1 + (a[i] - 1) * k_a[i]);
+            da[i] = dlogit;
+            db[i] = 0; // of the value's gate
+            if (!p.v_first) continue;
+            const float g = sigmoid(v0[i] + gate[i]);
+            db[i] = dv[i] * (v_first[i] - v[i]) * g * (1 - g);
+            dv_first[i] += dv[i] * g;
+            dv[i] *= 1 - g;
+            sum[KEY_V0][i] += db[i];
         }
+        T *drkv = (T *)p.drkv + at, *dlora = (T *)p.dlora + at;
+        dk.give(drkv + RKV_K * plane, N);
+        dv.give(drkv + RKV_V * plane, N);
+        dw.give(dlora + LORA_W * plane, N);
+        da.give(dlora + LORA_A * plane, N);
+        db.give(dlora + LORA_V * plane, N);
+        if (p.v_first) dv_first.give(p.dv_first + at, N);
     }
-    store_sums<KEY_COUNT, NL>(p.part + blockIdx.y * KEY_COUNT * C, sum, h, C, N);
+    store_sums<KEY_COUNT, VEC, NL>(p.part + blockIdx.y * KEY_COUNT * C, sum, h, C, N);
 }
 
-// How many columns a lane holds is fixed when compiling: 2 is a head of 64.
-#define BY_HEAD(kernel, N, grid, s, args)                                                          \
-    do {                                                                                           \
-        if ((N) <= 32)                                                                             \
-            LAUNCH(kernel<1>, grid, THREADS, s, args);                                             \
-        else if ((N) <= 64)                                                                        \
-            LAUNCH(kernel<2>, grid, THREADS, s, args);                                             \
-        else                                                                                       \
-            LAUNCH(kernel<8>, grid, THREADS, s, args);                                             \
-    } while (0)
+template <int VEC, int NL> static __global__ void key_prep_bwd(key_bwd p) {
+    begin_kernel();
+    key_prep_bwd_as<VEC, NL, float>(p);
+}
+template <int VEC, int NL> static __global__ void key_prep_bwd_narrow(key_bwd p) {
+    begin_kernel();
+    key_prep_bwd_as<VEC, NL, uint16_t>(p);
+}
 
-void k_key_prep_bwd(struct queue *s, float *drkv, float *dlora, float *dv_first, float *dvecs,
-                    const float *du, const float *rkv, const float *lora, const float *v_first,
-                    const float *vecs, float *part, size_t R, size_t C, int H) {
+void k_key_prep_bwd(struct queue *s, void *drkv, void *dlora, bool narrow, float *dv_first,
+                    float *dvecs, const float *du, const float *rkv, const float *lora,
+                    const float *v_first, const float *vecs, float *part, size_t R, size_t C,
+                    int H) {
     if (!R) return;
     const key_bwd p = {drkv, dlora, dv_first, part, du, rkv, lora, v_first, vecs, R, C, H};
     const dim3 grid(H, (unsigned)k_parts(R));
-    BY_HEAD(key_prep_bwd, C / H, grid, s, p);
-    k_add_parts(s, dvecs, part, k_parts(R), KEY_COUNT * C, 0, KEY_COUNT * C);
+    const bool twos = in_fours(4, drkv, dlora, dv_first, du, rkv, lora, v_first, vecs);
+    if (narrow)
+        BY_HEAD(key_prep_bwd_narrow, C / H, twos, grid, s, p);
+    else
+        BY_HEAD(key_prep_bwd, C / H, twos, grid, s, p);
+    k_add_parts(s, dvecs, KEY_COUNT * C, nullptr, part, k_parts(R), KEY_COUNT * C);
 }
 
 // ---- readout -----------------------------------------------------------------------------------
@@ -162,104 +240,129 @@ void k_key_prep_bwd(struct queue *s, float *drkv, float *dlora, float *dv_first,
 constexpr float read_eps = 64e-5f;
 
 // Mean and 1/√(var+ε) of a head, counted from its first number on.
-__device__ static float2 head_moments(const float *y, int lane, int N) {
-    const float first = y[0];
+template <int VEC, int NL> __device__ static float2 head_moments(const head<VEC, NL> &y, int N) {
+    const float first = __shfl_sync(0xffffffffu, y[0], 0);
     float sum = 0, square = 0;
-    COLUMNS_OF(j, N) sum += y[j] - first;
+    EACH_IN(i) sum += y[i] - first;
     const float mean = first + warp_sum(sum) / (float)N;
-    COLUMNS_OF(j, N) square += (y[j] - mean) * (y[j] - mean);
+    EACH_IN(i) square += (y[i] - mean) * (y[i] - mean);
     return make_float2(mean, 1.0f / sqrtf(warp_sum(square) / (float)N + read_eps));
 }
 
-__device__ static float bonus(const float *r, const float *k, const float *r_k, int lane, int N) {
+template <int VEC, int NL>
+__device__ static float bonus(const head<VEC, NL> &r, const head<VEC, NL> &k,
+                              const head<VEC, NL> &r_k) {
     float sum = 0;
-    COLUMNS_OF(j, N) sum += r[j] * k[j] * r_k[j];
+    EACH(i) sum += r[i] * k[i] * r_k[i];
     return warp_sum(sum);
 }
 
-static __global__ void readout(float *o, const float *y, const float *r, const float *u,
-                               const float *g, const float *vecs, size_t R, size_t C, int H) {
+struct read {
+    void *o;
+    const float *y, *r, *u, *g, *vecs;
+    size_t R, C;
+    int H;
+    bool narrow;
+};
+
+template <int VEC, int NL> static __global__ void readout(read p) {
     begin_kernel();
-    const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5);
-    if (task >= R * H) return;
-    const int lane = threadIdx.x & 31, N = (int)(C / H);
-    const size_t h = task % H * N, plane = R * C, at = task / H * C + h;
-    const float2 m = head_moments(y + at, lane, N);
-    const float beta = bonus(r + at, u + U_K * plane + at, vecs + READ_RK * C + h, lane, N);
-    COLUMNS_OF(j, N) {
-        const size_t c = h + j, i = at + j;
-        const float normed =
-            (y[i] - m.x) * m.y * vecs[READ_WEIGHT * C + c] + vecs[READ_BIAS * C + c];
-        o[i] = (normed + beta * u[U_V * plane + i]) * g[i];
-    }
+    const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5), C = p.C;
+    if (task >= p.R * p.H) return;
+    const int N = (int)(C / p.H);
+    const size_t h = task % p.H * N, plane = p.R * C, at = task / p.H * C + h;
+    TAKE(y, p.y + at);
+    TAKE(r, p.r + at);
+    TAKE(k, p.u + U_K * plane + at);
+    TAKE(v, p.u + U_V * plane + at);
+    TAKE(g, p.g + at);
+    TAKE(weight, p.vecs + READ_WEIGHT * C + h);
+    TAKE(bias, p.vecs + READ_BIAS * C + h);
+    TAKE(r_k, p.vecs + READ_RK * C + h);
+    const float2 m = head_moments(y, N);
+    const float beta = bonus(r, k, r_k);
+    EACH(i) y[i] = ((y[i] - m.x) * m.y * weight[i] + bias[i] + beta * v[i]) * g[i];
+    if (p.narrow)
+        y.give((uint16_t *)p.o + at, N);
+    else
+        y.give((float *)p.o + at, N);
 }
 
-void k_readout(struct queue *s, float *o, const float *y, const float *r, const float *u,
-               const float *g, const float *vecs, size_t R, size_t C, int H) {
-    if (R) LAUNCH(readout, blocks(R * H, WARPS), THREADS, s, o, y, r, u, g, vecs, R, C, H);
+void k_readout(struct queue *s, void *o, bool narrow, const float *y, const float *r,
+               const float *u, const float *g, const float *vecs, size_t R, size_t C, int H) {
+    const read p = {o, y, r, u, g, vecs, R, C, H, narrow};
+    if (R) BY_HEAD(readout, C / H, in_fours(4, o, y, r, u, g, vecs), blocks(R * H, WARPS), s, p);
 }
 
 struct read_bwd {
-    float *dy, *dr, *du, *dg, *part;
+    float *dy, *dr, *du, *part;
+    void *dg;
     const float *d_o, *y, *r, *u, *g, *vecs;
     size_t R, C;
     int H;
+    bool narrow;
 };
 
-template <int NL> static __global__ void readout_bwd(read_bwd p) {
+template <int VEC, int NL> static __global__ void readout_bwd(read_bwd p) {
     begin_kernel();
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
+    const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
     const size_t first = blockIdx.y * (size_t)CHUNK_ROWS;
     const size_t end = first + CHUNK_ROWS < p.R ? first + CHUNK_ROWS : p.R;
-    const float *weight = p.vecs + READ_WEIGHT * C + h, *bias = p.vecs + READ_BIAS * C + h,
-                *r_k = p.vecs + READ_RK * C + h;
-    float sum[READ_COUNT][NL] = {};
+    TAKE(weight, p.vecs + READ_WEIGHT * C + h);
+    TAKE(bias, p.vecs + READ_BIAS * C + h);
+    TAKE(r_k, p.vecs + READ_RK * C + h);
+    head<VEC, NL> sum[READ_COUNT] = {};
     for (size_t t = first + warp; t < end; t += WARPS) {
         const size_t at = t * C + h;
-        const float *k = p.u + U_K * plane + at, *v = p.u + U_V * plane + at;
-        const float2 m = head_moments(p.y + at, lane, N);
-        const float beta = bonus(p.r + at, k, r_k, lane, N);
-        float dbeta = 0, sum_e = 0, sum_ex = 0, e[NL] = {}, xhat[NL] = {};
-#pragma unroll
-        for (int n = 0; n < NL; n++) {
-            const int j = lane + 32 * n;
-            if (j >= N) continue;
-            const size_t i = at + j;
-            const float gated = p.d_o[i] * p.g[i];
-            xhat[n] = (p.y[i] - m.x) * m.y;
-            e[n] = gated * weight[j];
-            p.dg[i] = p.d_o[i] * (xhat[n] * weight[j] + bias[j] + beta * v[j]);
-            p.du[U_V * plane + i] = beta * gated;
-            sum[READ_WEIGHT][n] += gated * xhat[n];
-            sum[READ_BIAS][n] += gated;
-            dbeta += gated * v[j];
-            sum_e += e[n];
-            sum_ex += e[n] * xhat[n];
+        TAKE(y, p.y + at);
+        TAKE(r, p.r + at);
+        TAKE(k, p.u + U_K * plane + at);
+        TAKE(v, p.u + U_V * plane + at);
+        TAKE(d, p.d_o + at);
+        TAKE(g, p.g + at);
+        const float2 m = head_moments(y, N);
+        const float beta = bonus(r, k, r_k);
+        float dbeta = 0, sum_e = 0, sum_ex = 0;
+        EACH(i) {
+            const float gated = d[i] * g[i], xhat = (y[i] - m.x) * m.y;
+            g[i] = d[i] * (xhat * weight[i] + bias[i] + beta * v[i]);
+            d[i] = gated * weight[i];
+            y[i] = xhat;
+            sum[READ_WEIGHT][i] += gated * xhat;
+            sum[READ_BIAS][i] += gated;
+            dbeta += gated * v[i];
+            sum_e += d[i];
+            sum_ex += d[i] * xhat;
+            v[i] = beta * gated;
         }
         dbeta = warp_sum(dbeta);
         sum_e = warp_sum(sum_e) / (float)N;
         sum_ex = warp_sum(sum_ex) / (float)N;
-#pragma unroll
-        for (int n = 0; n < NL; n++) {
-            const int j = lane + 32 * n;
-            if (j >= N) continue;
-            const size_t i = at + j;
-            p.dy[i] = m.y * (e[n] - sum_e - xhat[n] * sum_ex);
-            p.dr[i] = dbeta * k[j] * r_k[j];
-            p.du[U_K * plane + i] = dbeta * p.r[i] * r_k[j];
-            sum[READ_RK][n] += dbeta * p.r[i] * k[j];
+        EACH(i) {
+            sum[READ_RK][i] += dbeta * r[i] * k[i];
+            y[i] = m.y * (d[i] - sum_e - y[i] * sum_ex);
+            k[i] = dbeta * k[i] * r_k[i];
+            r[i] = dbeta * r[i] * r_k[i];
         }
+        y.give(p.dy + at, N);
+        k.give(p.dr + at, N);
+        r.give(p.du + U_K * plane + at, N);
+        v.give(p.du + U_V * plane + at, N);
+        if (p.narrow)
+            g.give((uint16_t *)p.dg + at, N);
+        else
+            g.give((float *)p.dg + at, N);
     }
-    store_sums<READ_COUNT, NL>(p.part + blockIdx.y * READ_COUNT * C, sum, h, C, N);
+    store_sums<READ_COUNT, VEC, NL>(p.part + blockIdx.y * READ_COUNT * C, sum, h, C, N);
 }
 
-void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, float *dg, float *dvecs,
-                   const float *d_o, const float *y, const float *r, const float *u, const float *g,
-                   const float *vecs, float *part, size_t R, size_t C, int H) {
+void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, void *dg, bool narrow,
+                   float *dvecs, const float *d_o, const float *y, const float *r, const float *u,
+                   const float *g, const float *vecs, float *part, size_t R, size_t C, int H) {
     if (!R) return;
-    const read_bwd p = {dy, dr, du, dg, part, d_o, y, r, u, g, vecs, R, C, H};
+    const read_bwd p = {dy, dr, du, part, dg, d_o, y, r, u, g, vecs, R, C, H, narrow};
     const dim3 grid(H, (unsigned)k_parts(R));
-    BY_HEAD(readout_bwd, C / H, grid, s, p);
-    k_add_parts(s, dvecs, part, k_parts(R), READ_COUNT * C, 0, READ_COUNT * C);
+    BY_HEAD(readout_bwd, C / H, in_fours(4, dy, dr, du, dg, d_o, y, r, u, g, vecs), grid, s, p);
+    k_add_parts(s, dvecs, READ_COUNT * C, nullptr, part, k_parts(R), READ_COUNT * C);
 }

@@ -75,8 +75,14 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
 void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
                        const struct weight *w);
 
-// lt.c: cuBLASLt, found at run time. D (m,n) = A·B, or += where it accumulates, with columns
-// contiguous, as cuBLAS has matrices; sums in f32, D is f32. Whether it can be done.
+// lt.c: cuBLASLt, found at run time. D (m,n) = A·B + C with columns contiguous, as cuBLAS has
+// matrices; sums in f32. Whether it can be done.
+struct lt_out {
+    void *data; // D
+    size_t ld;
+    const float *add; // C, as D lies; NULL or D itself are fine
+    bool narrow;      // D is bf16, there is no C
+};
 struct lt_side {
     const void *data;
     size_t ld;
@@ -85,5 +91,5 @@ struct lt_side {
 int lt_open(struct lt **out, struct error *err);
 void lt_close(struct lt *lt);
 const char *lt_trouble(const struct lt *lt); // what went wrong in a product so far, or NULL
-bool lt_multiply(struct lt *lt, struct queue *q, float *d, size_t ldd, struct lt_side a,
-                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, bool accumulate);
+bool lt_multiply(struct lt *lt, struct queue *q, struct lt_out d, struct lt_side a, struct lt_side b,
+                 bool bf16, size_t m, size_t n, size_t k);

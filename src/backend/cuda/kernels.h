@@ -12,6 +12,14 @@ struct queue; // queue.h
 extern "C" {
 #endif
 
+// `narrow`: the void pointers before it are bf16, else f32.
+// ---- norm.cu
+void k_norm(struct queue *s, void *y, bool narrow, const float *x, const float *w, const float *b,
+            size_t R, size_t C, float eps);
+// part: k_parts(R) · 2C, then 2R floats; 8-byte aligned.
+void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
+                const float *w, const float *add, float *part, size_t R, size_t C, float eps);
+
 // ---- rows.cu
 // Types are those of backend/dtype.h, as numbers: kernels see no other header of ours.
 void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
@@ -20,21 +28,20 @@ void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t 
                  size_t C, size_t V);
 void k_gather_rows(struct queue *s, float *y, const float *x, const int32_t *row, size_t O,
                    size_t C);
-void k_norm(struct queue *s, float *y, const float *x, const float *w, const float *b, size_t R,
-            size_t C, float eps);
-// part: 2R floats, then k_parts(R) · 2C.
-void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
-                const float *w, const float *add, float *part, size_t R, size_t C, float eps);
-void k_shift_mix(struct queue *s, float *m, float *out, const float *z, const float *in,
+void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float *z, const float *in,
                  const float *mix, const int32_t *prev, const int32_t *last, size_t n, size_t R,
                  size_t C, bool single); // single: every span is one row
 // part: k_parts(R) · nC.
 void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const float *dm, const float *z,
                      const float *in, const float *mix, const int32_t *prev, const int32_t *last,
                      float *part, size_t n, size_t R, size_t C);
-void k_act(struct queue *s, float *y, const float *x, size_t n, int act);
-void k_act_bwd(struct queue *s, float *dx, const float *dy, const float *y, size_t n, int act);
+void k_act(struct queue *s, void *y, bool narrow, const float *x, size_t n, int act);
+void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool narrow, size_t n,
+               int act);
 size_t k_parts(size_t R); // how many partial sums R rows are cut into
+// out (n) += Σ of the first n of each part's `stride` sums, in order; more (stride - n) += the rest.
+void k_add_parts(struct queue *s, float *out, size_t n, float *more, const float *part,
+                 size_t parts, size_t stride);
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
 void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
@@ -44,14 +51,14 @@ void k_add(struct queue *s, float *y, const float *x, size_t n);
 void k_key_prep(struct queue *s, float *u, const float *rkv, const float *lora,
                 const float *v_first, const float *vecs, size_t R, size_t C, int H);
 // part: k_parts(R) · 5C.
-void k_key_prep_bwd(struct queue *s, float *drkv, float *dlora, float *dv_first, float *dvecs,
-                    const float *du, const float *rkv, const float *lora, const float *v_first,
+void k_key_prep_bwd(struct queue *s, void *drkv, void *dlora, bool narrow, float *dv_first,
+                    float *dvecs, const float *du, const float *rkv, const float *lora, const float *v_first,
                     const float *vecs, float *part, size_t R, size_t C, int H);
-void k_readout(struct queue *s, float *o, const float *y, const float *r, const float *u,
+void k_readout(struct queue *s, void *o, bool narrow, const float *y, const float *r, const float *u,
                const float *g, const float *vecs, size_t R, size_t C, int H);
 // part: k_parts(R) · 3C.
-void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, float *dg, float *dvecs,
-                   const float *d_o, const float *y, const float *r, const float *u, const float *g,
+void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, void *dg, bool narrow,
+                   float *dvecs, const float *d_o, const float *y, const float *r, const float *u, const float *g,
                    const float *vecs, float *part, size_t R, size_t C, int H);
 
 // ---- wkv7.cu
@@ -78,7 +85,7 @@ void k_wkv7(struct queue *s, const struct wkv7_args *a);
 void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a);
 
 // ---- loss.cu
-void k_xent(struct queue *s, float *loss, float *dlogits, const float *logits,
+void k_xent(struct queue *s, float *loss, void *dlogits, bool narrow, const float *logits,
             const int32_t *target, size_t O, size_t V, float scale, bool l2wrap);
 void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, void *penalties,
               size_t penalty_bytes, size_t O, size_t V);
@@ -126,6 +133,7 @@ void k_skinny(struct queue *s, const struct product_list *list);
 void k_product(struct queue *s, const struct product_args *p);
 // y = bf16(x); y = x as integers with a scale a group gives them back.
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);
+void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n);
 void k_round_groups(struct queue *s, float *y, const float *x, size_t R, size_t K, size_t group);
 // y (K,ld) of type `to` from x of any float type: (O,K) if oi, else (K,O); the rest of ld is zero.
 void k_pack(struct queue *s, void *y, int to, size_t ld, const void *x, int from, size_t K,

@@ -16,10 +16,10 @@ struct lt {
 };
 
 struct lt_call {
-    float *d;
+    struct lt_out d;
     struct lt_side a, b;
-    size_t ldd, m, n, k;
-    bool bf16, accumulate;
+    size_t m, n, k;
+    bool bf16;
 };
 
 int lt_open(struct lt **out, struct error *err) {
@@ -46,10 +46,14 @@ static void multiply(const void *payload) {
     const struct lt_call *c = payload;
     for (size_t j = 0; j < c->n; j++)
         for (size_t i = 0; i < c->m; i++) {
-            float *to = &c->d[j * c->ldd + i], sum = c->accumulate ? *to : 0;
+            const size_t at = j * c->d.ld + i;
+            float sum = c->d.add ? c->d.add[at] : 0;
             for (size_t k = 0; k < c->k; k++)
                 sum += element(&c->a, i, k, c->bf16) * element(&c->b, k, j, c->bf16);
-            *to = sum;
+            if (c->d.narrow)
+                ((uint16_t *)c->d.data)[at] = f32_to_bf16(sum);
+            else
+                ((float *)c->d.data)[at] = sum;
         }
 }
 
@@ -58,11 +62,10 @@ static void play(const void *payload, cudaStream_t stream) {
     cuda_emu_call(multiply, payload, sizeof(struct lt_call));
 }
 
-bool lt_multiply(struct lt *lt, struct queue *q, float *d, size_t ldd, struct lt_side a,
-                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, bool accumulate) {
+bool lt_multiply(struct lt *lt, struct queue *q, struct lt_out d, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k) {
     (void)lt;
-    queue_add(q, play, &(struct lt_call){d, a, b, ldd, m, n, k, bf16, accumulate},
-              sizeof(struct lt_call));
+    queue_add(q, play, &(struct lt_call){d, a, b, m, n, k, bf16}, sizeof(struct lt_call));
     return true;
 }
 #else
@@ -96,8 +99,8 @@ struct functions {
 
 struct shape {
     size_t m, n, k, lda, ldb, ldd;
-    uint32_t align_a, align_b, align_d;
-    int turned_a, turned_b, bf16, beta;
+    uint32_t align_a, align_b, align_c, align_d;
+    int turned_a, turned_b, bf16, narrow, beta;
 };
 
 struct plan {
@@ -197,7 +200,7 @@ static bool ask(struct lt *lt, struct plan *p) {
     if (f->cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) ||
         !layout(lt, &p->a, s->bf16, s->turned_a, s->m, s->k, s->lda) ||
         !layout(lt, &p->b, s->bf16, s->turned_b, s->k, s->n, s->ldb) ||
-        !layout(lt, &p->d, false, false, s->m, s->n, s->ldd) ||
+        !layout(lt, &p->d, s->narrow, false, s->m, s->n, s->ldd) ||
         f->cublasLtMatmulPreferenceCreate(&wish))
         return false;
     const struct {
@@ -207,7 +210,7 @@ static bool ask(struct lt *lt, struct plan *p) {
     } wishes[] = {{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &s->align_a, 4},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &s->align_b, 4},
-                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &s->align_d, 4},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &s->align_c, 4},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &s->align_d, 4}};
     bool ok = !f->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA,
                                                  &turn[s->turned_a], sizeof turn[0]) &&
@@ -248,8 +251,8 @@ static uint32_t alignment(const void *p) {
 struct lt_call {
     struct lt *lt;
     struct shape shape;
-    const void *a, *b;
-    float *d;
+    const void *a, *b, *c;
+    void *d;
 };
 
 static void multiply(const void *payload, cudaStream_t stream) {
@@ -257,7 +260,7 @@ static void multiply(const void *payload, cudaStream_t stream) {
     struct lt *lt = c->lt;
     const struct plan *p = plan_for(lt, &c->shape);
     const float one = 1, beta = c->shape.beta ? 1 : 0;
-    if (lt->f.cublasLtMatmul(lt->handle, p->desc, &one, c->a, p->a, c->b, p->b, &beta, c->d, p->d,
+    if (lt->f.cublasLtMatmul(lt->handle, p->desc, &one, c->a, p->a, c->b, p->b, &beta, c->c, p->d,
                              c->d, p->d, &p->algo, lt->workspace, WORKSPACE,
                              stream) != CUBLAS_STATUS_SUCCESS)
         snprintf(lt->trouble, sizeof lt->trouble,
@@ -265,27 +268,30 @@ static void multiply(const void *payload, cudaStream_t stream) {
                  c->shape.m, c->shape.n, c->shape.k, c->shape.bf16 ? "bf16" : "f32");
 }
 
-bool lt_multiply(struct lt *lt, struct queue *q, float *d, size_t ldd, struct lt_side a,
-                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k, bool accumulate) {
+bool lt_multiply(struct lt *lt, struct queue *q, struct lt_out d, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k) {
     struct lt_call call;
     memset(&call, 0, sizeof call); // compared byte by byte
     call.lt = lt;
     call.a = a.data;
     call.b = b.data;
-    call.d = d;
+    call.c = d.add ? d.add : d.data;
+    call.d = d.data;
     call.shape.m = m;
     call.shape.n = n;
     call.shape.k = k;
     call.shape.lda = a.ld;
     call.shape.ldb = b.ld;
-    call.shape.ldd = ldd;
+    call.shape.ldd = d.ld;
     call.shape.align_a = alignment(a.data);
     call.shape.align_b = alignment(b.data);
-    call.shape.align_d = alignment(d);
+    call.shape.align_c = alignment(call.c);
+    call.shape.align_d = alignment(d.data);
     call.shape.turned_a = a.turned;
     call.shape.turned_b = b.turned;
     call.shape.bf16 = bf16;
-    call.shape.beta = accumulate;
+    call.shape.narrow = d.narrow;
+    call.shape.beta = d.add != NULL;
     if (!plan_for(lt, &call.shape)->possible) return false;
     queue_add(q, multiply, &call, sizeof call);
     return true;

@@ -5,6 +5,8 @@
 #include "backend/ops.h"
 #include "backend/quant.h"
 
+#include <assert.h>
+
 static bool is_integer(const struct weight *w) {
     return w->precision.stored == DT_INT8 || w->precision.stored == DT_INT4;
 }
@@ -19,21 +21,36 @@ static const struct matrix *matrix_of(const struct weight *w) {
 
 // ---- forward -----------------------------------------------------------------------------------
 
+// t rounded to bf16: itself, if it is that already, else in scratch, which the next call ends.
+static const uint16_t *rounded(struct cuda *c, struct tensor t) {
+    if (t.dtype == DT_BF16) return dev(t);
+    uint16_t *x = cuda_scratch(c, tensor_count(t) * 2);
+    if (x) k_round_bf16(c->queue, x, dev(t), tensor_count(t));
+    return x;
+}
+
 // y (R,O) = x (R,K) · W through cuBLASLt, whose matrices have contiguous columns: yᵀ = Wᵀ xᵀ.
+// Rounding is last: where something comes between, the product stays f32 on its way.
 static bool forward_lt(struct cuda *c, const struct product *p) {
     const struct weight *w = p->w;
     const struct matrix *m = matrix_of(w);
     const size_t R = p->x.dim[0], K = w->in, O = w->out;
     if (!c->lt || R <= SKINNY_ROWS || !is_narrow(w) || m->type != DT_BF16) return false;
-    const bool in_place = tensor_is(p->add) && dev(p->add) == dev(p->y);
-    uint16_t *x = cuda_scratch(c, R * K * 2);
-    if (!x) return false;
-    k_round_bf16(c->queue, x, dev(p->x), R * K);
-    if (tensor_is(p->add) && !in_place) k_copy_bytes(c->queue, dev(p->y), dev(p->add), R * O * 4);
+    const bool narrow = p->y.dtype == DT_BF16, through = narrow && p->act != ACT_NONE;
+    const size_t room = through ? (R * O * 4 + 255) / 256 * 256 : 0;
+    char *scratch = NULL;
+    const uint16_t *x = dev(p->x);
+    if (through || p->x.dtype != DT_BF16) {
+        if (!(scratch = cuda_scratch(c, room + R * K * 2))) return false;
+        if (p->x.dtype != DT_BF16) {
+            k_round_bf16(c->queue, (uint16_t *)(void *)(scratch + room), dev(p->x), R * K);
+            x = (const uint16_t *)(void *)(scratch + room);
+        }
+    }
+    const struct lt_out y = {through ? scratch : dev(p->y), O, dev(p->add), narrow && !through};
     const struct lt_side a = {m->data, m->so == 1 ? m->sk : m->so, m->so != 1}, b = {x, K, false};
-    if (!lt_multiply(c->lt, c->queue, dev(p->y), O, a, b, true, O, R, K, tensor_is(p->add) ? 1 : 0))
-        return false;
-    if (p->act != ACT_NONE) k_act(c->queue, dev(p->y), dev(p->y), R * O, (int)p->act);
+    if (!lt_multiply(c->lt, c->queue, y, a, b, true, O, R, K)) return false;
+    if (p->act != ACT_NONE) k_act(c->queue, dev(p->y), narrow, y.data, R * O, (int)p->act);
     return true;
 }
 
@@ -52,83 +69,140 @@ static struct product_args args_of(const struct product *p, const float *x) {
                                  .narrow = is_narrow(w)};
 }
 
-static size_t rounded_bytes(const struct product *p) {
-    return is_integer(p->w) ? (tensor_bytes(p->x) + 255) / 256 * 256 : 0;
+// What our own kernels cannot take or give as it is goes through scratch: integers' inputs are
+// rounded in groups, bf16 inputs become f32 again, and bf16 results are f32 first.
+static size_t whole(size_t floats) {
+    return (floats * sizeof(float) + 255) / 256 * 256;
+}
+
+static size_t inputs_bytes(const struct product *p) {
+    return is_integer(p->w) || p->x.dtype == DT_BF16 ? whole(tensor_count(p->x)) : 0;
+}
+
+static size_t own_bytes(const struct product *p) {
+    return inputs_bytes(p) + (p->y.dtype == DT_BF16 ? whole(tensor_count(p->y)) : 0);
+}
+
+static const float *own_inputs(struct cuda *c, const struct product *p, char *scratch) {
+    float *x = (float *)(void *)scratch;
+    const size_t R = p->x.dim[0], K = p->w->in;
+    if (is_integer(p->w))
+        k_round_groups(c->queue, x, dev(p->x), R, K, quant_group(p->w->precision.stored));
+    else if (p->x.dtype == DT_BF16)
+        k_widen_bf16(c->queue, x, dev(p->x), R * K);
+    else
+        return dev(p->x);
+    return x;
 }
 
 void cuda_matmul(struct backend *be, const struct product *products, int n) {
     struct cuda *c = cuda_of(be);
     struct product_list list = {.n = 0};
+    bool own[MAX_PRODUCTS];
     c->rounded_of = NULL;
     size_t bytes = 0, used = 0;
-    for (int i = 0; i < n; i++) bytes += rounded_bytes(&products[i]);
+    assert(n <= MAX_PRODUCTS);
+    for (int i = 0; i < n; i++) {
+        own[i] = products[i].x.dim[0] && !forward_lt(c, &products[i]);
+        if (own[i]) bytes += own_bytes(&products[i]);
+    }
+    // Each product's scratch apart, since the launch that reads it comes last.
+    char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
+    if (bytes && !scratch) return;
     for (int i = 0; i < n; i++) {
         const struct product *p = &products[i];
-        const size_t R = p->x.dim[0], K = p->w->in;
-        if (!R || forward_lt(c, p)) continue;
-        const float *x = dev(p->x);
-        // Integers: what they are multiplied by is rounded in groups, each product's apart, since
-        // the launch that reads them comes last.
-        if (is_integer(p->w)) {
-            char *scratch = cuda_scratch(c, bytes);
-            if (!scratch) return;
-            float *rounded = (float *)(void *)(scratch + used);
-            k_round_groups(c->queue, rounded, x, R, K, quant_group(p->w->precision.stored));
-            used += rounded_bytes(p);
-            x = rounded;
-        }
-        const struct product_args args = args_of(p, x);
-        const bool together = !list.n || list.p[0].R == R;
-        if (R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && together &&
-            list.n < MAX_PRODUCTS && !p->w->trained)
+        if (!own[i]) continue;
+        struct product_args args = args_of(p, own_inputs(c, p, scratch + used));
+        const bool narrow = p->y.dtype == DT_BF16;
+        if (narrow) args.y = (float *)(void *)(scratch + used + inputs_bytes(p));
+        used += own_bytes(p);
+        const bool together = !list.n || list.p[0].R == args.R;
+        if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && together &&
+            !p->w->trained && !narrow)
             list.p[list.n++] = args;
         else
             k_product(c->queue, &args);
+        if (narrow) k_round_bf16(c->queue, dev(p->y), args.y, args.R * args.O);
     }
     if (list.n) k_skinny(c->queue, &list);
 }
 
 // ---- backward ----------------------------------------------------------------------------------
 
+// dxᵀ (K,R) = W (K,O) dyᵀ
+static bool backward_lt(struct cuda *c, struct tensor dx, struct tensor dy, const struct weight *w,
+                        struct tensor add) {
+    const struct matrix *m = matrix_of(w);
+    const size_t R = dy.dim[0], K = w->in, O = w->out;
+    if (!c->lt || R <= SKINNY_ROWS || !is_narrow(w) || m->type != DT_BF16) return false;
+    const bool again = c->rounded_of == dev(dy) && c->rounded_count == R * O, oi = m->so != 1;
+    const uint16_t *g = again ? c->rounded : rounded(c, dy);
+    c->rounded_of = NULL;
+    if (!g) return false;
+    const struct lt_out d = {dev(dx), K, dev(add), dx.dtype == DT_BF16};
+    const struct lt_side a = {m->data, oi ? m->so : m->sk, !oi}, b = {g, O, false};
+    return lt_multiply(c->lt, c->queue, d, a, b, true, K, R, O);
+}
+
 void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
                        const struct weight *w, struct tensor add) {
     struct cuda *c = cuda_of(be);
     const struct matrix *m = matrix_of(w);
     const size_t R = dy.dim[0], K = w->in, O = w->out;
-    if (!R) return;
-    if (c->lt && R > SKINNY_ROWS && is_narrow(w) && m->type == DT_BF16) {
-        const bool again = c->rounded_of == dev(dy) && c->rounded_count == R * O;
-        uint16_t *g = again ? c->rounded : cuda_scratch(c, R * O * 2);
-        c->rounded_of = NULL;
-        if (g) {
-            if (!again) k_round_bf16(c->queue, g, dev(dy), R * O);
-            if (tensor_is(add) && dev(add) != dev(dx))
-                k_copy_bytes(c->queue, dev(dx), dev(add), R * K * 4);
-            // dxᵀ (K,R) = W (K,O) dyᵀ
-            const bool oi = m->so != 1;
-            const struct lt_side a = {m->data, oi ? m->so : m->sk, !oi}, b = {g, O, false};
-            if (lt_multiply(c->lt, c->queue, dev(dx), K, a, b, true, K, R, O,
-                            tensor_is(add) ? 1 : 0))
-                return;
-        }
-    }
+    if (!R || backward_lt(c, dx, dy, w, add)) return;
+    const bool wide_in = dy.dtype != DT_BF16, wide_out = dx.dtype != DT_BF16;
+    const size_t first = wide_in ? 0 : whole(R * O), bytes = first + (wide_out ? 0 : whole(R * K));
+    char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
+    if (bytes && !scratch) return;
     struct matrix turned = *m;
     turned.sk = m->so;
     turned.so = m->sk;
-    k_product(c->queue, &(struct product_args){.y = dev(dx),
-                                               .x = dev(dy),
-                                               .add = dev(add),
-                                               .w = turned,
-                                               .xr = O,
-                                               .xk = 1,
-                                               .R = R,
-                                               .K = O,
-                                               .O = K,
-                                               .act = ACT_NONE,
-                                               .narrow = is_narrow(w)});
+    struct product_args p = {.y = wide_out ? dev(dx) : scratch + first,
+                             .x = wide_in ? dev(dy) : scratch,
+                             .add = dev(add),
+                             .w = turned,
+                             .xr = O,
+                             .xk = 1,
+                             .R = R,
+                             .K = O,
+                             .O = K,
+                             .act = ACT_NONE,
+                             .narrow = is_narrow(w)};
+    if (!wide_in) k_widen_bf16(c->queue, (float *)(void *)scratch, dev(dy), R * O);
+    k_product(c->queue, &p);
+    if (!wide_out) k_round_bf16(c->queue, dev(dx), p.y, R * K);
 }
 
-// dw (M,N) += Σ_r a_rm b_rn, with a (R,M) and b (R,N).
+// dw (M,N) += Σ_r a_rm b_rn, with a (R,M) and b (R,N), through cuBLASLt: dwᵀ (N,M) = bᵀ a; in
+// memory they are bᵀ and aᵀ.
+static bool weights_lt(struct cuda *c, struct tensor dw, struct tensor a, struct tensor b,
+                       struct tensor dy, bool narrow) {
+    const size_t R = a.dim[0], M = a.dim[1], N = b.dim[1];
+    const void *side[2] = {dev(a), dev(b)};
+    if (!c->lt) return false;
+    if (narrow) {
+        const struct tensor t[2] = {a, b};
+        const size_t room[2] = {a.dtype == DT_BF16 ? 0 : (R * M * 2 + 255) / 256 * 256,
+                                b.dtype == DT_BF16 ? 0 : R * N * 2};
+        char *scratch = room[0] + room[1] ? cuda_scratch(c, room[0] + room[1]) : NULL;
+        if (room[0] + room[1] && !scratch) return false;
+        for (int i = 0; i < 2; i++) {
+            if (!room[i]) continue;
+            uint16_t *to = (uint16_t *)(void *)(scratch + (i ? room[0] : 0));
+            k_round_bf16(c->queue, to, side[i], tensor_count(t[i]));
+            if (side[i] == dev(dy)) {
+                c->rounded_of = side[i];
+                c->rounded = to;
+                c->rounded_count = tensor_count(dy);
+            }
+            side[i] = to;
+        }
+    }
+    const struct lt_out d = {dev(dw), N, dev(dw), false};
+    const struct lt_side l = {side[1], N, false}, r = {side[0], M, true};
+    return lt_multiply(c->lt, c->queue, d, l, r, narrow, N, M, R);
+}
+
 void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
                        const struct weight *w) {
     struct cuda *c = cuda_of(be);
@@ -136,30 +210,25 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
     const struct tensor a = oi ? dy : x, b = oi ? x : dy;
     const size_t R = x.dim[0], M = a.dim[1], N = b.dim[1];
     c->rounded_of = NULL;
-    if (!R) return;
-    if (c->lt) {
-        const void *left = dev(a), *right = dev(b);
-        if (narrow) {
-            const size_t first = (R * M * 2 + 255) / 256 * 256;
-            char *scratch = cuda_scratch(c, first + R * N * 2);
-            if (!scratch) return;
-            k_round_bf16(c->queue, (uint16_t *)(void *)scratch, left, R * M);
-            k_round_bf16(c->queue, (uint16_t *)(void *)(scratch + first), right, R * N);
-            left = scratch;
-            right = scratch + first;
-            c->rounded_of = dev(dy);
-            c->rounded = (uint16_t *)(void *)(oi ? scratch : scratch + first);
-            c->rounded_count = R * w->out;
+    if (!R || weights_lt(c, dw, a, b, dy, narrow)) return;
+    const struct tensor t[2] = {a, b};
+    const float *side[2] = {dev(a), dev(b)};
+    size_t bytes = 0, at[2];
+    for (int i = 0; i < 2; i++)
+        at[i] = bytes, bytes += t[i].dtype == DT_BF16 ? whole(tensor_count(t[i])) : 0;
+    char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
+    if (bytes && !scratch) return;
+    for (int i = 0; i < 2; i++)
+        if (t[i].dtype == DT_BF16) {
+            k_widen_bf16(c->queue, (float *)(void *)(scratch + at[i]), dev(t[i]),
+                         tensor_count(t[i]));
+            side[i] = (const float *)(void *)(scratch + at[i]);
         }
-        // dwᵀ (N,M) = bᵀ a; in memory they are bᵀ and aᵀ.
-        const struct lt_side l = {right, N, false}, r = {left, M, true};
-        if (lt_multiply(c->lt, c->queue, dev(dw), N, l, r, narrow, N, M, R, 1)) return;
-    }
     k_product(c->queue,
               &(struct product_args){.y = dev(dw),
-                                     .x = dev(a),
+                                     .x = side[0],
                                      .add = dev(dw),
-                                     .w = {.data = dev(b), .type = DT_F32, .sk = N, .so = 1},
+                                     .w = {.data = side[1], .type = DT_F32, .sk = N, .so = 1},
                                      .xr = 1,
                                      .xk = M,
                                      .R = M,

@@ -12,6 +12,10 @@ static float *parts(struct backend *be, size_t R, size_t n, size_t more) {
     return cuda_scratch(cuda_of(be), (k_parts(R) * n + more + 1) * sizeof(float));
 }
 
+static bool narrow(struct tensor t) {
+    return t.dtype == DT_BF16;
+}
+
 // ---- rows --------------------------------------------------------------------------------------
 
 static void cuda_embed(struct backend *be, struct tensor y, struct tensor tokens,
@@ -33,7 +37,7 @@ static void cuda_gather_rows(struct backend *be, struct tensor y, struct tensor 
 
 static void cuda_norm(struct backend *be, struct tensor y, struct tensor x, struct tensor w,
                       struct tensor b, double eps) {
-    k_norm(queue_of(be), dev(y), dev(x), dev(w), dev(b), x.dim[0], x.dim[1], (float)eps);
+    k_norm(queue_of(be), dev(y), narrow(y), dev(x), dev(w), dev(b), x.dim[0], x.dim[1], (float)eps);
 }
 
 static void cuda_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw, struct tensor db,
@@ -49,8 +53,8 @@ static void cuda_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw
 static void cuda_shift_mix(struct backend *be, struct tensor m, struct tensor shift_out,
                            struct tensor z, struct tensor shift_in, struct tensor mix,
                            const struct batch *b) {
-    k_shift_mix(queue_of(be), dev(m), dev(shift_out), dev(z), dev(shift_in), dev(mix), dev(b->prev),
-                dev(b->last), mix.dim[0], z.dim[0], z.dim[1], b->spans == b->rows);
+    k_shift_mix(queue_of(be), dev(m), narrow(m), dev(shift_out), dev(z), dev(shift_in), dev(mix),
+                dev(b->prev), dev(b->last), mix.dim[0], z.dim[0], z.dim[1], b->spans == b->rows);
 }
 
 static void cuda_shift_mix_bwd(struct backend *be, struct tensor dz, struct tensor dmix,
@@ -64,12 +68,12 @@ static void cuda_shift_mix_bwd(struct backend *be, struct tensor dz, struct tens
 }
 
 static void cuda_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
-    k_act(queue_of(be), dev(y), dev(x), tensor_count(x), (int)f);
+    k_act(queue_of(be), dev(y), false, dev(x), tensor_count(x), (int)f);
 }
 
 static void cuda_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
                          enum act f) {
-    k_act_bwd(queue_of(be), dev(dx), dev(dy), dev(y), tensor_count(y), (int)f);
+    k_act_bwd(queue_of(be), dev(dx), dev(dy), dev(y), narrow(y), tensor_count(y), (int)f);
 }
 
 // ---- time mix ----------------------------------------------------------------------------------
@@ -87,8 +91,8 @@ static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct ten
     const size_t R = du.dim[1], C = du.dim[2];
     float *part = parts(be, R, KEY_COUNT * C, 0);
     if (part)
-        k_key_prep_bwd(queue_of(be), dev(drkv), dev(dlora), dev(dv_first), dev(dvecs), dev(du),
-                       dev(rkv), dev(lora), dev(v_first), dev(vecs), part, R, C, H);
+        k_key_prep_bwd(queue_of(be), dev(drkv), dev(dlora), narrow(drkv), dev(dv_first), dev(dvecs),
+                       dev(du), dev(rkv), dev(lora), dev(v_first), dev(vecs), part, R, C, H);
 }
 
 static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tensor saved,
@@ -145,8 +149,8 @@ static void cuda_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du
 
 static void cuda_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
                          struct tensor u, struct tensor g, struct tensor vecs, int H) {
-    k_readout(queue_of(be), dev(o), dev(y), dev(r), dev(u), dev(g), dev(vecs), y.dim[0], y.dim[1],
-              H);
+    k_readout(queue_of(be), dev(o), narrow(o), dev(y), dev(r), dev(u), dev(g), dev(vecs), y.dim[0],
+              y.dim[1], H);
 }
 
 static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr,
@@ -156,16 +160,16 @@ static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor
     const size_t R = y.dim[0], C = y.dim[1];
     float *part = parts(be, R, READ_COUNT * C, 0);
     if (part)
-        k_readout_bwd(queue_of(be), dev(dy), dev(dr), dev(du), dev(dg), dev(dvecs), dev(d_o),
-                      dev(y), dev(r), dev(u), dev(g), dev(vecs), part, R, C, H);
+        k_readout_bwd(queue_of(be), dev(dy), dev(dr), dev(du), dev(dg), narrow(dg), dev(dvecs),
+                      dev(d_o), dev(y), dev(r), dev(u), dev(g), dev(vecs), part, R, C, H);
 }
 
 // ---- loss and sampling -------------------------------------------------------------------------
 
 static void cuda_xent(struct backend *be, struct tensor loss, struct tensor dlogits,
                       struct tensor logits, struct tensor target, float scale, bool l2wrap) {
-    k_xent(queue_of(be), dev(loss), dev(dlogits), dev(logits), dev(target), logits.dim[0],
-           logits.dim[1], scale, l2wrap);
+    k_xent(queue_of(be), dev(loss), dev(dlogits), narrow(dlogits), dev(logits), dev(target),
+           logits.dim[0], logits.dim[1], scale, l2wrap);
 }
 
 static void cuda_sample(struct backend *be, struct tensor token, struct tensor logits,

@@ -1,22 +1,22 @@
 // Ops over rows and over elements. All are bound by memory: each tensor goes through once, and what
 // is summed over rows goes through again by columns, in chunks of a fixed number of rows whose
 // sums are added in order.
-#include "device.cuh"
+#include "vector.cuh"
 
 #include "kernels.h"
 
-enum { ROW_THREADS = 256, ROW_WARPS = ROW_THREADS / 32, CHUNK = 64, COLUMNS = 128 };
+enum { ROW_THREADS = 256, ROW_WARPS = ROW_THREADS / 32, CHUNK = 32, COLUMNS = 128 };
 
 size_t k_parts(size_t R) {
     return (R + CHUNK - 1) / CHUNK;
 }
 
-// out[i] += Σ over parts; each part is `stride` long, `first` is where ours begins in it. Eight
-// threads share a column's parts, a stretch each.
+// out[i] += Σ over parts of `stride` sums each; the ones from n on go to `more`. Eight threads
+// share a column's parts, a stretch each.
 enum { PART_COLUMNS = 32, STRETCHES = 8 };
 
-static __global__ void add_parts(float *out, const float *part, size_t parts, size_t stride,
-                                 size_t first, size_t n) {
+static __global__ void add_parts(float *out, size_t n, float *more, const float *part, size_t parts,
+                                 size_t stride) {
     begin_kernel();
     __shared__ float sums[STRETCHES][PART_COLUMNS];
     const int c = threadIdx.x % PART_COLUMNS, t = threadIdx.x / PART_COLUMNS;
@@ -24,20 +24,20 @@ static __global__ void add_parts(float *out, const float *part, size_t parts, si
     const size_t each = (parts + STRETCHES - 1) / STRETCHES, from = t * each;
     const size_t end = from + each < parts ? from + each : parts;
     float sum = 0;
-    if (i < n)
-#pragma unroll 8
-        for (size_t p = from; p < end; p++) sum += part[p * stride + first + i];
+    if (i < stride)
+#pragma unroll 16
+        for (size_t p = from; p < end; p++) sum += part[p * stride + i];
     sums[t][c] = sum;
     __syncthreads();
-    if (t || i >= n) return;
+    if (t || i >= stride) return;
     for (int k = 1; k < STRETCHES; k++) sum += sums[k][c];
-    out[i] += sum;
+    *(i < n ? &out[i] : &more[i - n]) += sum;
 }
 
-void k_add_parts(struct queue *s, float *out, const float *part, size_t parts, size_t stride,
-                 size_t first, size_t n) {
-    LAUNCH(add_parts, blocks(n, PART_COLUMNS), PART_COLUMNS * STRETCHES, s, out, part, parts,
-           stride, first, n);
+void k_add_parts(struct queue *s, float *out, size_t n, float *more, const float *part,
+                 size_t parts, size_t stride) {
+    LAUNCH(add_parts, blocks(stride, PART_COLUMNS), PART_COLUMNS * STRETCHES, s, out, n, more, part,
+           parts, stride);
 }
 
 // ---- embedding ---------------------------------------------------------------------------------
@@ -111,105 +111,39 @@ void k_gather_rows(struct queue *s, float *y, const float *x, const int32_t *row
     if (O) LAUNCH(gather_rows, (unsigned)O, ROW_THREADS, s, y, x, row, C);
 }
 
-// ---- norm --------------------------------------------------------------------------------------
-
-// Counted from the first number on: what is left of equal numbers is zero.
-__device__ static float2 moments(const float *x, size_t C, float eps, float *scratch) {
-    const float first = x[0];
-    float sum = 0, square = 0;
-    for (size_t c = threadIdx.x; c < C; c += ROW_THREADS) sum += x[c] - first;
-    const float mean = first + block_sum<float, ROW_WARPS>(sum, scratch) / (float)C;
-    for (size_t c = threadIdx.x; c < C; c += ROW_THREADS) square += (x[c] - mean) * (x[c] - mean);
-    const float var = block_sum<float, ROW_WARPS>(square, scratch) / (float)C;
-    return make_float2(mean, 1.0f / sqrtf(var + eps));
-}
-
-static __global__ void norm(float *y, const float *x, const float *w, const float *b, size_t C,
-                            float eps) {
-    begin_kernel();
-    __shared__ float scratch[ROW_WARPS];
-    x += blockIdx.x * C;
-    y += blockIdx.x * C;
-    const float2 m = moments(x, C, eps, scratch);
-    for (size_t c = threadIdx.x; c < C; c += ROW_THREADS) y[c] = (x[c] - m.x) * m.y * w[c] + b[c];
-}
-
-void k_norm(struct queue *s, float *y, const float *x, const float *w, const float *b, size_t R,
-            size_t C, float eps) {
-    if (R) LAUNCH(norm, (unsigned)R, ROW_THREADS, s, y, x, w, b, C, eps);
-}
-
-// dx of a row; its mean and scale stay in `stat` for the sums over rows.
-static __global__ void norm_bwd(float *dx, const float *dy, const float *x, const float *w,
-                                const float *add, float2 *stat, size_t C, float eps) {
-    begin_kernel();
-    __shared__ float scratch[ROW_WARPS];
-    const size_t at = blockIdx.x * C;
-    x += at, dy += at, dx += at;
-    const float2 m = moments(x, C, eps, scratch);
-    float sum_e = 0, sum_ex = 0;
-    for (size_t c = threadIdx.x; c < C; c += ROW_THREADS) {
-        const float e = dy[c] * w[c];
-        sum_e += e;
-        sum_ex += e * ((x[c] - m.x) * m.y);
-    }
-    sum_e = block_sum<float, ROW_WARPS>(sum_e, scratch) / (float)C;
-    sum_ex = block_sum<float, ROW_WARPS>(sum_ex, scratch) / (float)C;
-    for (size_t c = threadIdx.x; c < C; c += ROW_THREADS) {
-        const float d = m.y * (dy[c] * w[c] - sum_e - (x[c] - m.x) * m.y * sum_ex);
-        dx[c] = add ? d + add[at + c] : d;
-    }
-    if (threadIdx.x == 0) stat[blockIdx.x] = m;
-}
-
-static __global__ void norm_sums(float *part, const float *dy, const float *x, const float2 *stat,
-                                 size_t R, size_t C) {
-    begin_kernel();
-    const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x, first = blockIdx.y * (size_t)CHUNK;
-    if (c >= C) return;
-    const size_t end = first + CHUNK < R ? first + CHUNK : R;
-    float dw = 0, db = 0;
-    for (size_t r = first; r < end; r++) {
-        const float2 m = stat[r];
-        const float g = dy[r * C + c];
-        dw += g * ((x[r * C + c] - m.x) * m.y);
-        db += g;
-    }
-    part[blockIdx.y * 2 * C + c] = dw;
-    part[(blockIdx.y * 2 + 1) * C + c] = db;
-}
-
-void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
-                const float *w, const float *add, float *part, size_t R, size_t C, float eps) {
-    if (!R) return;
-    const size_t parts = k_parts(R);
-    float2 *stat = (float2 *)part;
-    part += 2 * R;
-    LAUNCH(norm_bwd, (unsigned)R, ROW_THREADS, s, dx, dy, x, w, add, stat, C, eps);
-    LAUNCH(norm_sums, dim3(blocks(C, COLUMNS), (unsigned)parts), COLUMNS, s, part, dy, x, stat, R,
-           C);
-    k_add_parts(s, dw, part, parts, 2 * C, 0, C);
-    k_add_parts(s, db, part, parts, 2 * C, C, C);
-}
-
 // ---- token shift -------------------------------------------------------------------------------
 
-__device__ static float before_row(const float *z, const float *in, int32_t prev, size_t c,
-                                   size_t C) {
-    if (prev >= 0) return z[(size_t)prev * C + c];
-    return in ? in[(size_t)(-1 - prev) * C + c] : 0;
+template <int N>
+__device__ static several<N> before_row(const float *z, const float *in, int32_t prev, size_t c,
+                                        size_t C) {
+    if (prev >= 0) return load<N>(z + (size_t)prev * C + c);
+    return in ? load<N>(in + (size_t)(-1 - prev) * C + c) : several<N>{};
 }
 
-static __global__ void shift_mix(float *m, float *out, const float *z, const float *in,
+enum { MIXES = 6, MIX_THREADS = 192 };
+
+// m = z + d·mix, N neighbours a thread; z is read once for all mixes.
+template <int N, class T>
+static __global__ void shift_mix(T *m, float *out, const float *z, const float *in,
                                  const float *mix, const int32_t *prev, const int32_t *last,
                                  size_t n, size_t R, size_t C) {
     begin_kernel();
-    const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x;
+    const size_t c = (blockIdx.x * (size_t)MIX_THREADS + threadIdx.x) * N;
     if (c >= C) return;
     for (size_t r = blockIdx.y; r < R; r += gridDim.y) {
-        const float x = z[r * C + c], d = before_row(z, in, prev[r], c, C) - x;
-        for (size_t k = 0; k < n; k++) m[(k * R + r) * C + c] = x + d * mix[k * C + c];
-        if (out && last[r] >= 0) out[(size_t)last[r] * C + c] = x;
+        const several<N> x = load<N>(z + r * C + c);
+        several<N> d = before_row<N>(z, in, prev[r], c, C);
+#pragma unroll
+        for (int e = 0; e < N; e++) d[e] -= x[e];
+#pragma unroll
+        for (int k = 0; k < MIXES; k++) {
+            if ((size_t)k >= n) continue;
+            several<N> y = load<N>(mix + k * C + c);
+#pragma unroll
+            for (int e = 0; e < N; e++) y[e] = x[e] + d[e] * y[e];
+            store<N>(m + (k * R + r) * C + c, y);
+        }
+        if (out && last[r] >= 0) store<N>(out + (size_t)last[r] * C + c, x);
     }
 }
 
@@ -223,57 +157,85 @@ static __global__ void shift_out(float *out, const float *z, const int32_t *last
 
 constexpr size_t MAX_GRID_Y = 65535;
 
-void k_shift_mix(struct queue *s, float *m, float *out, const float *z, const float *in,
+void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float *z, const float *in,
                  const float *mix, const int32_t *prev, const int32_t *last, size_t n, size_t R,
                  size_t C, bool single) {
     if (!R) return;
     // A row may read the slot that another one writes, unless each span is one row.
-    const dim3 grid(blocks(C, COLUMNS), (unsigned)(R < MAX_GRID_Y ? R : MAX_GRID_Y));
-    LAUNCH(shift_mix, grid, COLUMNS, s, m, single ? out : nullptr, z, in, mix, prev, last, n, R, C);
+    float *now = single ? out : nullptr;
+    const bool fours = in_fours(C, m, out, z, in, mix);
+    const dim3 grid(blocks(C, MIX_THREADS * (fours ? 4 : 1)),
+                    (unsigned)(R < MAX_GRID_Y ? R : MAX_GRID_Y));
+#define GO(N, T)                                                                                   \
+    LAUNCH((shift_mix<N, T>), grid, MIX_THREADS, s, (T *)m, now, z, in, mix, prev, last, n, R, C)
+    if (narrow && fours)
+        GO(4, uint16_t);
+    else if (narrow)
+        GO(1, uint16_t);
+    else if (fours)
+        GO(4, float);
+    else
+        GO(1, float);
+#undef GO
     if (out && !single) LAUNCH(shift_out, (unsigned)R, ROW_THREADS, s, out, z, last, C);
 }
 
-enum { MIXES = 6 };
-
+// Upwards through a chunk: what a row gets from the next one's mixes is read once, as the next
+// one's own.
+template <int N>
 static __global__ void shift_mix_bwd(float *dz, float *part, const float *dm, const float *z,
                                      const float *in, const float *mix, const int32_t *prev,
                                      const int32_t *last, size_t n, size_t R, size_t C) {
     begin_kernel();
-    const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x, first = blockIdx.y * (size_t)CHUNK;
+    const size_t c = (blockIdx.x * (size_t)COLUMNS + threadIdx.x) * N;
+    const size_t first = blockIdx.y * (size_t)CHUNK;
     if (c >= C) return;
     const size_t end = first + CHUNK < R ? first + CHUNK : R;
-    float weight[MIXES], sum[MIXES];
+    several<N> weight[MIXES], sum[MIXES] = {}, here[MIXES] = {};
 #pragma unroll
     for (int k = 0; k < MIXES; k++) {
-        weight[k] = (size_t)k < n ? mix[k * C + c] : 0;
-        sum[k] = 0;
+        if ((size_t)k >= n) continue;
+        weight[k] = load<N>(mix + k * C + c);
+        here[k] = load<N>(dm + (k * R + first) * C + c);
     }
     for (size_t r = first; r < end; r++) {
-        const float d = before_row(z, in, prev[r], c, C) - z[r * C + c];
+        several<N> d = before_row<N>(z, in, prev[r], c, C), total = {}, next[MIXES] = {};
+        const several<N> x = load<N>(z + r * C + c);
         const bool followed = last[r] < 0;
-        float total = 0;
+        if (r + 1 < R)
+#pragma unroll
+            for (int k = 0; k < MIXES; k++)
+                if ((size_t)k < n && (followed || r + 1 < end))
+                    next[k] = load<N>(dm + (k * R + r + 1) * C + c);
 #pragma unroll
         for (int k = 0; k < MIXES; k++) {
             if ((size_t)k >= n) continue;
-            const float g = dm[(k * R + r) * C + c];
-            const float next = followed ? dm[(k * R + r + 1) * C + c] : 0;
-            total += g * (1 - weight[k]) + next * weight[k];
-            sum[k] += g * d;
+#pragma unroll
+            for (int e = 0; e < N; e++) {
+                const float g = here[k][e], w = weight[k][e];
+                total[e] += g * (1 - w) + (followed ? next[k][e] : 0) * w;
+                sum[k][e] += g * (d[e] - x[e]);
+            }
+            here[k] = next[k];
         }
-        dz[r * C + c] = total;
+        store<N>(dz + r * C + c, total);
     }
 #pragma unroll
     for (int k = 0; k < MIXES; k++)
-        if ((size_t)k < n) part[(blockIdx.y * n + k) * C + c] = sum[k];
+        if ((size_t)k < n) store<N>(part + (blockIdx.y * n + k) * C + c, sum[k]);
 }
 
 void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const float *dm, const float *z,
                      const float *in, const float *mix, const int32_t *prev, const int32_t *last,
                      float *part, size_t n, size_t R, size_t C) {
     if (!R) return;
-    const dim3 grid(blocks(C, COLUMNS), (unsigned)k_parts(R));
-    LAUNCH(shift_mix_bwd, grid, COLUMNS, s, dz, part, dm, z, in, mix, prev, last, n, R, C);
-    k_add_parts(s, dmix, part, k_parts(R), n * C, 0, n * C);
+    const bool twos = C % 2 == 0 && in_fours(4, dz, dm, z, in, mix);
+    const dim3 grid(blocks(C, COLUMNS * (twos ? 2 : 1)), (unsigned)k_parts(R));
+    if (twos)
+        LAUNCH(shift_mix_bwd<2>, grid, COLUMNS, s, dz, part, dm, z, in, mix, prev, last, n, R, C);
+    else
+        LAUNCH(shift_mix_bwd<1>, grid, COLUMNS, s, dz, part, dm, z, in, mix, prev, last, n, R, C);
+    k_add_parts(s, dmix, n * C, nullptr, part, k_parts(R), n * C);
 }
 
 // ---- elements ----------------------------------------------------------------------------------
@@ -290,37 +252,80 @@ static unsigned element_blocks(size_t n) {
     for (size_t i = blockIdx.x * (size_t)ELEMENTS + threadIdx.x; i < (n);                          \
          i += gridDim.x * (size_t)ELEMENTS)
 
-static __global__ void act_each(float *y, const float *x, size_t n, int act) {
-    begin_kernel();
-    EACH(i, n) y[i] = activate(x[i], act);
-}
+// Four at a time where all lie so.
+#define GO_EACH(kernel, n, fours, ...)                                                             \
+    do {                                                                                           \
+        if (fours)                                                                                 \
+            LAUNCH((kernel<4>), element_blocks((n) / 4), ELEMENTS, s, __VA_ARGS__, (n) / 4);       \
+        else                                                                                       \
+            LAUNCH((kernel<1>), element_blocks(n), ELEMENTS, s, __VA_ARGS__, n);                   \
+    } while (0)
 
-void k_act(struct queue *s, float *y, const float *x, size_t n, int act) {
-    if (n) LAUNCH(act_each, element_blocks(n), ELEMENTS, s, y, x, n, act);
-}
-
-static __global__ void act_bwd_each(float *dx, const float *dy, const float *y, size_t n, int act) {
-    begin_kernel();
+template <int N, class T> __device__ static void act_all(T *y, const float *x, int act, size_t n) {
     EACH(i, n) {
-        const float v = y[i];
-        const float slope = act == A_TANH      ? 1 - v * v
-                            : act == A_SIGMOID ? v * (1 - v)
-                                               : 2 * sqrtf(v);
-        dx[i] = dy[i] * slope;
+        several<N> v = load<N>(x + i * N);
+#pragma unroll
+        for (int e = 0; e < N; e++) v[e] = activate(v[e], act);
+        store<N>(y + i * N, v);
     }
 }
 
-void k_act_bwd(struct queue *s, float *dx, const float *dy, const float *y, size_t n, int act) {
-    if (n) LAUNCH(act_bwd_each, element_blocks(n), ELEMENTS, s, dx, dy, y, n, act);
+template <int N>
+static __global__ void act_each(void *y, bool narrow, const float *x, int act, size_t n) {
+    begin_kernel();
+    if (narrow)
+        act_all<N>((uint16_t *)y, x, act, n);
+    else
+        act_all<N>((float *)y, x, act, n);
 }
 
-static __global__ void add_each(float *y, const float *x, size_t n) {
+void k_act(struct queue *s, void *y, bool narrow, const float *x, size_t n, int act) {
+    if (n) GO_EACH(act_each, n, in_fours(n, y, x), y, narrow, x, act);
+}
+
+template <int N, class T>
+__device__ static void act_bwd_all(T *dx, const T *dy, const T *y, int act, size_t n) {
+    EACH(i, n) {
+        const several<N> v = load<N>(y + i * N);
+        several<N> g = load<N>(dy + i * N);
+#pragma unroll
+        for (int e = 0; e < N; e++)
+            g[e] *= act == A_TANH      ? 1 - v[e] * v[e]
+                    : act == A_SIGMOID ? v[e] * (1 - v[e])
+                                       : 2 * sqrtf(v[e]);
+        store<N>(dx + i * N, g);
+    }
+}
+
+template <int N>
+static __global__ void act_bwd_each(void *dx, const void *dy, const void *y, bool narrow, int act,
+                                    size_t n) {
     begin_kernel();
-    EACH(i, n) y[i] += x[i];
+    if (narrow)
+        act_bwd_all<N>((uint16_t *)dx, (const uint16_t *)dy, (const uint16_t *)y, act, n);
+    else
+        act_bwd_all<N>((float *)dx, (const float *)dy, (const float *)y, act, n);
+}
+
+void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool narrow, size_t n,
+               int act) {
+    const bool fours = in_fours(n, dx, dy, y);
+    if (n) GO_EACH(act_bwd_each, n, fours, dx, dy, y, narrow, act);
+}
+
+template <int N> static __global__ void add_each(float *y, const float *x, size_t n) {
+    begin_kernel();
+    EACH(i, n) {
+        several<N> v = load<N>(y + i * N);
+        const several<N> u = load<N>(x + i * N);
+#pragma unroll
+        for (int e = 0; e < N; e++) v[e] += u[e];
+        store<N>(y + i * N, v);
+    }
 }
 
 void k_add(struct queue *s, float *y, const float *x, size_t n) {
-    if (n) LAUNCH(add_each, element_blocks(n), ELEMENTS, s, y, x, n);
+    if (n) GO_EACH(add_each, n, in_fours(n, y, x), y, x);
 }
 
 template <class T> static __global__ void fill_each(T *y, T value, size_t n) {
@@ -344,13 +349,22 @@ static __global__ void copy_each(void *y, int to, const void *x, int from, size_
     EACH(i, n) store_number(y, to, i, load_number(x, from, i));
 }
 
-static __global__ void narrow_each(uint16_t *y, const float *x, size_t n) {
+template <int N> static __global__ void narrow_each(uint16_t *y, const float *x, size_t n) {
     begin_kernel();
-    EACH(i, n) y[i] = bf16_bits(x[i]);
+    EACH(i, n) store<N>(y + i * N, load<N>(x + i * N));
 }
 
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n) {
-    if (n) LAUNCH(narrow_each, element_blocks(n), ELEMENTS, s, y, x, n);
+    if (n) GO_EACH(narrow_each, n, in_fours(n, y, x), y, x);
+}
+
+template <int N> static __global__ void widen_each(float *y, const uint16_t *x, size_t n) {
+    begin_kernel();
+    EACH(i, n) store<N>(y + i * N, load<N>(x + i * N));
+}
+
+void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n) {
+    if (n) GO_EACH(widen_each, n, in_fours(n, y, x), y, x);
 }
 
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n) {

@@ -855,6 +855,7 @@ static const struct backend_class ref_class = {
     .measure = ref_measure,
     .wkv7_saved_bytes = ref_wkv7_saved_bytes,
     .wkv7_grain = host_wkv7_grain,
+    .head_rows = 256,
 };
 
 int REF_OPEN(struct backend **out, int num_threads, struct error *err) {

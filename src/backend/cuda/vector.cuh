@@ -1,0 +1,108 @@
+// Neighbouring numbers in global memory as one load or store: f32, or bf16 rounded when stored.
+#pragma once
+#include "device.cuh"
+
+// Whether float4s can be taken wherever these begin: rows of C numbers, addresses (NULL is fine).
+template <class... P> static inline bool in_fours(size_t C, P... p) {
+    return C % 4 == 0 && (((uintptr_t)p | ...) & 15) == 0;
+}
+
+// x in the lower half.
+__device__ static inline uint32_t bf16_pair(float x, float y) {
+#ifdef __CUDA_ARCH__
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+    return pair;
+#else
+    return bf16_bits(x) | (uint32_t)bf16_bits(y) << 16;
+#endif
+}
+
+template <int N> struct several {
+    float x[N];
+    __device__ float &operator[](int i) { return x[i]; }
+    __device__ float operator[](int i) const { return x[i]; }
+};
+
+template <int N> __device__ static inline several<N> load(const float *p) {
+    if constexpr (N == 4) {
+        const float4 v = *(const float4 *)p;
+        return {{v.x, v.y, v.z, v.w}};
+    } else if constexpr (N == 2) {
+        const float2 v = *(const float2 *)p;
+        return {{v.x, v.y}};
+    } else {
+        return {{*p}};
+    }
+}
+
+__device__ static inline float bf16_low(uint32_t pair) {
+    return __uint_as_float(pair << 16);
+}
+__device__ static inline float bf16_high(uint32_t pair) {
+    return __uint_as_float(pair & 0xffff0000u);
+}
+
+template <int N> __device__ static inline several<N> load(const uint16_t *p) {
+    if constexpr (N == 4) {
+        const uint2 v = *(const uint2 *)p;
+        return {{bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y)}};
+    } else if constexpr (N == 2) {
+        const uint32_t v = *(const uint32_t *)p;
+        return {{bf16_low(v), bf16_high(v)}};
+    } else {
+        return {{bf16_value(*p)}};
+    }
+}
+
+// One instruction: a plain assignment may come apart into one a number. Not for shared memory.
+__device__ static inline void store_whole(float *p, float4 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(p)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+#else
+    *(float4 *)p = v;
+#endif
+}
+
+__device__ static inline void store_whole(float *p, float2 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v2.f32 [%0], {%1, %2};"
+                 :
+                 : "l"(__cvta_generic_to_global(p)), "f"(v.x), "f"(v.y)
+                 : "memory");
+#else
+    *(float2 *)p = v;
+#endif
+}
+
+__device__ static inline void store_whole(uint16_t *p, uint2 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};"
+                 :
+                 : "l"(__cvta_generic_to_global(p)), "r"(v.x), "r"(v.y)
+                 : "memory");
+#else
+    *(uint2 *)p = v;
+#endif
+}
+
+template <int N> __device__ static inline void store(float *p, const several<N> &v) {
+    if constexpr (N == 4)
+        store_whole(p, make_float4(v.x[0], v.x[1], v.x[2], v.x[3]));
+    else if constexpr (N == 2)
+        store_whole(p, make_float2(v.x[0], v.x[1]));
+    else
+        *p = v.x[0];
+}
+
+template <int N> __device__ static inline void store(uint16_t *p, const several<N> &v) {
+    if constexpr (N == 4)
+        store_whole(p, uint2{bf16_pair(v.x[0], v.x[1]), bf16_pair(v.x[2], v.x[3])});
+    else if constexpr (N == 2)
+        *(uint32_t *)p = bf16_pair(v.x[0], v.x[1]);
+    else
+        *p = bf16_bits(v.x[0]);
+}
