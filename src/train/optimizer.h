@@ -17,6 +17,13 @@ struct optimizer {
     struct buffer *memory;
     struct tensor m, v;  // like model->master
     struct tensor norm2; // (1) f64
+    // Runs of parameters that are neighbours in memory and have their constants in common: a call
+    // each. Padding between them has no gradient and stays zero.
+    struct run_of_params {
+        size_t first, count; // in the layout
+        double lr_scale, weight_decay;
+    } * runs;
+    int num_runs;
 };
 
 int optimizer_create(struct optimizer **out, struct model *m, struct optimizer_options options,
