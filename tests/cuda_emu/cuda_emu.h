@@ -113,6 +113,9 @@ static inline float __fmul_rn(float a, float b) {
 static inline float __fadd_rn(float a, float b) {
     return a + b;
 }
+static inline unsigned long long __float2ull_rn(float x) {
+    return (unsigned long long)std::rint(x);
+}
 // One thread at a time runs.
 template <class T> static inline T atomicAdd(T *p, T x) {
     const T old = *p;

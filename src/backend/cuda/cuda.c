@@ -11,13 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-// device.cuh and loss.cu write these down once more.
+// device.cuh and sample.cu write these down once more.
 _Static_assert(DT_F64 == 1 && DT_F32 == 2 && DT_BF16 == 3 && DT_F16 == 4 && DT_INT8 == 9 &&
                    DT_INT4 == 10,
                "types of device.cuh");
 _Static_assert(ACT_TANH == 0 && ACT_SIGMOID == 1 && ACT_RELU2 == 2 && ACT_NONE == 3,
                "activations of device.cuh");
-_Static_assert(sizeof(struct sample_row) == 56, "sample_row of loss.cu");
+_Static_assert(sizeof(struct sample_row) == 56, "sample_row of sample.cu");
 
 // ---- trouble -----------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ bool k_wkv7_carries(const struct wkv7_args *a); // whether carry is wanted
 void k_wkv7(struct queue *s, const struct wkv7_args *a);
 void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a);
 
-// ---- loss.cu
+// ---- loss.cu, sample.cu
 void k_xent(struct queue *s, float *loss, void *dlogits, bool narrow, const float *logits,
             const int32_t *target, size_t O, size_t V, float scale, bool l2wrap);
 void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, void *penalties,
