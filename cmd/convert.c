@@ -40,10 +40,17 @@ static const char *token(const void *context, int32_t id, size_t *len) {
     return tok_bytes(context, id, len);
 }
 
-// By the extension of `out`; a vocabulary and q8_0 only go into GGUF.
+// Integers, by either name.
+static enum weights_blocks blocks_of(const char *dtype) {
+    if (strcmp(dtype, "q8_0") == 0 || strcmp(dtype, "int8") == 0) return BLOCKS_Q8_0;
+    if (strcmp(dtype, "q4_0") == 0 || strcmp(dtype, "int4") == 0) return BLOCKS_Q4_0;
+    return BLOCKS_NONE;
+}
+
+// By the extension of `out`; a vocabulary and integers only go into GGUF.
 static int write_all(const char *out, const struct weights_source *sources, size_t count,
                      const struct cli_args *args, struct error *err) {
-    struct weights_gguf extra = {.q8_0 = strcmp(cli_string(args, "dtype"), "q8_0") == 0};
+    struct weights_gguf extra = {.blocks = blocks_of(cli_string(args, "dtype"))};
     struct tok *tok = NULL;
     if (!path_has_ext(out, "gguf")) return weights_write(out, sources, count, err);
     if (cli_given(args, "vocab")) {
@@ -70,10 +77,11 @@ static void warn_of_heads(const struct weights *w) {
 static int run(const struct cli_args *args, struct error *err) {
     const char *in = cli_string(args, "IN"), *out = cli_string(args, "OUT");
     const char *dtype = cli_string(args, "dtype");
-    const enum dtype to = dtype_parse(dtype); // DT_NONE: keep
+    const enum weights_blocks blocks = blocks_of(dtype);
+    const enum dtype to = blocks ? DT_NONE : dtype_parse(dtype); // DT_NONE: keep
     struct weights *w;
-    if (!path_has_ext(out, "gguf") && (cli_given(args, "vocab") || strcmp(dtype, "q8_0") == 0))
-        return fail(err, E_ARG, "%s: --vocab and --dtype q8_0 are for .gguf files", out);
+    if (!path_has_ext(out, "gguf") && (cli_given(args, "vocab") || blocks))
+        return fail(err, E_ARG, "%s: --vocab and --dtype int8 and int4 are for .gguf files", out);
     if (weights_open(&w, in, err)) return -1;
     const size_t count = weights_count(w);
     struct weights_source *sources = mem_zero(count, sizeof *sources);
@@ -110,8 +118,9 @@ static int run(const struct cli_args *args, struct error *err) {
 static const struct cli_option options[] = {
     {"IN", .operand = true, .required = true, .help = "a .pth, .safetensors or .gguf file"},
     {"OUT", .operand = true, .required = true, .help = "what to write, by its extension"},
-    {"dtype", "TYPE", .fallback = "keep", .choices = "keep|f32|bf16|f16|q8_0",
-     .help = "how the numbers are stored; rounded to nearest. q8_0 is for .gguf"},
+    {"dtype", "TYPE", .fallback = "keep", .choices = "keep|f32|bf16|f16|int8|int4|q8_0|q4_0",
+     .help = "how the numbers are stored; rounded to nearest. int8 (q8_0) and int4 (q4_0) are for "
+             ".gguf"},
     {"vocab", "FILE",
      .help = "for a .gguf: the vocabulary to put into it, which other programs need for text; "
              "\"bytes\" is the built-in one"},
@@ -124,7 +133,7 @@ const struct cli_command cmd_convert = {
     .help = "  rwkv convert rwkv7-0.1b.pth rwkv7-0.1b.safetensors\n"
             "  rwkv convert final.safetensors final-bf16.pth --dtype bf16\n"
             "\n"
-            "  rwkv convert rwkv7-0.1b.pth rwkv7-0.1b.gguf --dtype q8_0 --vocab world.txt\n"
+            "  rwkv convert rwkv7-0.1b.pth rwkv7-0.1b.gguf --dtype int8 --vocab world.txt\n"
             "\n"
             "Names and shapes stay as they are; each tensor is read and written once. A .pth\n"
             "is read without running anything in it, and what is written loads with\n"
@@ -132,7 +141,8 @@ const struct cli_command cmd_convert = {
             "when the new one is whole.\n"
             "\n"
             "A .gguf is a whole RWKV-7 model as llama.cpp loads it (\"rwkv7\"): vectors and the\n"
-            "decay's LoRA are f32, the rest is as TYPE says; q8_0 leaves all LoRA as they are.\n"
+            "decay's LoRA are f32, the rest is as TYPE says; int8 and int4 leave all LoRA as\n"
+            "they are.\n"
             "Layer 0's value LoRA, which nothing computes with, is not kept.\n",
     .options = options,
     .run = run,

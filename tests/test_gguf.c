@@ -1,5 +1,6 @@
 // GGUF: what is written reads back under the official names, another program's file holds the same
 // numbers, and no header gets past the door with a lie.
+#include "backend/quant.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/half.h"
@@ -95,14 +96,15 @@ static float *values_of(const struct weights_tensor *t) {
     return x;
 }
 
-// `slack`: how far off q8_0 may be, in steps of its scale.
+// `slack`: how far off bytes may be, in steps of their scale. Four bits: the best scale may cut the
+// largest number off.
 static void expect_same(const struct weights_tensor *got, const struct weights_tensor *want,
                         float slack) {
     float *x = values_of(got), *y = values_of(want), most = 0;
     if (got->ndim != want->ndim || memcmp(got->dim, want->dim, sizeof got->dim))
         fail_msg("%s has another shape", want->name);
     for (size_t i = 0; i < want->count; i++) most = fmaxf(most, fabsf(y[i]));
-    const float off = got->blocks ? slack * most / 127 : 0;
+    const float off = got->blocks == BLOCKS_Q8_0 ? slack * most / 127 : got->blocks ? most / 9 : 0;
     for (size_t i = 0; i < want->count; i++)
         if (!(fabsf(x[i] - y[i]) <= off))
             fail_msg("%s[%zu] is %g, expected %g within %g", want->name, i, (double)x[i],
@@ -128,22 +130,23 @@ static void what_is_written_reads_back(void **state) {
     (void)state;
     static const struct {
         enum dtype to;
-        bool q8_0;
+        enum weights_blocks blocks;
         const char *matrix, *lora, *decay; // how the embedding, a1 and w1 are stored
-    } cases[] = {{DT_BF16, false, "bf16", "bf16", "f32"},
-                 {DT_F32, false, "f32", "f32", "f32"},
-                 {DT_F64, false, "f32", "f32", "f32"},
-                 {DT_BF16, true, "q8_0", "bf16", "f32"}};
+    } cases[] = {{DT_BF16, BLOCKS_NONE, "bf16", "bf16", "f32"},
+                 {DT_F32, BLOCKS_NONE, "f32", "f32", "f32"},
+                 {DT_F64, BLOCKS_NONE, "f32", "f32", "f32"},
+                 {DT_BF16, BLOCKS_Q8_0, "q8_0", "bf16", "f32"},
+                 {DT_BF16, BLOCKS_Q4_0, "q4_0", "bf16", "f32"}};
     struct weights *want = open_ok(FIXTURE);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        const struct weights_gguf extra = {.q8_0 = cases[i].q8_0};
+        const struct weights_gguf extra = {.blocks = cases[i].blocks};
         const char *path = temporary("round.gguf");
         struct error err;
         if (write_fixture(path, cases[i].to, &extra, NULL, &err)) fail_msg("%s", err.msg);
         struct weights *got = open_ok(path);
         assert_string_equal(weights_format(got), "gguf");
         expect_model(got, want, 0.52f); // half a step, and the scale's own rounding
-        assert_string_equal(weights_storage(weights_find(got, "emb.weight")), cases[i].matrix);
+        assert_string_equal(weights_storage(weights_find(got, "head.weight")), cases[i].matrix);
         assert_string_equal(weights_storage(weights_find(got, "blocks.1.att.a1")), cases[i].lora);
         assert_string_equal(weights_storage(weights_find(got, "blocks.1.att.w1")), cases[i].decay);
         weights_close(got);
@@ -241,26 +244,50 @@ static void what_cannot_be_written_is_refused(void **state) {
 static void q8_0_is_exact_where_it_can_be(void **state) {
     (void)state;
     float x[64], back[64], part[3];
-    uint8_t blocks[2 * Q8_0_BYTES];
+    uint8_t blocks[2 * 34];
     for (int i = 0; i < 64; i++) x[i] = 0.25f * (float)(4 * (i % 32) - 124);
     x[0] = x[32] = 127 * 0.25f; // the scale becomes 0.25
-    assert_int_equal(q8_0_write(blocks, x, 64), 0);
-    q8_0_read(back, DT_F32, blocks, 0, 64);
+    assert_int_equal(blocks_write(BLOCKS_Q8_0, blocks, x, 64), 0);
+    blocks_read(BLOCKS_Q8_0, back, DT_F32, blocks, 0, 64);
     assert_memory_equal(x, back, sizeof x);
-    q8_0_read(part, DT_F32, blocks, 31, 3); // over the edge of a block
+    blocks_read(BLOCKS_Q8_0, part, DT_F32, blocks, 31, 3); // over the edge of a block
     assert_memory_equal(part, x + 31, sizeof part);
     memset(x, 0, sizeof x);
-    assert_int_equal(q8_0_write(blocks, x, 64), 0);
-    q8_0_read(back, DT_F32, blocks, 0, 64);
+    assert_int_equal(blocks_write(BLOCKS_Q8_0, blocks, x, 64), 0);
+    blocks_read(BLOCKS_Q8_0, back, DT_F32, blocks, 0, 64);
     assert_memory_equal(x, back, sizeof x);
     x[5] = 1e-42f; // its scale has no inverse
-    assert_int_equal(q8_0_write(blocks, x, 64), 0);
+    assert_int_equal(blocks_write(BLOCKS_Q8_0, blocks, x, 64), 0);
     x[5] = NAN;
-    assert_int_equal(q8_0_write(blocks, x, 64), -1);
+    assert_int_equal(blocks_write(BLOCKS_Q8_0, blocks, x, 64), -1);
     x[5] = INFINITY;
-    assert_int_equal(q8_0_write(blocks, x, 64), -1);
+    assert_int_equal(blocks_write(BLOCKS_Q8_0, blocks, x, 64), -1);
     x[5] = 1e8f; // the scale is beyond f16
-    assert_int_equal(q8_0_write(blocks, x, 64), -1);
+    assert_int_equal(blocks_write(BLOCKS_Q8_0, blocks, x, 64), -1);
+}
+
+// And what it says is what int4 computes with: made again of its own numbers it is the same.
+static void q4_0_is_our_int4(void **state) {
+    (void)state;
+    float x[96], back[96], part[3];
+    uint8_t data[3 * 18], again[3 * 18], q[32];
+    for (int i = 0; i < 96; i++) x[i] = (float)((i * 37 + 11) % 61 - 30) * (i < 64 ? 0.01f : 3.0f);
+    assert_int_equal(blocks_write(BLOCKS_Q4_0, data, x, 96), 0);
+    blocks_read(BLOCKS_Q4_0, back, DT_F32, data, 0, 96);
+    for (int b = 0; b < 3; b++) {
+        const float scale = quant_weights(q, x + 32 * b, 32, DT_INT4);
+        for (int k = 0; k < 32; k++)
+            assert_true(back[32 * b + k] == scale * (float)((int)q[k] - 8));
+    }
+    assert_int_equal(blocks_write(BLOCKS_Q4_0, again, back, 96), 0);
+    blocks_read(BLOCKS_Q4_0, x, DT_F32, again, 0, 96);
+    assert_memory_equal(x, back, sizeof x);
+    blocks_read(BLOCKS_Q4_0, part, DT_F32, data, 47, 3); // over the middle of a block
+    assert_memory_equal(part, back + 47, sizeof part);
+    x[5] = INFINITY;
+    assert_int_equal(blocks_write(BLOCKS_Q4_0, data, x, 96), -1);
+    for (int k = 0; k < 32; k++) x[k] = 1e9f;
+    assert_int_equal(blocks_write(BLOCKS_Q4_0, data, x, 32), -1);
 }
 
 static void a_file_cut_anywhere_is_refused(void **state) {
@@ -329,7 +356,7 @@ static void headers_that_lie_are_refused(void **state) {
         CASE("blk.0.time_mix_w1.weight", 28, POWER_60 POWER_60, "overflows"),
         CASE("blk.0.time_mix_w1.weight", 28, POWER_60 "\1", "reaches past the end"),
         CASE("blk.0.time_mix_w1.weight", 28, "\x21", "overlaps another"),
-        CASE("blk.0.time_mix_w1.weight", 44, "\2", "stored as q4_0; f32, f16, bf16 and q8_0"),
+        CASE("blk.0.time_mix_w1.weight", 44, "\3", "stored as q4_1; f32, f16, bf16, q8_0 and q4_0"),
         CASE("blk.0.time_mix_w1.weight", 44, "\x0c", "stored as q4_K"),
         CASE("blk.0.time_mix_w1.weight", 44, "\x63", "its type is 99, which is none"),
         CASE("blk.0.time_mix_w1.weight", 44, "\4", "which is none"),
@@ -407,6 +434,7 @@ int main(void) {
         cmocka_unit_test(tokens_are_escaped),
         cmocka_unit_test(what_cannot_be_written_is_refused),
         cmocka_unit_test(q8_0_is_exact_where_it_can_be),
+        cmocka_unit_test(q4_0_is_our_int4),
         cmocka_unit_test(a_file_cut_anywhere_is_refused),
         cmocka_unit_test(headers_that_lie_are_refused),
         cmocka_unit_test(what_follows_the_data_is_refused),

@@ -265,6 +265,7 @@ static int add_notes(struct weights *w, const struct gguf *g, struct error *err)
 static enum dtype dtype_of(uint32_t type) {
     switch (type) {
     case GGUF_TYPE_F32:
+    case GGUF_TYPE_Q4_0:
     case GGUF_TYPE_Q8_0: return DT_F32; // what a block's numbers are exactly
     case GGUF_TYPE_F16: return DT_F16;
     case GGUF_TYPE_BF16: return DT_BF16;
@@ -277,8 +278,8 @@ static int check_type(uint32_t type, struct error *err) {
     if (dtype_of(type)) return 0;
     if (!gguf_type_name(type)) return fail(err, E_FORMAT, "its type is %u, which is none", type);
     return fail(err, E_UNSUPPORTED,
-                "it is stored as %s; f32, f16, bf16 and q8_0 are read: make the file again with "
-                "one of these (`rwkv convert` does, from the .pth)",
+                "it is stored as %s; f32, f16, bf16, q8_0 and q4_0 are read: make the file "
+                "again with one of these (`rwkv convert` does, from the .pth)",
                 gguf_type_name(type));
 }
 
@@ -304,11 +305,13 @@ static int take_info(struct info *t, struct gguf *g, struct error *err) {
     t->type = (uint32_t)type;
     t->offset = (size_t)offset;
     if (check_type(t->type, err)) return -1;
-    if (t->type == GGUF_TYPE_Q8_0) {
-        if (t->dim[t->ndim - 1] % Q8_0_BLOCK)
-            return fail(err, E_FORMAT, "rows of %zu numbers are no whole blocks of q8_0",
-                        t->dim[t->ndim - 1]);
-        if (!__builtin_mul_overflow(t->count / Q8_0_BLOCK, Q8_0_BYTES, &t->bytes)) return 0;
+    const enum weights_blocks kind = gguf_blocks_of(t->type);
+    if (kind) {
+        if (t->dim[t->ndim - 1] % GGUF_BLOCK)
+            return fail(err, E_FORMAT, "rows of %zu numbers are no whole blocks of %s",
+                        t->dim[t->ndim - 1], gguf_blocks[kind].name);
+        if (!__builtin_mul_overflow(t->count / GGUF_BLOCK, gguf_blocks[kind].bytes, &t->bytes))
+            return 0;
     } else if (!__builtin_mul_overflow(t->count, dtype_size(dtype_of(t->type)), &t->bytes)) {
         return 0;
     }
@@ -427,7 +430,7 @@ static int add_tensor(struct weights *w, const struct gguf *g, const struct info
     int layer;
     const struct gguf_name *row = row_of(&layer, i);
     struct weights_tensor t = {.dtype = dtype_of(i->type),
-                               .blocks = i->type == GGUF_TYPE_Q8_0,
+                               .blocks = gguf_blocks_of(i->type),
                                .data = g->data + g->data_begin + i->offset};
     t.ndim = i->ndim;
     t.count = i->count;

@@ -4,7 +4,7 @@
 #pragma once
 #include "weights/internal.h"
 
-enum { GGUF_ALIGNMENT = 32, Q8_0_BLOCK = 32, Q8_0_BYTES = 34 };
+enum { GGUF_ALIGNMENT = 32, GGUF_BLOCK = 32 };
 
 // Types of the values of metadata.
 enum gguf_kind {
@@ -28,6 +28,7 @@ enum gguf_kind {
 enum gguf_type {
     GGUF_TYPE_F32 = 0,
     GGUF_TYPE_F16 = 1,
+    GGUF_TYPE_Q4_0 = 2,
     GGUF_TYPE_Q8_0 = 8,
     GGUF_TYPE_F64 = 28,
     GGUF_TYPE_BF16 = 30,
@@ -58,7 +59,21 @@ extern const char *const gguf_mixes[GGUF_MIXES];
 // Layer 0 has no use for a value LoRA; files carry one all the same, a copy of the rate's.
 bool gguf_is_dummy(const char *official, int layer);
 
-// Blocks of 32 numbers: an f16 scale, 32 signed bytes. Numbers `first` to `first + count` of them.
-void q8_0_read(void *out, enum dtype to, const uint8_t *blocks, size_t first, size_t count);
-// `count` is a multiple of 32. -1: a number is not finite, or too large for an f16 scale.
-int q8_0_write(uint8_t *blocks, const float *x, size_t count);
+// GGUF_BLOCK numbers with an f16 scale in front: 32 signed bytes, or 16 bytes with number k in the
+// low half of byte k and number 16 + k in the high half, 8 more than it is. By enum weights_blocks.
+struct gguf_blocks {
+    uint32_t type, file_type; // of a tensor; of a file that has them (LLAMA_FTYPE)
+    const char *name;
+    size_t bytes;
+    void (*read)(float *x, const uint8_t *block);
+    // -1: a number is not finite, or too large for an f16 scale.
+    int (*write)(uint8_t *block, const float *x);
+};
+extern const struct gguf_blocks gguf_blocks[];
+enum weights_blocks gguf_blocks_of(uint32_t type);
+
+// Numbers `first` to `first + count`.
+void blocks_read(enum weights_blocks kind, void *out, enum dtype to, const uint8_t *data,
+                 size_t first, size_t count);
+// `count` is a multiple of GGUF_BLOCK. -1: see write.
+int blocks_write(enum weights_blocks kind, uint8_t *data, const float *x, size_t count);

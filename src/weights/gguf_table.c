@@ -1,5 +1,6 @@
 #include "weights/gguf.h"
 
+#include "backend/quant.h"
 #include "base/half.h"
 
 #include <math.h>
@@ -70,38 +71,86 @@ const char *gguf_type_name(uint32_t type) {
     return type < sizeof names / sizeof names[0] ? names[type] : NULL;
 }
 
-void q8_0_read(void *out, enum dtype to, const uint8_t *blocks, size_t first, size_t count) {
-    char *at = out;
-    for (size_t i = first, end = first + count; i < end;) {
-        const uint8_t *block = blocks + i / Q8_0_BLOCK * Q8_0_BYTES;
-        const float scale = f16_to_f32((uint16_t)(block[0] | block[1] << 8));
-        float x[Q8_0_BLOCK];
-        size_t n = 0;
-        for (size_t k = i % Q8_0_BLOCK; k < Q8_0_BLOCK && i < end; k++, i++)
-            x[n++] = scale * (float)(int8_t)block[2 + k];
-        dtype_convert(at, to, x, DT_F32, n);
-        at += n * dtype_size(to);
-    }
+// ---- blocks ------------------------------------------------------------------------------------
+
+static float scale_of(const uint8_t *block) {
+    return f16_to_f32((uint16_t)(block[0] | block[1] << 8));
+}
+
+static int put_scale(uint8_t *block, float scale) {
+    const uint16_t half = f32_to_f16(scale);
+    if ((half & 0x7fff) >= 0x7c00) return -1; // infinite, or NaN
+    block[0] = (uint8_t)half;
+    block[1] = (uint8_t)(half >> 8);
+    return 0;
+}
+
+static void q8_0_read(float *x, const uint8_t *block) {
+    const float scale = scale_of(block);
+    for (int k = 0; k < GGUF_BLOCK; k++) x[k] = scale * (float)(int8_t)block[2 + k];
 }
 
 // The scale is the largest magnitude / 127, and the numbers are divided by it before it is rounded
 // to f16, as llama.cpp does: the same weights give the same file.
-int q8_0_write(uint8_t *blocks, const float *x, size_t count) {
-    for (size_t i = 0; i < count; i += Q8_0_BLOCK, blocks += Q8_0_BYTES) {
-        float most = 0;
-        for (size_t k = i; k < i + Q8_0_BLOCK; k++) {
-            if (!isfinite(x[k])) return -1;
-            most = fmaxf(most, fabsf(x[k]));
-        }
-        const float scale = most / 127, inverse = scale > 0 ? 1 / scale : 0;
-        const uint16_t half = f32_to_f16(scale);
-        if ((half & 0x7fff) == 0x7c00) return -1;
-        blocks[0] = (uint8_t)half;
-        blocks[1] = (uint8_t)(half >> 8);
-        for (size_t k = 0; k < Q8_0_BLOCK; k++) {
-            const float q = isfinite(inverse) ? roundf(x[i + k] * inverse) : 0;
-            blocks[2 + k] = (uint8_t)(int8_t)q;
-        }
+static int q8_0_write(uint8_t *block, const float *x) {
+    float most = 0;
+    for (int k = 0; k < GGUF_BLOCK; k++) {
+        if (!isfinite(x[k])) return -1;
+        most = fmaxf(most, fabsf(x[k]));
     }
+    const float scale = most / 127, inverse = scale > 0 ? 1 / scale : 0;
+    if (put_scale(block, scale)) return -1;
+    for (int k = 0; k < GGUF_BLOCK; k++)
+        block[2 + k] = (uint8_t)(int8_t)(isfinite(inverse) ? roundf(x[k] * inverse) : 0);
+    return 0;
+}
+
+static void q4_0_read(float *x, const uint8_t *block) {
+    const float scale = scale_of(block);
+    for (int k = 0; k < GGUF_BLOCK / 2; k++) {
+        x[k] = scale * (float)((block[2 + k] & 15) - 8);
+        x[k + GGUF_BLOCK / 2] = scale * (float)((block[2 + k] >> 4) - 8);
+    }
+}
+
+// As our int4 is made, so that `--dtype int4` computes with what the file says.
+static int q4_0_write(uint8_t *block, const float *x) {
+    uint8_t q[GGUF_BLOCK];
+    if (put_scale(block, quant_weights(q, x, GGUF_BLOCK, DT_INT4))) return -1;
+    for (int k = 0; k < GGUF_BLOCK / 2; k++)
+        block[2 + k] = (uint8_t)(q[k] | q[k + GGUF_BLOCK / 2] << 4);
+    return 0;
+}
+
+const struct gguf_blocks gguf_blocks[] = {
+    [BLOCKS_Q8_0] = {GGUF_TYPE_Q8_0, 7, "q8_0", 2 + GGUF_BLOCK, q8_0_read, q8_0_write},
+    [BLOCKS_Q4_0] = {GGUF_TYPE_Q4_0, 2, "q4_0", 2 + GGUF_BLOCK / 2, q4_0_read, q4_0_write},
+};
+
+enum weights_blocks gguf_blocks_of(uint32_t type) {
+    return type == GGUF_TYPE_Q8_0   ? BLOCKS_Q8_0
+           : type == GGUF_TYPE_Q4_0 ? BLOCKS_Q4_0
+                                    : BLOCKS_NONE;
+}
+
+void blocks_read(enum weights_blocks kind, void *out, enum dtype to, const uint8_t *data,
+                 size_t first, size_t count) {
+    const struct gguf_blocks *b = &gguf_blocks[kind];
+    char *at = out;
+    for (size_t i = first, end = first + count; i < end;) {
+        float x[GGUF_BLOCK];
+        const size_t k = i % GGUF_BLOCK, left = end - i;
+        const size_t n = GGUF_BLOCK - k < left ? GGUF_BLOCK - k : left;
+        b->read(x, data + i / GGUF_BLOCK * b->bytes);
+        dtype_convert(at, to, x + k, DT_F32, n);
+        at += n * dtype_size(to);
+        i += n;
+    }
+}
+
+int blocks_write(enum weights_blocks kind, uint8_t *data, const float *x, size_t count) {
+    const struct gguf_blocks *b = &gguf_blocks[kind];
+    for (size_t i = 0; i < count; i += GGUF_BLOCK, data += b->bytes)
+        if (b->write(data, x + i)) return -1;
     return 0;
 }

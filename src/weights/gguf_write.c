@@ -70,11 +70,17 @@ static size_t elements(const struct weights_source *s) {
     return n;
 }
 
+// Four bits are too few for the embedding, which is read by rows and costs no time.
+static bool in_blocks(const struct job *j, const struct plan *p) {
+    const bool embedding = strcmp(p->row->official, "emb.weight") == 0;
+    if (!j->extra->blocks || p->row->form == GGUF_TURNED) return false;
+    return p->dim[p->ndim - 1] % GGUF_BLOCK == 0 && !(embedding && j->extra->blocks == BLOCKS_Q4_0);
+}
+
 static uint32_t type_of(const struct job *j, const struct plan *p) {
     const enum dtype t = p->parts[0]->dtype;
     if (p->row->wide) return GGUF_TYPE_F32;
-    if (j->extra->q8_0 && p->row->form != GGUF_TURNED && p->dim[p->ndim - 1] % Q8_0_BLOCK == 0)
-        return GGUF_TYPE_Q8_0;
+    if (in_blocks(j, p)) return gguf_blocks[j->extra->blocks].type;
     return t == DT_F16 ? GGUF_TYPE_F16 : t == DT_BF16 ? GGUF_TYPE_BF16 : GGUF_TYPE_F32;
 }
 
@@ -131,8 +137,9 @@ static int plan_tensor(struct job *j, const struct gguf_name *row, int layer, st
     p->count = 1;
     for (int d = 0; d < p->ndim; d++) p->count *= p->dim[d];
     p->type = type_of(j, p);
-    p->bytes = p->type == GGUF_TYPE_Q8_0 ? p->count / Q8_0_BLOCK * Q8_0_BYTES
-                                         : p->count * (p->type == GGUF_TYPE_F32 ? 4 : 2);
+    const enum weights_blocks kind = gguf_blocks_of(p->type);
+    p->bytes = kind ? p->count / GGUF_BLOCK * gguf_blocks[kind].bytes
+                    : p->count * (p->type == GGUF_TYPE_F32 ? 4 : 2);
     return 0;
 }
 
@@ -294,7 +301,7 @@ static int put_tokens(struct head *h, const struct job *j, struct error *err) {
 // What llama.cpp calls the storage as a whole: LLAMA_FTYPE.
 static size_t file_type(const struct job *j) {
     const enum dtype t = j->plans[0].parts[0]->dtype; // of the embedding
-    if (j->extra->q8_0) return 7;
+    if (j->extra->blocks) return gguf_blocks[j->extra->blocks].file_type;
     return t == DT_F16 ? 1 : t == DT_BF16 ? 32 : 0;
 }
 
@@ -385,10 +392,12 @@ static int write_tensor(struct file_writer *f, const struct plan *p, struct erro
     for (int m = 0; m < p->num_parts && rc == 0; m++) {
         void *x = numbers(p->parts[m], to);
         if (p->row->form == GGUF_TURNED) x = turned(x, dtype_size(to), p->dim[1], p->dim[0]);
-        if (p->type == GGUF_TYPE_Q8_0) {
+        const enum weights_blocks kind = gguf_blocks_of(p->type);
+        if (kind) {
             uint8_t *blocks = mem_alloc(p->bytes);
-            if (q8_0_write(blocks, x, p->count))
-                rc = fail(err, E_FORMAT, "%s holds numbers that q8_0 cannot", p->parts[m]->name);
+            if (blocks_write(kind, blocks, x, p->count))
+                rc = fail(err, E_FORMAT, "%s holds numbers that %s cannot", p->parts[m]->name,
+                          gguf_blocks[kind].name);
             free(x);
             x = blocks;
         }

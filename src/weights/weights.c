@@ -115,14 +115,14 @@ void weights_shape_text(char *out, size_t cap, int ndim, const size_t *dim) {
 }
 
 const char *weights_storage(const struct weights_tensor *t) {
-    return t->blocks ? "q8_0" : dtype_name(t->dtype);
+    return t->blocks ? gguf_blocks[t->blocks].name : dtype_name(t->dtype);
 }
 
 // Elements that lie in a row, from `offset` on.
 static void read_run(const struct weights_tensor *t, enum dtype to, void *out, size_t offset,
                      size_t run) {
     if (t->blocks)
-        q8_0_read(out, to, t->data, offset, run);
+        blocks_read(t->blocks, out, to, t->data, offset, run);
     else
         dtype_convert(out, to, t->data + offset * dtype_size(t->dtype), t->dtype, run);
 }

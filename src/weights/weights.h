@@ -12,14 +12,17 @@ struct error;
 enum { WEIGHTS_MAX_DIMS = 8, WEIGHTS_MAX_TENSORS = 65536, WEIGHTS_MAX_NAME = 256 };
 
 // A tensor in a mapped file. Elements are little-endian and may be strided (pth).
+// How a GGUF file may hold numbers besides: blocks of 32 with a scale.
+enum weights_blocks { BLOCKS_NONE, BLOCKS_Q8_0, BLOCKS_Q4_0 };
+
 struct weights_tensor {
     const char *name;
     enum dtype dtype;                                       // DT_F64, DT_F32, DT_BF16 or DT_F16
     int ndim;                                               // 0: a scalar
     size_t dim[WEIGHTS_MAX_DIMS], stride[WEIGHTS_MAX_DIMS]; // in elements
     size_t count;
-    const uint8_t *data; // of element (0,0,…); every element lies inside the file
-    bool blocks;         // q8_0: data are blocks of 32 elements, which DT_F32 holds exactly
+    const uint8_t *data;        // of element (0,0,…); every element lies inside the file
+    enum weights_blocks blocks; // if any: what they stand for, DT_F32 holds exactly
 };
 
 // A read-only open file; tensors live until weights_close. Reading is thread-safe.
@@ -52,12 +55,12 @@ void weights_read(const struct weights_tensor *t, enum dtype to, void *out);
 // The elements themselves, where they lie in the file row-major, aligned and as `dtype`; else NULL.
 const void *weights_in_place(const struct weights_tensor *t);
 
-// Before and after all of a tensor is read: its pages are wanted at once, or no longer. They stay in
-// the system's cache either way; only the program's memory is smaller for it.
+// Before and after all of a tensor is read: its pages are wanted at once, or no longer. They stay
+// in the system's cache either way; only the program's memory is smaller for it.
 void weights_want(const struct weights_tensor *t);
 void weights_drop(const struct weights_tensor *t);
 
-// How a tensor is stored: "bf16", "q8_0".
+// How a tensor is stored: "bf16", "q8_0", "q4_0".
 const char *weights_storage(const struct weights_tensor *t);
 
 // "(65536,768)"; the text is cut to fit.
@@ -86,7 +89,8 @@ struct weights_gguf {
     const char *(*token)(const void *context, int32_t id, size_t *len);
     const void *context;
     int tokens;
-    bool q8_0; // for the large matrices; what cannot be or should not be stays as in the sources
+    enum weights_blocks blocks; // for the large matrices; what cannot be or should not be stays as
+                                // in the sources
 };
 
 // The tensors of an RWKV-7 model under official names. Vectors and the decay's LoRA become f32.

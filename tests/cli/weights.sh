@@ -36,7 +36,7 @@ check "vocabulary elsewhere" 2 "are for .gguf files" \
     $rwkv convert "$dir/2.pth" "$dir/5.pth" --vocab bytes
 check "vocabulary too large" 2 "ids up to 256, the model only 12 embeddings" \
     $rwkv convert $model "$dir/5.gguf" --vocab bytes
-check dtype 2 "keep|f32|bf16|f16|q8_0" $rwkv convert "$dir/2.pth" "$dir/5.pth" --dtype int8
+check dtype 2 "keep|f32|bf16|f16|int8|int4|q8_0|q4_0" $rwkv convert "$dir/2.pth" "$dir/5.pth" --dtype int3
 check range 1 "emb.weight holds 1 numbers beyond f16's 65504" \
     $rwkv convert $files/rwkv7a.safetensors "$dir/5.pth" --dtype f16
 check evil 1 "posix.system" $rwkv convert $files/evil.pth "$dir/5.pth"
@@ -55,6 +55,15 @@ check "logits are logits" 0 "[" logits $model
 check q8_0 0 "72 tensors" $rwkv convert $model "$dir/8.gguf" --dtype q8_0
 check "q8_0 inside" 0 "q8_0: 14 tensors, 25344 numbers, 26928 bytes" $rwkv info "$dir/8.gguf"
 check "q8_0 logits" 0 "[" logits "$dir/8.gguf"
+check int8 0 "" $rwkv convert $model "$dir/8b.gguf" --dtype int8
+check "int8 is q8_0" 0 "" cmp "$dir/8.gguf" "$dir/8b.gguf"
+check int4 0 "72 tensors" $rwkv convert $model "$dir/9.gguf" --dtype int4
+check "int4 inside" 0 "q4_0: 13 tensors" $rwkv info "$dir/9.gguf"
+# Made once, computed with as it is: the same as when the original is turned into int4 at load.
+int4() {
+    $rwkv verify logits --weights "$1" --tokens "1 2 3 4 5 11 0" --threads 1 --dtype int4
+}
+check "int4 logits" 0 "$(int4 "$dir/9.gguf")" int4 $model
 check "gguf's metadata" 0 '"general.architecture": "rwkv7"' $rwkv info "$dir/8.gguf"
 check "gguf's model" 0 "2 layers, width 32 (2 heads of 16), vocabulary 12" $rwkv info "$dir/8.gguf"
 
