@@ -162,7 +162,7 @@ CALL(shift_mix) {
 static void shape_shift_mix_bwd(struct call *c) {
     put_rows(c, "dz", "=", (size_t)c->size.C);
     put_params(c, "dmix", "+", mixes(c));
-    put_planes(c, "dm", "i", mixes(c));
+    put_planes(c, "dm", "i", mixes(c))->narrow = c->variant & 2;
     put_rows(c, "z", "i", (size_t)c->size.C);
     if (c->bare)
         put_none(c, "shift_in");
@@ -227,10 +227,8 @@ static void shape_matmul_bwd_x(struct call *c) {
     const int narrow = narrow_bits(c, 6);
     put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C)->narrow = narrow & 2;
     put_rows(c, "dy", "i", (size_t)c->size.V)->narrow = narrow & 1;
-    if (narrow & 2)
-        put_none(c, "add");
-    else
-        put_add(c, "dx", (size_t)c->size.C);
+    put_add(c, "dx", (size_t)c->size.C);
+    c->arg[c->args - 1].narrow = narrow & 2;
     put_weight(c, true);
 }
 CALL(matmul_bwd_x) {
@@ -385,7 +383,7 @@ static void shape_readout_bwd(struct call *c) {
     put_planes(c, "du", ".==..", U_COUNT);
     put_rows(c, "dg", "=", C)->narrow = c->variant;
     put_params(c, "dvecs", "+", READ_COUNT);
-    put_rows(c, "do", "i", C);
+    put_rows(c, "do", "i", C)->narrow = c->variant;
     put_rows(c, "y", "i", C);
     put_rows(c, "r", "i", C);
     put_planes(c, "u", "i", U_COUNT);
@@ -577,7 +575,7 @@ const struct op_case op_cases[] = {
      .can_bare = true, .can_alias = true, .tolerance = 2e-6, .forward = "norm"},
     {NAMED(shift_mix), .sizes = span_sizes, .bench = rows_bench, .variants = 4, .can_bare = true,
      .can_alias = true, .tolerance = 3e-7},
-    {NAMED(shift_mix_bwd), .sizes = span_sizes, .bench = rows_bench, .variants = 2,
+    {NAMED(shift_mix_bwd), .sizes = span_sizes, .bench = rows_bench, .variants = 4,
      .can_bare = true, .tolerance = 1e-6, .forward = "shift_mix"},
     {NAMED(matmul), .bench_variants = 0x155u, .sizes = product_sizes, .bench = product_bench,
      .variants = NARROW + 3, .rowwise = true, .can_bare = true, .can_alias = true,

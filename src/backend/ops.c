@@ -185,7 +185,7 @@ void op_shift_mix_bwd(struct backend *be, struct tensor dz, struct tensor dmix, 
                       const struct batch *b) {
     const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
     want("shift_mix_bwd", "dz", dz, be->real, 2, R, C, 0);
-    want("shift_mix_bwd", "dm", dm, be->real, 3, n, R, C);
+    want("shift_mix_bwd", "dm", dm, narrow(be, dm), 3, n, R, C);
     want("shift_mix_bwd", "dmix", dmix, be->real, 2, n, C, 0);
     maybe("shift_mix_bwd", "shift_in", shift_in, be->real, 2, shift_in.dim[0], C, 0);
     want_batch("shift_mix_bwd", b, R);
@@ -211,8 +211,7 @@ void op_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy, con
     require("matmul_bwd_x", w->trained, "the weight was not created to be trained");
     want("matmul_bwd_x", "dy", dy, narrow_with(be, w, dy), 2, dy.dim[0], w->out, 0);
     want("matmul_bwd_x", "dx", dx, narrow_with(be, w, dx), 2, dy.dim[0], w->in, 0);
-    maybe("matmul_bwd_x", "add", add, be->real, 2, dy.dim[0], w->in, 0);
-    require("matmul_bwd_x", dx.dtype == be->real || !tensor_is(add), "dx is rounded once");
+    maybe("matmul_bwd_x", "add", add, dx.dtype, 2, dy.dim[0], w->in, 0);
     trace("matmul_bwd_x", dx);
     be->ops->matmul_bwd_x(be, dx, dy, w, add);
 }
@@ -352,7 +351,7 @@ void op_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr, stru
     want("readout_bwd", "du", du, be->real, 3, U_COUNT, R, C);
     want("readout_bwd", "dg", dg, narrow(be, dg), 2, R, C, 0);
     want("readout_bwd", "dvecs", dvecs, be->real, 2, READ_COUNT, C, 0);
-    want("readout_bwd", "do", d_o, be->real, 2, R, C, 0);
+    want("readout_bwd", "do", d_o, dg.dtype, 2, R, C, 0);
     require("readout_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
     trace("readout_bwd", dy);
     be->ops->readout_bwd(be, dy, dr, du, dg, dvecs, d_o, y, r, u, g, vecs, H);

@@ -76,7 +76,7 @@ struct ops {
     // z. shift_in and shift_out may be the same tensor.
     void (*shift_mix)(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
                       struct tensor shift_in, struct tensor mix, const struct batch *);
-    // dz (R,C) = Σ_n dm_t (1-mix) + dm_{t+1} mix; dmix (n,C) += Σ_t dm_t (z_{t-1} - z_t).
+    // dz (R,C) = Σ_n dm°_t (1-mix) + dm_{t+1} mix; dmix (n,C) += Σ_t dm_t (z_{t-1} - z_t).
     void (*shift_mix_bwd)(struct backend *, struct tensor dz, struct tensor dmix, struct tensor dm,
                           struct tensor z, struct tensor shift_in, struct tensor mix,
                           const struct batch *);
@@ -86,7 +86,7 @@ struct ops {
     // that does not depend on R, over x rounded as the weight says. Terms of x = 0 may be left out.
     // There is no add where y is DT_BF16, and y and x may be that only with weights of bf16 inputs.
     void (*matmul)(struct backend *, const struct product *products, int n);
-    // dx° (R,K) = add + dy° (R,O) · Wᵀ, dy rounded likewise; no add where dx is DT_BF16. The weight
+    // dx° (R,K) = add + dy° (R,O) · Wᵀ, dy rounded likewise; add is stored like dx. The weight
     // was created with `trained`.
     void (*matmul_bwd_x)(struct backend *, struct tensor dx, struct tensor dy,
                          const struct weight *w, struct tensor add);
@@ -138,7 +138,8 @@ struct ops {
     // population variance, ε = 64e-5. u supplies k and v; g (R,C) is lora[G]; vecs (3,C).
     void (*readout)(struct backend *, struct tensor o, struct tensor y, struct tensor r,
                     struct tensor u, struct tensor g, struct tensor vecs, int H);
-    // dy, dr, du[K], du[V], dg° = …; dvecs (3,C) +=. The other planes of du are left alone.
+    // dy, dr, du[K], du[V], dg° = …; dvecs (3,C) +=. The other planes of du are left alone. do° is
+    // stored like dg.
     void (*readout_bwd)(struct backend *, struct tensor dy, struct tensor dr, struct tensor du,
                         struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
                         struct tensor r, struct tensor u, struct tensor g, struct tensor vecs,

@@ -56,10 +56,11 @@ static void grads_carve(struct grads *g, struct carver *c, const struct model *m
     const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C;
     const enum dtype t = m->be->real;
-    struct tensor *one[] = {&g->x, &g->v_first, &g->z, &g->o, &g->y, &g->r};
+    struct tensor *one[] = {&g->x, &g->v_first, &g->z, &g->y, &g->r};
     for (size_t i = 0; i < sizeof one / sizeof one[0]; i++)
         *one[i] = carve(c, t, 2, (size_t[]){R, C});
-    g->m = carve(c, t, 3, (size_t[]){MIX_COUNT, R, C});
+    g->o = carve(c, in, 2, (size_t[]){R, C});
+    g->m = carve(c, in, 3, (size_t[]){MIX_COUNT, R, C});
     g->rkv = carve(c, in, 3, (size_t[]){RKV_COUNT, R, C});
     g->lora = carve(c, in, 3, (size_t[]){LORA_COUNT, R, C});
     g->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});

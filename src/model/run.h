@@ -28,8 +28,9 @@ struct acts {
 struct grads {
     struct tensor x;                  // (R,C) ∂ℓ/∂(residual stream), travels down the layers
     struct tensor v_first;            // (R,C) summed over the layers above 0
-    struct tensor z, o, y;            // (R,C)
-    struct tensor m;                  // (6,R,C); plane 0 also serves the channel mix
+    struct tensor z, y;               // (R,C)
+    struct tensor o;                  // ° (R,C)
+    struct tensor m;                  // ° (6,R,C); plane 0 also serves the channel mix
     struct tensor r;                  // (R,C)
     struct tensor rkv, lora;          // ° (3 and 4,R,C); plane R of rkv is `r`, summed in f32
     struct tensor u;                  // (5,R,C)

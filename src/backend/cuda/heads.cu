@@ -297,7 +297,8 @@ void k_readout(struct queue *s, void *o, bool narrow, const float *y, const floa
 struct read_bwd {
     float *dy, *dr, *du, *part;
     void *dg;
-    const float *d_o, *y, *r, *u, *g, *vecs;
+    const void *d_o;
+    const float *y, *r, *u, *g, *vecs;
     size_t R, C;
     int H;
     bool narrow;
@@ -319,7 +320,11 @@ template <int VEC, int NL> static __global__ void readout_bwd(read_bwd p) {
         TAKE(r, p.r + at);
         TAKE(k, p.u + U_K * plane + at);
         TAKE(v, p.u + U_V * plane + at);
-        TAKE(d, p.d_o + at);
+        head<VEC, NL> d;
+        if (p.narrow)
+            d.take((const uint16_t *)p.d_o + at, N);
+        else
+            d.take((const float *)p.d_o + at, N);
         TAKE(g, p.g + at);
         const float2 m = head_moments(y, N);
         const float beta = bonus(r, k, r_k);
@@ -358,7 +363,7 @@ template <int VEC, int NL> static __global__ void readout_bwd(read_bwd p) {
 }
 
 void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, void *dg, bool narrow,
-                   float *dvecs, const float *d_o, const float *y, const float *r, const float *u,
+                   float *dvecs, const void *d_o, const float *y, const float *r, const float *u,
                    const float *g, const float *vecs, float *part, size_t R, size_t C, int H) {
     if (!R) return;
     const read_bwd p = {dy, dr, du, part, dg, d_o, y, r, u, g, vecs, R, C, H, narrow};

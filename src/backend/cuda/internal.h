@@ -80,8 +80,8 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
 struct lt_out {
     void *data; // D
     size_t ld;
-    const float *add; // C, as D lies; NULL or D itself are fine
-    bool narrow;      // D is bf16, there is no C
+    const void *add; // C, as D lies; NULL or D itself are fine
+    bool narrow;     // C and D are bf16
 };
 struct lt_side {
     const void *data;
@@ -91,5 +91,5 @@ struct lt_side {
 int lt_open(struct lt **out, struct error *err);
 void lt_close(struct lt *lt);
 const char *lt_trouble(const struct lt *lt); // what went wrong in a product so far, or NULL
-bool lt_multiply(struct lt *lt, struct queue *q, struct lt_out d, struct lt_side a, struct lt_side b,
-                 bool bf16, size_t m, size_t n, size_t k);
+bool lt_multiply(struct lt *lt, struct queue *q, struct lt_out d, struct lt_side a,
+                 struct lt_side b, bool bf16, size_t m, size_t n, size_t k);

@@ -32,14 +32,15 @@ void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float 
                  const float *mix, const int32_t *prev, const int32_t *last, size_t n, size_t R,
                  size_t C, bool single); // single: every span is one row
 // part: k_parts(R) · nC.
-void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const float *dm, const float *z,
-                     const float *in, const float *mix, const int32_t *prev, const int32_t *last,
-                     float *part, size_t n, size_t R, size_t C);
+void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const void *dm, bool narrow,
+                     const float *z, const float *in, const float *mix, const int32_t *prev,
+                     const int32_t *last, float *part, size_t n, size_t R, size_t C);
 void k_act(struct queue *s, void *y, bool narrow, const float *x, size_t n, int act);
 void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool narrow, size_t n,
                int act);
 size_t k_parts(size_t R); // how many partial sums R rows are cut into
-// out (n) += Σ of the first n of each part's `stride` sums, in order; more (stride - n) += the rest.
+// out (n) += Σ of the first n of each part's `stride` sums, in order; more (stride - n) += the
+// rest.
 void k_add_parts(struct queue *s, float *out, size_t n, float *more, const float *part,
                  size_t parts, size_t stride);
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
@@ -52,14 +53,15 @@ void k_key_prep(struct queue *s, float *u, const float *rkv, const float *lora,
                 const float *v_first, const float *vecs, size_t R, size_t C, int H);
 // part: k_parts(R) · 5C.
 void k_key_prep_bwd(struct queue *s, void *drkv, void *dlora, bool narrow, float *dv_first,
-                    float *dvecs, const float *du, const float *rkv, const float *lora, const float *v_first,
-                    const float *vecs, float *part, size_t R, size_t C, int H);
-void k_readout(struct queue *s, void *o, bool narrow, const float *y, const float *r, const float *u,
-               const float *g, const float *vecs, size_t R, size_t C, int H);
+                    float *dvecs, const float *du, const float *rkv, const float *lora,
+                    const float *v_first, const float *vecs, float *part, size_t R, size_t C,
+                    int H);
+void k_readout(struct queue *s, void *o, bool narrow, const float *y, const float *r,
+               const float *u, const float *g, const float *vecs, size_t R, size_t C, int H);
 // part: k_parts(R) · 3C.
 void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, void *dg, bool narrow,
-                   float *dvecs, const float *d_o, const float *y, const float *r, const float *u, const float *g,
-                   const float *vecs, float *part, size_t R, size_t C, int H);
+                   float *dvecs, const void *d_o, const float *y, const float *r, const float *u,
+                   const float *g, const float *vecs, float *part, size_t R, size_t C, int H);
 
 // ---- wkv7.cu
 int k_wkv7_chunk(int N); // tokens between the states that training keeps

@@ -47,7 +47,10 @@ static void multiply(const void *payload) {
     for (size_t j = 0; j < c->n; j++)
         for (size_t i = 0; i < c->m; i++) {
             const size_t at = j * c->d.ld + i;
-            float sum = c->d.add ? c->d.add[at] : 0;
+            float sum = 0;
+            if (c->d.add)
+                sum = c->d.narrow ? bf16_to_f32(((const uint16_t *)c->d.add)[at])
+                                  : ((const float *)c->d.add)[at];
             for (size_t k = 0; k < c->k; k++)
                 sum += element(&c->a, i, k, c->bf16) * element(&c->b, k, j, c->bf16);
             if (c->d.narrow)

@@ -169,6 +169,10 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
                              .act = ACT_NONE,
                              .narrow = is_narrow(w)};
     if (!wide_in) k_widen_bf16(c->queue, (float *)(void *)scratch, dev(dy), R * O);
+    if (!wide_out && p.add) {
+        k_widen_bf16(c->queue, p.y, dev(add), R * K);
+        p.add = p.y;
+    }
     k_product(c->queue, &p);
     if (!wide_out) k_round_bf16(c->queue, dev(dx), p.y, R * K);
 }

@@ -63,8 +63,8 @@ static void cuda_shift_mix_bwd(struct backend *be, struct tensor dz, struct tens
     const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
     float *part = parts(be, R, n * C, 0);
     if (part)
-        k_shift_mix_bwd(queue_of(be), dev(dz), dev(dmix), dev(dm), dev(z), dev(shift_in), dev(mix),
-                        dev(b->prev), dev(b->last), part, n, R, C);
+        k_shift_mix_bwd(queue_of(be), dev(dz), dev(dmix), dev(dm), narrow(dm), dev(z),
+                        dev(shift_in), dev(mix), dev(b->prev), dev(b->last), part, n, R, C);
 }
 
 static void cuda_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {

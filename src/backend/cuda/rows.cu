@@ -182,8 +182,8 @@ void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float 
 
 // Upwards through a chunk: what a row gets from the next one's mixes is read once, as the next
 // one's own.
-template <int N>
-static __global__ void shift_mix_bwd(float *dz, float *part, const float *dm, const float *z,
+template <int N, class T>
+static __global__ void shift_mix_bwd(float *dz, float *part, const T *dm, const float *z,
                                      const float *in, const float *mix, const int32_t *prev,
                                      const int32_t *last, size_t n, size_t R, size_t C) {
     begin_kernel();
@@ -225,16 +225,24 @@ static __global__ void shift_mix_bwd(float *dz, float *part, const float *dm, co
         if ((size_t)k < n) store<N>(part + (blockIdx.y * n + k) * C + c, sum[k]);
 }
 
-void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const float *dm, const float *z,
-                     const float *in, const float *mix, const int32_t *prev, const int32_t *last,
-                     float *part, size_t n, size_t R, size_t C) {
+void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const void *dm, bool narrow,
+                     const float *z, const float *in, const float *mix, const int32_t *prev,
+                     const int32_t *last, float *part, size_t n, size_t R, size_t C) {
     if (!R) return;
     const bool twos = C % 2 == 0 && in_fours(4, dz, dm, z, in, mix);
     const dim3 grid(blocks(C, COLUMNS * (twos ? 2 : 1)), (unsigned)k_parts(R));
-    if (twos)
-        LAUNCH(shift_mix_bwd<2>, grid, COLUMNS, s, dz, part, dm, z, in, mix, prev, last, n, R, C);
+#define GO(N, T)                                                                                   \
+    LAUNCH((shift_mix_bwd<N, T>), grid, COLUMNS, s, dz, part, (const T *)dm, z, in, mix, prev,     \
+           last, n, R, C)
+    if (narrow && twos)
+        GO(2, uint16_t);
+    else if (narrow)
+        GO(1, uint16_t);
+    else if (twos)
+        GO(2, float);
     else
-        LAUNCH(shift_mix_bwd<1>, grid, COLUMNS, s, dz, part, dm, z, in, mix, prev, last, n, R, C);
+        GO(1, float);
+#undef GO
     k_add_parts(s, dmix, n * C, nullptr, part, k_parts(R), n * C);
 }
 
