@@ -44,6 +44,7 @@ struct call {
     enum fill fill;
     uint64_t seed;
     bool bare;    // optional arguments are absent
+    bool exact;   // the batch's
     bool aliased; // arguments share memory where ops.h allows it
     bool tidy;    // everything on the 64-byte grid, as the model has it: for timing
 

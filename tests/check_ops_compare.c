@@ -230,6 +230,7 @@ static void part_init(struct call *part, const struct call *whole, const int *ro
     size.R = n;
     call_init(part, whole->op, size, whole->variant, whole->fill, whole->bare, false);
     part->seed = whole->seed;
+    part->exact = whole->exact;
     part->row_map = rows;
     part->whole_rows = whole->size.R;
     part->S = whole->S;
@@ -337,8 +338,8 @@ static void law_spans(struct tally *t, const struct op_case *op, struct backend 
         for (const struct size *s = op->sizes; s->R >= 0 && !rc; s++) {
             struct run all;
             const bool states = strcmp(op->name, "wkv7") == 0;
-            if (states && pieces[p].tokens % be->class->wkv7_grain(be, s->N)) continue;
-            call_init(whole, op, *s, 0, FILL_RANDOM, false, false);
+            call_init(whole, op, *s, states, FILL_RANDOM, false, false); // nothing is saved
+            whole->exact = states && pieces[p].tokens % be->class->wkv7_grain(be, s->N);
             run_open(&all, whole, be);
             run_go(&all);
             rc = run_in_pieces(whole, &all, be, pieces[p].tokens, in, out, what, sizeof what);

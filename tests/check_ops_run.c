@@ -256,6 +256,7 @@ void run_open(struct run *r, const struct call *c, struct backend *be) {
                                   .span = r->t[span],
                                   .prev = r->t[span + 1],
                                   .last = r->t[span + 2]};
+        r->batch.exact = c->exact;
         batch_count(&r->batch, c->span, c->spans);
     }
     if (weight >= 0)

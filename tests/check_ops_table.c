@@ -510,9 +510,11 @@ static const struct size rows_sizes[] = {{1, 3, 1, 3},
                                          END};
 static const struct size span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
                                          {37, 100, 4, 1}, {70, 48, 16, 1}, END};
-static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},   {5, 48, 16, 1},
-                                         {19, 96, 32, 1},  {37, 128, 64, 1}, {34, 192, 64, 1},
-                                         {18, 240, 80, 1}, {150, 64, 64, 1}, END};
+static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
+                                         {5, 48, 16, 1},   {19, 96, 32, 1},
+                                         {37, 128, 64, 1}, {34, 192, 64, 1},
+                                         {18, 240, 80, 1}, {150, 64, 64, 1},
+                                         {1, 128, 64, 1},  END};
 // Heads that are no multiple of a vector: not for wkv7.
 static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
                                              {0, 64, 64, 1},

@@ -162,6 +162,58 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
         if (EXACT || m < N / 16) store_row(p.out + i, N, 16 * m + 4 * q, S[m]);
 }
 
+// ---- one token ---------------------------------------------------------------------------------
+
+// Decoding: every span is a token, heads of 64. Bound by reading and writing the states, 32 KB a
+// head: 256 sequences of 12 heads take 34 us at 3 TB/s. Neighbouring threads have neighbouring
+// rows, which lie together; a thread's columns are those of wkv7_forward, and so is the order of
+// its sums: the same bits.
+static __global__ void __launch_bounds__(QUAD * 64) wkv7_step(wkv7_args a) {
+    begin_kernel();
+    constexpr int N = 64, NJ = N / QUAD;
+    __shared__ float4 vec4[FORWARD_VECTORS][N / 4];
+    __shared__ float part[2][QUAD][N];
+    const int tid = threadIdx.x, i = tid % N, q = tid / N;
+    const int *span = a.span + 4 * blockIdx.y;
+    const size_t at = blockIdx.x * (size_t)N, row = (size_t)span[0];
+    const size_t state = ((size_t)span[2] * a.H + blockIdx.x) * N * N;
+    float S[NJ];
+#pragma unroll
+    for (int n = 0; n < NJ; n++) {
+        const int j = n / 4 * 16 + 4 * q + n % 4;
+        S[n] = a.state_in ? a.state_in[state + j * N + i] : 0;
+    }
+    float *vec = (float *)vec4;
+    vec[q * N + i] = fetch(a, q, row, at, i); // ω, k, v, a; then b and r
+    if (q < 2) vec[(4 + q) * N + i] = fetch(a, 4 + q, row, at, i);
+    __syncthreads();
+    float4 sums = make_float4(0, 0, 0, 0), ys = sums;
+#pragma unroll
+    for (int m = 0; m < NJ / 4; m++) {
+        const float4 x = vec4[U_A][4 * m + q];
+        add_products(sums, make_float4(S[4 * m], S[4 * m + 1], S[4 * m + 2], S[4 * m + 3]), x);
+    }
+    part[0][q][i] = (sums.x + sums.y) + (sums.z + sums.w);
+    __syncthreads();
+    const float s = (part[0][0][i] + part[0][1][i]) + (part[0][2][i] + part[0][3][i]);
+    const float v = vec[U_V * N + i];
+#pragma unroll
+    for (int m = 0; m < NJ / 4; m++) {
+        const float4 w = vec4[U_W][4 * m + q], b = vec4[U_B][4 * m + q], x = vec4[U_K][4 * m + q];
+        float4 to;
+        to.x = fmaf(S[4 * m], w.x, fmaf(s, b.x, v * x.x));
+        to.y = fmaf(S[4 * m + 1], w.y, fmaf(s, b.y, v * x.y));
+        to.z = fmaf(S[4 * m + 2], w.z, fmaf(s, b.z, v * x.z));
+        to.w = fmaf(S[4 * m + 3], w.w, fmaf(s, b.w, v * x.w));
+        add_products(ys, to, vec4[V_R][4 * m + q]);
+        if (a.state_out) store_row(a.state_out + state + i, N, 16 * m + 4 * q, to);
+    }
+    part[1][q][i] = (ys.x + ys.y) + (ys.z + ys.w);
+    __syncthreads();
+    if (q == 0)
+        a.y[row * a.C + at + i] = (part[1][0][i] + part[1][1][i]) + (part[1][2][i] + part[1][3][i]);
+}
+
 // ---- backward ----------------------------------------------------------------------------------
 
 // The same thread is (i, q) of G's rows and (j, q) of the columns of G and of the states: sums over
@@ -292,6 +344,10 @@ bool k_wkv7_carries(const struct wkv7_args *a) {
 void k_wkv7(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
+    if (N == 64 && a->longest == 1 && !a->saved) {
+        LAUNCH(wkv7_step, dim3(a->H, a->spans), QUAD * 64, s, *a);
+        return;
+    }
     if (has_chunks(*a)) wkv7_chunk_forward(s, *a);
     if (!has_rest(*a)) return;
     const bool few = a->spans * a->H < 256; // heads: two for a multiprocessor
