@@ -1,0 +1,263 @@
+// The recurrence for heads of 64, chunks of 16 tokens at a time on tensor cores (docs/math.md, the
+// chunked form): what both ways share. A block takes one head of one span, in two groups of four
+// warps. Each warp of the front group owns 16 rows of the state S, or of its gradient, and
+// transposed sums of all that depends on it stay in the warp's registers, one product's sum being
+// the next one's A: nothing of the chain from chunk to chunk goes through memory.
+//
+// A token's result does not depend on those behind it: with 16 tokens decays multiply up to e^9.7
+// at most and need no centre.
+#pragma once
+#include "mma.cuh"
+#include "wkv7.cuh"
+
+namespace {
+
+enum { N = 64, T = WKV7_CHUNK, STEPS = N / T, GROUP = 4 * 32, THREADS = 2 * GROUP };
+constexpr float log2_e = 1.4426950408889634f;
+
+struct place {
+    size_t at; // the span's first token, this head
+    int len;   // whole chunks of it
+    const float *in, *dout;
+    float *out, *din, *chunks; // states, and gradients of states
+    size_t chunk_step;
+};
+
+__device__ inline place place_of(const wkv7_args &a) {
+    const int *span = a.span + 4 * blockIdx.y;
+    const size_t h = blockIdx.x, first = (size_t)span[0], NN = (size_t)N * N;
+    const size_t state = ((size_t)span[2] * a.H + h) * NN;
+    place p = {};
+    p.at = first * a.C + h * N;
+    p.len = span[1] / T * T;
+    if (a.state_in) p.in = a.state_in + state;
+    if (a.state_out) p.out = a.state_out + state;
+    if (a.dstate_out) p.dout = a.dstate_out + state;
+    if (a.dstate_in) p.din = a.dstate_in + state;
+    if (p.len < span[1]) p.dout = p.out = a.carry + (blockIdx.y * (size_t)a.H + h) * NN;
+    p.chunk_step = a.H * NN;
+    if (a.saved) p.chunks = a.saved + a.R * a.C + ((first / T + blockIdx.y) * a.H + h) * NN;
+    return p;
+}
+
+__device__ inline float2 pair_at(const float *p) {
+    return *(const float2 *)p;
+}
+
+__device__ inline void put_pair(float *p, float x, float y) {
+    *(float2 *)p = make_float2(x, y);
+}
+
+// To 2 ulp.
+__device__ inline float power2(float x) {
+#ifdef CUDA_EMU
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+__device__ inline float quick_sigmoid(float x) {
+#ifdef CUDA_EMU
+    return sigmoid(x);
+#else
+    return __fdividef(1.0f, 1.0f + power2(-log2_e * x));
+#endif
+}
+
+// For each pair of a lane's sums (mma.cuh): d[n][2·half] and its right neighbour at (row, col).
+template <class F> __device__ inline void each_of_sum(const F &f) {
+    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) f(n, half, g + 8 * half, 8 * n + 2 * q);
+}
+
+// ---- what does not depend on the state ---------------------------------------------------------
+
+// The matrices of a chunk: r̂ = r e^A, â = a e^E, b̂ = b e^-A, k̂ = k e^-A, v, where A_t and E_t are
+// the sums of log-decays with and without token t.
+struct inputs {
+    tile<T, N> r, a, b, k, v;
+    tile<T, T> ak, rk, rb, solve; // tril(â k̂ᵀ), …; solve = (I - tril(â b̂ᵀ))⁻¹
+    alignas(16) float ab[T][T];
+    float decay[N]; // e^A of the whole chunk
+};
+
+// What the way back wants besides, per token and column: the sums of log-decays, in powers of two,
+// before and after token t at t and t + 1; -∂(log-decay)/∂ω. Rows lie in different banks.
+struct rates {
+    float sum[T + 1][N + 8], slope[T][N + 8];
+};
+
+// A lane's part of a chunk when WARPS warps prepare it: two columns, and TOKENS tokens.
+template <int WARPS> struct part {
+    enum { TOKENS = WARPS == 4 ? 4 : 2, PAIRS = N / 2 / WARPS };
+    static_assert(PAIRS * (T / TOKENS) == 32, "a warp has whole columns");
+    int col, first;
+    float2 r[TOKENS], u[U_B + 1][TOKENS];
+
+    // warp: of those that prepare
+    __device__ explicit part(int warp) {
+        const int lane = (int)(threadIdx.x & 31);
+        col = 2 * (warp * PAIRS + lane % PAIRS);
+        first = lane / PAIRS * TOKENS;
+    }
+
+    __device__ void load(const wkv7_args &a, size_t at) {
+#pragma unroll
+        for (int i = 0; i < TOKENS; i++) {
+            const size_t from = at + (size_t)(first + i) * a.C + col;
+            r[i] = pair_at(a.r + from);
+#pragma unroll
+            for (int v = 0; v <= U_B; v++) u[v][i] = pair_at(a.u + v * a.R * a.C + from);
+        }
+    }
+
+    // The sum over the tokens before this lane's in its column; `all`: over the chunk.
+    __device__ float before(float sum, float &all) const {
+        const int lane = (int)(threadIdx.x & 31);
+#pragma unroll
+        for (int d = PAIRS; d < 32; d *= 2) {
+            const float less = __shfl_up_sync(0xffffffffu, sum, d);
+            if (lane >= d) sum += less;
+        }
+        all = __shfl_sync(0xffffffffu, sum, 32 - PAIRS + lane % PAIRS);
+        const float less = __shfl_up_sync(0xffffffffu, sum, PAIRS);
+        return lane >= PAIRS ? less : 0;
+    }
+
+    // rate may be NULL.
+    __device__ void prepare(inputs &s, rates *rate) const {
+        float2 upto[TOKENS], sum = make_float2(0, 0), all;
+#pragma unroll
+        for (int i = 0; i < TOKENS; i++) {
+            sum.x -= c0 * log2_e * quick_sigmoid(u[U_W][i].x); // powers of two
+            sum.y -= c0 * log2_e * quick_sigmoid(u[U_W][i].y);
+            upto[i] = sum;
+        }
+        const float2 ahead = make_float2(before(sum.x, all.x), before(sum.y, all.y));
+        if (first == 0) put_pair(&s.decay[col], power2(all.x), power2(all.y));
+        if (rate && first == 0) put_pair(&rate->sum[0][col], 0, 0);
+        float2 shrink = make_float2(power2(ahead.x), power2(ahead.y)); // e^E
+#pragma unroll
+        for (int i = 0; i < TOKENS; i++) {
+            const int t = first + i;
+            s.a.put(t, col, u[U_A][i].x * shrink.x, u[U_A][i].y * shrink.y);
+            const float2 sums = make_float2(ahead.x + upto[i].x, ahead.y + upto[i].y);
+            shrink = make_float2(power2(sums.x), power2(sums.y));
+            s.r.put(t, col, r[i].x * shrink.x, r[i].y * shrink.y);
+            const float2 grow = make_float2(power2(-sums.x), power2(-sums.y));
+            s.b.put(t, col, u[U_B][i].x * grow.x, u[U_B][i].y * grow.y);
+            s.k.put(t, col, u[U_K][i].x * grow.x, u[U_K][i].y * grow.y);
+            s.v.put(t, col, u[U_V][i].x, u[U_V][i].y);
+            if (!rate) continue;
+            const float2 w = u[U_W][i];
+            put_pair(&rate->sum[t + 1][col], sums.x, sums.y);
+            put_pair(&rate->slope[t][col], c0 * quick_sigmoid(w.x) * quick_sigmoid(-w.x),
+                     c0 * quick_sigmoid(w.y) * quick_sigmoid(-w.y));
+        }
+    }
+};
+
+// d = Σ of four products A(i)·B(i), i by steps of 16, in two chains.
+template <class A, class B>
+__device__ inline void sum_of_four(float (&d)[2][4], const A &a, const B &b) {
+    float other[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < N; i += 32) {
+        multiply(d, a(i), b(i));
+        multiply(other, a(i + 16), b(i + 16));
+    }
+    add(d, other);
+}
+
+// left (T,N) · rightᵀ, one warp. Lanes hold it as mma.cuh says.
+__device__ inline void cross(float (&d)[2][4], const tile<T, N> &left, const tile<T, N> &right) {
+    sum_of_four(
+        d, [&](int i) { return a_of(left, 0, i); },
+        [&](int i) { return b_of_turned(right, 0, i); });
+}
+
+// What lies above the diagonal, or on it too if `strict`, is dropped: it need not be finite.
+__device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool strict) {
+    each_of_sum([&](int n, int half, int row, int col) {
+        const int most = row - strict;
+        to.put(row, col, col <= most ? d[n][2 * half] : 0,
+               col + 1 <= most ? d[n][2 * half + 1] : 0);
+    });
+}
+
+// (I - ab)⁻¹ by forward substitution, a lane for each column; both halves of the warp do the same.
+__device__ inline void invert(inputs &s) {
+    float d[2][4] = {};
+    cross(d, s.a, s.b);
+    each_of_sum([&](int n, int half, int row, int col) {
+        put_pair(&s.ab[row][col], d[n][2 * half], d[n][2 * half + 1]);
+    });
+    __syncwarp();
+    const int lane = (int)(threadIdx.x & 31), col = lane % T;
+    float x[T];
+#pragma unroll
+    for (int t = 0; t < T; t++) x[t] = t == col ? 1.0f : 0.0f;
+#pragma unroll
+    for (int k = 0; k < T; k++) // x[k] is done
+#pragma unroll
+        for (int t = k + 1; t < T; t++) x[t] = fmaf(s.ab[t][k], x[k], x[t]);
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        const float right = __shfl_down_sync(0xffffffffu, x[t], 1);
+        if (lane < T && lane % 2 == 0) s.solve.put(t, col, x[t], right);
+    }
+}
+
+// The four triangles of a chunk, one for each warp of a group; the last is inverted.
+__device__ inline void triangles(inputs &s, int warp) {
+    float d[2][4] = {};
+    switch (warp) {
+    case 0:
+        cross(d, s.a, s.k);
+        store_lower(s.ak, d, true);
+        break;
+    case 1:
+        cross(d, s.r, s.k);
+        store_lower(s.rk, d, false);
+        break;
+    case 2:
+        cross(d, s.r, s.b);
+        store_lower(s.rb, d, false);
+        break;
+    default: invert(s);
+    }
+}
+
+// ---- the state ---------------------------------------------------------------------------------
+
+// A warp's 16 rows of a state: 16 columns each, as sums.
+typedef float rows_of_state[STEPS][2][4];
+
+// In memory a state is [column][row]; f(number, offset).
+template <class F> __device__ inline void each_of_rows(rows_of_state &S, int row0, const F &f) {
+#pragma unroll
+    for (int j = 0; j < STEPS; j++)
+        each_of_sum([&](int n, int half, int row, int col) {
+            f(S[j][n][2 * half], (16 * j + col) * N + row0 + row);
+            f(S[j][n][2 * half + 1], (16 * j + col + 1) * N + row0 + row);
+        });
+}
+
+__device__ inline void scale_columns(rows_of_state &S, const float *scale) {
+    const int q = (int)(threadIdx.x & 3);
+#pragma unroll
+    for (int j = 0; j < STEPS; j++)
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            const float2 d = pair_at(scale + 16 * j + 8 * n + 2 * q);
+            S[j][n][0] *= d.x, S[j][n][1] *= d.y, S[j][n][2] *= d.x, S[j][n][3] *= d.y;
+        }
+}
+
+} // namespace

@@ -1,0 +1,332 @@
+// The chunked recurrence, backward: the front group takes the gradient of the state through a
+// chunk, the back group makes again what forward had. Gradients of the inputs are sums over all
+// rows and go through shared memory.
+#include "wkv7_chunk.cuh"
+
+namespace {
+
+struct backward_memory {
+    inputs in;
+    rates rate;
+    tile<T, N> dy;
+    tile<N, N> state, dstate; // S at the chunk's begin [column][row]; ∂ℓ/∂S at its end times decay
+    tile<N, T> u, g;          // Uᵀ and Γᵀ
+    tile<T, T> dab, dak, drb, drk;
+    float edge[2][4]
+              [N]; // Σ of S ⊙ ∂ℓ/∂S down a warp's rows, at this chunk's end and the one's before
+    float along[T][N + 8]; // b̂ ⊙ db̂ + k̂ ⊙ dk̂
+};
+
+// Numbers of an A where a sum has them.
+__device__ void sum_of_a(float (&d)[2][4], const frag &f) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 x = joined(f.hi[i], f.lo[i]);
+        d[i >> 1][2 * (i & 1)] = x.x;
+        d[i >> 1][2 * (i & 1) + 1] = x.y;
+    }
+}
+
+// Σ of x ⊙ y down a warp's rows, 16 columns.
+__device__ void sum_products(float *to, const float (&x)[2][4], const float (&y)[2][4]) {
+    const int lane = (int)(threadIdx.x & 31);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        float2 sum = make_float2(fmaf(x[n][0], y[n][0], x[n][2] * y[n][2]),
+                                 fmaf(x[n][1], y[n][1], x[n][3] * y[n][3]));
+#pragma unroll
+        for (int d = 4; d < 32; d *= 2) {
+            sum.x += __shfl_xor_sync(0xffffffffu, sum.x, d);
+            sum.y += __shfl_xor_sync(0xffffffffu, sum.y, d);
+        }
+        if (lane < 4) put_pair(to + 8 * n + 2 * lane, sum.x, sum.y);
+    }
+}
+
+// This chunk's inputs, gradients of outputs, and state.
+struct chunk_loads {
+    part<8> mine;
+    float2 dy[part<8>::TOKENS];
+    float4 state[N * N / 4 / THREADS];
+
+    __device__ chunk_loads() : mine((int)(threadIdx.x >> 5)) {}
+
+    __device__ void load(const wkv7_args &a, size_t at, const float *from) {
+        mine.load(a, at);
+#pragma unroll
+        for (int i = 0; i < mine.TOKENS; i++)
+            dy[i] = pair_at(a.dy + at + (size_t)(mine.first + i) * a.C + mine.col);
+#pragma unroll
+        for (int i = 0; i < N * N / 4 / THREADS; i++)
+            state[i] = ((const float4 *)from)[threadIdx.x + i * THREADS];
+    }
+
+    __device__ void prepare(backward_memory &s) const {
+        mine.prepare(s.in, &s.rate);
+#pragma unroll
+        for (int i = 0; i < mine.TOKENS; i++) s.dy.put(mine.first + i, mine.col, dy[i].x, dy[i].y);
+#pragma unroll
+        for (int i = 0; i < N * N / 4 / THREADS; i++) {
+            const int e = (int)threadIdx.x + i * THREADS, row = e / (N / 4), col = e % (N / 4) * 4;
+            s.state.put(row, col, state[i].x, state[i].y);
+            s.state.put(row, col + 2, state[i].z, state[i].w);
+        }
+    }
+};
+
+// Sums over this token and those behind it in the chunk: x[half] is of token g + 8·half.
+__device__ void sum_behind(float (&x)[2]) {
+    const int lane = (int)(threadIdx.x & 31);
+#pragma unroll
+    for (int d = 4; d < 32; d *= 2)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float more = __shfl_down_sync(0xffffffffu, x[half], d);
+            if (lane + d < 32) x[half] += more;
+        }
+    x[0] += __shfl_sync(0xffffffffu, x[1], lane & 3);
+}
+
+// What is there before something is added to it: asked for early, it comes from far.
+typedef float2 pairs_of_sum[2][2];
+
+__device__ void load_pairs(pairs_of_sum &old, const float *from, size_t C) {
+    each_of_sum([&](int n, int half, int t, int col) {
+        old[n][half] = pair_at(from + (size_t)t * C + col);
+    });
+}
+
+// The gradients of b and k in 16 columns; leaves b̂ ⊙ db̂ + k̂ ⊙ dk̂.
+__device__ void finish_keys(backward_memory &s, const wkv7_args &a, size_t at, int col0,
+                            const pairs_of_sum &old) {
+    const inputs &in = s.in;
+    const size_t plane = a.R * a.C;
+    float db[2][4] = {}, dk[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < N; i += 16) {
+        const frag dstate = b_of(s.dstate, i, col0);
+        multiply(db, a_of_turned(s.u, i, 0), dstate);
+        multiply(dk, a_of(in.v, 0, i), dstate);
+    }
+    const frag x = b_of(in.a, 0, col0), r = b_of(in.r, 0, col0);
+    multiply(db, a_of_turned(s.dab, 0, 0), x);
+    multiply(dk, a_of_turned(s.dak, 0, 0), x);
+    multiply(db, a_of_turned(s.drb, 0, 0), r);
+    multiply(dk, a_of_turned(s.drk, 0, 0), r);
+    each_of_sum([&](int n, int half, int t, int c) {
+        const int col = col0 + c, e = 2 * half;
+        const float2 b = in.b.get(t, col), k = in.k.get(t, col);
+        put_pair(&s.along[t][col], fmaf(b.x, db[n][e], k.x * dk[n][e]),
+                 fmaf(b.y, db[n][e + 1], k.y * dk[n][e + 1]));
+    });
+    __syncthreads();
+    each_of_sum([&](int n, int half, int t, int c) {
+        const int col = col0 + c, e = 2 * half;
+        const size_t to = at + (size_t)t * a.C + col;
+        const float2 sum = pair_at(&s.rate.sum[t + 1][col]);
+        const float2 grow = make_float2(power2(-sum.x), power2(-sum.y));
+        put_pair(a.du + U_K * plane + to, fmaf(dk[n][e], grow.x, old[n][half].x),
+                 fmaf(dk[n][e + 1], grow.y, old[n][half].y));
+        put_pair(a.du + U_B * plane + to, db[n][e] * grow.x, db[n][e + 1] * grow.y);
+    });
+}
+
+// The gradients of r, a and ω in 16 columns, from dr and da as far as they come from the state.
+__device__ void finish_rest(backward_memory &s, const wkv7_args &a, size_t at, int col0,
+                            float (&dr)[2][4], float (&da)[2][4], const float (&edge)[4][N],
+                            const pairs_of_sum &old) {
+    const inputs &in = s.in;
+    const size_t plane = a.R * a.C;
+    const frag b = b_of(in.b, 0, col0), k = b_of(in.k, 0, col0);
+    multiply(dr, a_of(s.drb, 0, 0), b);
+    multiply(da, a_of(s.dab, 0, 0), b);
+    multiply(dr, a_of(s.drk, 0, 0), k);
+    multiply(da, a_of(s.dak, 0, 0), k);
+    float2 all[2][2], own[2][2]; // [n][half], of r̂ ⊙ dr̂ + â ⊙ dâ - …, and of â ⊙ dâ alone
+    each_of_sum([&](int n, int half, int t, int c) {
+        const int col = col0 + c, e = 2 * half;
+        const float2 r = in.r.get(t, col), x = in.a.get(t, col);
+        own[n][half] = make_float2(x.x * da[n][e], x.y * da[n][e + 1]);
+        all[n][half] = make_float2(fmaf(r.x, dr[n][e], own[n][half].x),
+                                   fmaf(r.y, dr[n][e + 1], own[n][half].y));
+        const size_t to = at + (size_t)t * a.C + col;
+        const float2 before = pair_at(&s.rate.sum[t][col]),
+                     after = pair_at(&s.rate.sum[t + 1][col]);
+        put_pair(a.dr + to, fmaf(dr[n][e], power2(after.x), old[n][half].x),
+                 fmaf(dr[n][e + 1], power2(after.y), old[n][half].y));
+        put_pair(a.du + U_A * plane + to, da[n][e] * power2(before.x),
+                 da[n][e + 1] * power2(before.y));
+    });
+    __syncthreads();
+    each_of_sum([&](int n, int half, int t, int c) {
+        const float2 less = pair_at(&s.along[t][col0 + c]);
+        all[n][half].x -= less.x;
+        all[n][half].y -= less.y;
+    });
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        float x[2] = {all[n][0].x, all[n][1].x}, y[2] = {all[n][0].y, all[n][1].y};
+        sum_behind(x);
+        sum_behind(y);
+        all[n][0] = make_float2(x[0], y[0]);
+        all[n][1] = make_float2(x[1], y[1]);
+    }
+    each_of_sum([&](int n, int half, int t, int c) {
+        const int col = col0 + c;
+        const float2 slope = pair_at(&s.rate.slope[t][col]);
+        float2 end = make_float2(0, 0);
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            const float2 more = pair_at(&edge[w][col]);
+            end.x += more.x, end.y += more.y;
+        }
+        put_pair(a.du + U_W * plane + at + (size_t)t * a.C + col,
+                 -slope.x * (all[n][half].x - own[n][half].x + end.x),
+                 -slope.y * (all[n][half].y - own[n][half].y + end.y));
+    });
+}
+
+// What the triangles of this chunk owe, one for each warp of a group.
+__device__ void triangle_gradients(backward_memory &s, int warp) {
+    const inputs &in = s.in;
+    const auto gamma = [&](int i) { return a_of_turned(s.g, i, 0); };
+    const auto dy = [&](int i) { return a_of(s.dy, 0, i); };
+    const auto u = [&](int i) { return b_of(s.u, i, 0); };
+    const auto v = [&](int i) { return b_of_turned(in.v, 0, i); };
+    float d[2][4] = {};
+    switch (warp) {
+    case 0:
+        sum_of_four(d, gamma, u);
+        store_lower(s.dab, d, true);
+        break;
+    case 1:
+        sum_of_four(d, gamma, v);
+        store_lower(s.dak, d, true);
+        break;
+    case 2:
+        sum_of_four(d, dy, u);
+        store_lower(s.drb, d, false);
+        break;
+    default: sum_of_four(d, dy, v); store_lower(s.drk, d, false);
+    }
+}
+
+// A chunk, the front group: ∂ℓ/∂S, G, and what comes from it. Barriers stand as in the other's.
+__device__ void retreat(rows_of_state &G, backward_memory &s, const wkv7_args &a, size_t at,
+                        int row0, int turn) {
+    const inputs &in = s.in;
+    float du[2][4] = {}, dv[2][4] = {}, g[2][4] = {};
+    float old_dv[2][4];
+    each_of_sum([&](int n, int half, int row, int t) {
+        const float *from = a.du + U_V * a.R * a.C + at + (size_t)t * a.C + row0 + row;
+        old_dv[n][2 * half] = from[0];
+        old_dv[n][2 * half + 1] = from[a.C];
+    });
+    scale_columns(G, in.decay);
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+        const frag d = a_of_sum(G[j]);
+        store_a(s.dstate, row0, 16 * j, d);
+        multiply(du, d, b_of_turned(in.b, 0, 16 * j));
+        multiply(dv, d, b_of_turned(in.k, 0, 16 * j));
+    }
+    __syncthreads(); // the triangles
+    const frag dy = a_of_turned(s.dy, 0, row0);
+    multiply(du, dy, b_of(in.rb, 0, 0));
+    multiply(g, a_of_sum(du), b_of(in.solve, 0, 0));
+    const frag gamma = a_of_sum(g);
+    store_a(s.g, row0, 0, gamma);
+    multiply(dv, dy, b_of(in.rk, 0, 0));
+    multiply(dv, gamma, b_of(in.ak, 0, 0));
+    each_of_sum([&](int n, int half, int row, int t) {
+        float *to = a.du + U_V * a.R * a.C + at + (size_t)t * a.C + row0 + row;
+        to[0] = old_dv[n][2 * half] + dv[n][2 * half];
+        to[a.C] = old_dv[n][2 * half + 1] + dv[n][2 * half + 1];
+    });
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+        multiply(G[j], dy, b_of(in.r, 0, 16 * j));
+        multiply(G[j], gamma, b_of(in.a, 0, 16 * j));
+        float state[2][4];
+        sum_of_a(state, a_of_turned(s.state, 16 * j, row0));
+        sum_products(&s.edge[turn ^ 1][row0 / 16][16 * j], state, G[j]);
+    }
+    __syncthreads(); // Γ, U
+    pairs_of_sum old;
+    load_pairs(old, a.dr + at + row0, a.C);
+    float dr[2][4] = {}, da[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < N; i += 16) {
+        const frag state = b_of_turned(s.state, row0, i);
+        multiply(dr, a_of(s.dy, 0, i), state);
+        multiply(da, a_of_turned(s.g, i, 0), state);
+    }
+    __syncthreads(); // gradients of the triangles
+    finish_rest(s, a, at, row0, dr, da, s.edge[turn], old);
+}
+
+// A chunk, the back group. end: 1: behind this chunk ∂ℓ/∂S is given, -1: it is zero, 0: there is
+// another chunk.
+__device__ void retreat_beside(backward_memory &s, const wkv7_args &a, size_t at, int row0,
+                               int turn, int end) {
+    const inputs &in = s.in;
+    float x[2][4] = {}, u[2][4] = {};
+    triangles(s.in, row0 / 16);
+#pragma unroll
+    for (int j = 0; j < STEPS; j++)
+        multiply(x, a_of_turned(s.state, 16 * j, row0), b_of_turned(in.a, 0, 16 * j));
+    __syncthreads();
+    const frag v = a_of_turned(in.v, 0, row0);
+    multiply(x, v, b_of_turned(in.ak, 0, 0));
+    multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
+    const frag sums = a_of_sum(u);
+    store_a(s.u, row0, 0, sums);
+    if (end)
+#pragma unroll
+        for (int j = 0; j < STEPS; j++) { // the state behind this chunk, but for the decay
+            float state[2][4], dstate[2][4] = {};
+            sum_of_a(state, a_of_turned(s.state, 16 * j, row0));
+            multiply(state, v, b_of(in.k, 0, 16 * j));
+            multiply(state, sums, b_of(in.b, 0, 16 * j));
+            if (end > 0) sum_of_a(dstate, a_of(s.dstate, row0, 16 * j));
+            sum_products(&s.edge[turn][row0 / 16][16 * j], state, dstate);
+        }
+    __syncthreads();
+    pairs_of_sum old;
+    load_pairs(old, a.du + U_K * a.R * a.C + at + row0, a.C);
+    triangle_gradients(s, row0 / 16);
+    __syncthreads();
+    finish_keys(s, a, at, row0, old);
+}
+
+__global__ void __launch_bounds__(THREADS, 2) backward(wkv7_args a) {
+    begin_kernel();
+    SHARED_BYTES(bytes);
+    backward_memory &s = *(backward_memory *)bytes;
+    const place p = place_of(a);
+    const int chunks = p.len / T, row0 = 16 * ((int)(threadIdx.x >> 5) % 4);
+    if (!chunks) return;
+    const bool front = threadIdx.x < GROUP;
+    const size_t step = (size_t)T * a.C;
+    rows_of_state G = {}; // ∂ℓ/∂S at the chunk's end
+    if (front && p.dout) each_of_rows(G, row0, [&](float &x, int at) { x = p.dout[at]; });
+    for (int c = chunks - 1; c >= 0; c--) {
+        const size_t at = p.at + c * step;
+        chunk_loads loads;
+        loads.load(a, at, p.chunks + c * p.chunk_step);
+        if (c + 1 < chunks) __syncthreads(); // everybody is done with the chunk before
+        loads.prepare(s);
+        __syncthreads();
+        if (front)
+            retreat(G, s, a, at, row0, c & 1);
+        else
+            retreat_beside(s, a, at, row0, c & 1, c + 1 < chunks ? 0 : p.dout ? 1 : -1);
+    }
+    if (front && p.din) each_of_rows(G, row0, [&](float &x, int at) { p.din[at] = x; });
+}
+
+} // namespace
+
+void wkv7_chunk_backward(struct queue *q, const wkv7_args &a) {
+    launch_with(q, backward, dim3(a.H, a.spans), THREADS, sizeof(backward_memory), a);
+}
