@@ -25,7 +25,8 @@ static void write_again(const struct weights *w, const char *path) {
             .name = t->name, .dtype = t->dtype, .ndim = t->ndim, .read = read_from, .context = t};
         memcpy(s[i].dim, t->dim, sizeof t->dim);
     }
-    weights_write_gguf(path, s, count, &(struct weights_gguf){.q8_0 = count % 2}, &err);
+    weights_write_gguf(path, s, count,
+                       &(struct weights_gguf){.blocks = (enum weights_blocks)(count % 3)}, &err);
     unlink(path);
     free(s);
 }
