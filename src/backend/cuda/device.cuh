@@ -171,6 +171,24 @@ __device__ inline float bf16_round(float f) {
     return bf16_value(bf16_bits(f));
 }
 
+// Two as one word, rounded: x in the lower half.
+__device__ static inline uint32_t bf16_pair(float x, float y) {
+#ifdef __CUDA_ARCH__
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+    return pair;
+#else
+    return bf16_bits(x) | (uint32_t)bf16_bits(y) << 16;
+#endif
+}
+
+__device__ static inline float bf16_low(uint32_t pair) {
+    return __uint_as_float(pair << 16);
+}
+__device__ static inline float bf16_high(uint32_t pair) {
+    return __uint_as_float(pair & 0xffff0000u);
+}
+
 __device__ inline float f16_value(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = h >> 10 & 31, man = h & 0x3ff;
     if (exp == 31) return __uint_as_float(sign | 0x7f800000 | man << 13);

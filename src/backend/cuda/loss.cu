@@ -1,41 +1,10 @@
 // Cross entropy: a block takes one row of logits.
+#include "best.cuh"
 #include "vector.cuh"
 
 #include "kernels.h"
 
 enum { THREADS = 1024, WARPS = THREADS / 32 };
-
-struct best {
-    float value;
-    int index;
-};
-
-// The first of the largest; NaN is never it, unless there is nothing else.
-__device__ static bool better(best a, best b) {
-    if (isnan(a.value) || isnan(b.value))
-        return isnan(a.value) && isnan(b.value) ? a.index < b.index : isnan(b.value);
-    return a.value > b.value || (a.value == b.value && a.index < b.index);
-}
-
-__device__ static best warp_best(best x) {
-    for (int d = 16; d; d >>= 1) {
-        const best y = {__shfl_xor_sync(0xffffffffu, x.value, d),
-                        __shfl_xor_sync(0xffffffffu, x.index, d)};
-        if (better(y, x)) x = y;
-    }
-    return x;
-}
-
-__device__ static best block_best(best mine, best *scratch) {
-    mine = warp_best(mine);
-    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = mine;
-    __syncthreads();
-    best all = scratch[0];
-    for (int w = 1; w < WARPS; w++)
-        if (better(scratch[w], all)) all = scratch[w];
-    __syncthreads();
-    return all;
-}
 
 // ---- cross entropy -----------------------------------------------------------------------------
 

@@ -21,6 +21,11 @@ static const struct matrix *matrix_of(const struct weight *w) {
 
 // ---- forward -----------------------------------------------------------------------------------
 
+// Pieces of scratch begin where anything may.
+static size_t whole(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
 // t rounded to bf16: itself, if it is that already, else in scratch, which the next call ends.
 static const uint16_t *rounded(struct cuda *c, struct tensor t) {
     if (t.dtype == DT_BF16) return dev(t);
@@ -37,7 +42,7 @@ static bool forward_lt(struct cuda *c, const struct product *p) {
     const size_t R = p->x.dim[0], K = w->in, O = w->out;
     if (!c->lt || R <= SKINNY_ROWS || !is_narrow(w) || m->type != DT_BF16) return false;
     const bool narrow = p->y.dtype == DT_BF16, through = narrow && p->act != ACT_NONE;
-    const size_t room = through ? (R * O * 4 + 255) / 256 * 256 : 0;
+    const size_t room = through ? whole(R * O * 4) : 0;
     char *scratch = NULL;
     const uint16_t *x = dev(p->x);
     if (through || p->x.dtype != DT_BF16) {
@@ -71,16 +76,12 @@ static struct product_args args_of(const struct product *p, const float *x) {
 
 // What our own kernels cannot take or give as it is goes through scratch: integers' inputs are
 // rounded in groups, bf16 inputs become f32 again, and bf16 results are f32 first.
-static size_t whole(size_t floats) {
-    return (floats * sizeof(float) + 255) / 256 * 256;
-}
-
 static size_t inputs_bytes(const struct product *p) {
-    return is_integer(p->w) || p->x.dtype == DT_BF16 ? whole(tensor_count(p->x)) : 0;
+    return is_integer(p->w) || p->x.dtype == DT_BF16 ? whole(tensor_count(p->x) * 4) : 0;
 }
 
 static size_t own_bytes(const struct product *p) {
-    return inputs_bytes(p) + (p->y.dtype == DT_BF16 ? whole(tensor_count(p->y)) : 0);
+    return inputs_bytes(p) + (p->y.dtype == DT_BF16 ? whole(tensor_count(p->y) * 4) : 0);
 }
 
 static const float *own_inputs(struct cuda *c, const struct product *p, char *scratch) {
@@ -151,7 +152,8 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     const size_t R = dy.dim[0], K = w->in, O = w->out;
     if (!R || backward_lt(c, dx, dy, w, add)) return;
     const bool wide_in = dy.dtype != DT_BF16, wide_out = dx.dtype != DT_BF16;
-    const size_t first = wide_in ? 0 : whole(R * O), bytes = first + (wide_out ? 0 : whole(R * K));
+    const size_t first = wide_in ? 0 : whole(R * O * 4),
+                 bytes = first + (wide_out ? 0 : whole(R * K * 4));
     char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
     if (bytes && !scratch) return;
     struct matrix turned = *m;
@@ -186,7 +188,7 @@ static bool weights_lt(struct cuda *c, struct tensor dw, struct tensor a, struct
     if (!c->lt) return false;
     if (narrow) {
         const struct tensor t[2] = {a, b};
-        const size_t room[2] = {a.dtype == DT_BF16 ? 0 : (R * M * 2 + 255) / 256 * 256,
+        const size_t room[2] = {a.dtype == DT_BF16 ? 0 : whole(R * M * 2),
                                 b.dtype == DT_BF16 ? 0 : R * N * 2};
         char *scratch = room[0] + room[1] ? cuda_scratch(c, room[0] + room[1]) : NULL;
         if (room[0] + room[1] && !scratch) return false;
@@ -219,7 +221,7 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
     const float *side[2] = {dev(a), dev(b)};
     size_t bytes = 0, at[2];
     for (int i = 0; i < 2; i++)
-        at[i] = bytes, bytes += t[i].dtype == DT_BF16 ? whole(tensor_count(t[i])) : 0;
+        at[i] = bytes, bytes += t[i].dtype == DT_BF16 ? whole(tensor_count(t[i]) * 4) : 0;
     char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
     if (bytes && !scratch) return;
     for (int i = 0; i < 2; i++)

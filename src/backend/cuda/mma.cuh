@@ -14,23 +14,12 @@ struct frag {
 
 // Two numbers as pairs of bf16, x in the lower halves.
 __device__ static inline void split(float x, float y, uint32_t &hi, uint32_t &lo) {
-#ifdef CUDA_EMU
-    hi = bf16_bits(x) | (uint32_t)bf16_bits(y) << 16;
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(hi) : "f"(y), "f"(x));
-#endif
-    const float rest_x = x - __uint_as_float(hi << 16);
-    const float rest_y = y - __uint_as_float(hi & 0xffff0000u);
-#ifdef CUDA_EMU
-    lo = bf16_bits(rest_x) | (uint32_t)bf16_bits(rest_y) << 16;
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(lo) : "f"(rest_y), "f"(rest_x));
-#endif
+    hi = bf16_pair(x, y);
+    lo = bf16_pair(x - bf16_low(hi), y - bf16_high(hi));
 }
 
 __device__ static inline float2 joined(uint32_t hi, uint32_t lo) {
-    return make_float2(__uint_as_float(hi << 16) + __uint_as_float(lo << 16),
-                       __uint_as_float(hi & 0xffff0000u) + __uint_as_float(lo & 0xffff0000u));
+    return make_float2(bf16_low(hi) + bf16_low(lo), bf16_high(hi) + bf16_high(lo));
 }
 
 // A matrix in shared memory, pairs along the row. 16 bytes more than the columns need keep

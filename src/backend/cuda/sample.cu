@@ -9,7 +9,7 @@
 // on V alone; the drawn mark falls into one segment, and only that one is walked id by id. On an
 // H100 a multiprocessor reads a row of 65,536 in about 4 µs; the floor of 256 rows in one pass is
 // 22 µs of memory.
-#include "device.cuh"
+#include "best.cuh"
 
 #include "kernels.h"
 
@@ -133,34 +133,6 @@ template <class F> __device__ static void for_each_four(const row_of &r, const f
 }
 
 // ---- the largest -------------------------------------------------------------------------------
-
-struct best {
-    float value;
-    int index;
-};
-
-// The first of the largest; NaN is never it, unless there is nothing else.
-__device__ static bool better(best a, best b) {
-    if (isnan(a.value) || isnan(b.value))
-        return isnan(a.value) && isnan(b.value) ? a.index < b.index : isnan(b.value);
-    return a.value > b.value || (a.value == b.value && a.index < b.index);
-}
-
-__device__ static best block_best(best x, best *scratch) {
-    for (int round = 0; round < 2; round++) {
-        for (int d = 16; d; d >>= 1) {
-            const best y = {__shfl_xor_sync(0xffffffffu, x.value, d),
-                            __shfl_xor_sync(0xffffffffu, x.index, d)};
-            if (better(y, x)) x = y;
-        }
-        if (round) break;
-        if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = x;
-        __syncthreads();
-        x = scratch[(threadIdx.x & 31) % warps()];
-    }
-    __syncthreads();
-    return x;
-}
 
 // Pass 1. A penalty is paid, and then decays for the next token.
 __device__ static best pay_and_find_best(const row_of &r, float *pen, float decay, best *scratch) {

@@ -36,17 +36,6 @@ __device__ static inline void prefetch(const char *at) {
 #endif
 }
 
-// Two numbers as a pair of bf16, x low.
-__device__ static inline uint32_t bf16_pair(float x, float y) {
-#ifdef CUDA_EMU
-    return bf16_bits(x) | (uint32_t)bf16_bits(y) << 16;
-#else
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-    return pair;
-#endif
-}
-
 // STRETCHES warps make a block, one stretch each, of 8·VEC outputs: lane 4g + t takes the outputs
 // VEC·g… and four k of every sixteen, 4t…, in one load each. They are the A of the product, two of
 // its rows a pair of outputs; x is B, TILES · 8 rows of it, as the sum of PARTS bf16 (1: it is

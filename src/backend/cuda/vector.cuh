@@ -7,17 +7,6 @@ template <class... P> static inline bool in_fours(size_t C, P... p) {
     return C % 4 == 0 && (((uintptr_t)p | ...) & 15) == 0;
 }
 
-// x in the lower half.
-__device__ static inline uint32_t bf16_pair(float x, float y) {
-#ifdef __CUDA_ARCH__
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-    return pair;
-#else
-    return bf16_bits(x) | (uint32_t)bf16_bits(y) << 16;
-#endif
-}
-
 template <int N> struct several {
     float x[N];
     __device__ float &operator[](int i) { return x[i]; }
@@ -34,13 +23,6 @@ template <int N> __device__ static inline several<N> load(const float *p) {
     } else {
         return {{*p}};
     }
-}
-
-__device__ static inline float bf16_low(uint32_t pair) {
-    return __uint_as_float(pair << 16);
-}
-__device__ static inline float bf16_high(uint32_t pair) {
-    return __uint_as_float(pair & 0xffff0000u);
 }
 
 template <int N> __device__ static inline several<N> load(const uint16_t *p) {
