@@ -311,18 +311,25 @@ static void put_saved(struct call *c) {
     a->aligned = true; // its size is the backend's business: run_open asks
 }
 
+static void put_wkv_inputs(struct call *c, bool narrow) {
+    put_rows(c, "r", "i", (size_t)c->size.C)->narrow = narrow;
+    struct arg *a = put_planes(c, "u", "i", U_COUNT);
+    a->value = value_wkv_input;
+    a->narrow = narrow;
+}
+
 static void shape_wkv7(struct call *c) {
-    put_rows(c, "y", "=", (size_t)c->size.C);
+    const bool narrow = c->variant == 2;
+    put_rows(c, "y", "=", (size_t)c->size.C)->narrow = narrow;
     if (c->bare)
         put_none(c, "state_out");
     else
         put_state(c, "state_out", c->aliased ? "+" : "=");
-    if (c->bare || c->variant)
+    if (c->bare || c->variant == 1)
         put_none(c, "saved");
     else
         put_saved(c);
-    put_rows(c, "r", "i", (size_t)c->size.C);
-    put_planes(c, "u", "i", U_COUNT)->value = value_wkv_input;
+    put_wkv_inputs(c, narrow);
     if (c->bare)
         put_none(c, "state_in");
     else
@@ -334,15 +341,14 @@ CALL(wkv7) {
 }
 
 static void shape_wkv7_bwd(struct call *c) {
-    put_rows(c, "dr", "+", (size_t)c->size.C);
-    put_planes(c, "du", "=++==", U_COUNT);
+    put_rows(c, "dr", "+", (size_t)c->size.C)->narrow = c->variant;
+    put_planes(c, "du", "=++==", U_COUNT)->narrow = c->variant;
     if (c->bare)
         put_none(c, "dstate_in");
     else
         put_state(c, "dstate_in", "=");
-    put_rows(c, "dy", "i", (size_t)c->size.C);
-    put_rows(c, "r", "i", (size_t)c->size.C);
-    put_planes(c, "u", "i", U_COUNT)->value = value_wkv_input;
+    put_rows(c, "dy", "i", (size_t)c->size.C)->narrow = c->variant;
+    put_wkv_inputs(c, c->variant);
     put_saved(c);
     if (c->bare)
         put_none(c, "dstate_out");
@@ -352,7 +358,7 @@ static void shape_wkv7_bwd(struct call *c) {
         put_none(c, "state_in");
     else
         put_state(c, "state_in", "i");
-    put_rows(c, "y", "=", (size_t)c->size.C);
+    put_rows(c, "y", "=", (size_t)c->size.C)->narrow = c->variant;
     put_batch(c);
 }
 // What the forward pass saves is the backend's own affair, so it must have run.
@@ -596,10 +602,10 @@ const struct op_case op_cases[] = {
     {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
      .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
-    {NAMED(wkv7), .sizes = head_sizes, .tensor_cores = 2e-5, .bench = rows_bench, .variants = 2,
+    {NAMED(wkv7), .sizes = head_sizes, .tensor_cores = 2e-5, .bench = rows_bench, .variants = 3,
      .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
-     .bench = rows_bench, .variants = 1, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
+     .bench = rows_bench, .variants = 2, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},
     {NAMED(readout), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2, .rowwise = true,
      .tolerance = 1e-6},

@@ -291,9 +291,9 @@ void op_wkv7(struct backend *be, struct tensor y, struct tensor state_out, struc
              int H) {
     const size_t R = r.dim[0], C = r.dim[1];
     require("wkv7", H > 0 && C % (size_t)H == 0, "H divides C");
-    want("wkv7", "y", y, be->real, 2, R, C, 0);
-    want("wkv7", "r", r, be->real, 2, R, C, 0);
-    want("wkv7", "u", u, be->real, 3, U_COUNT, R, C);
+    want("wkv7", "y", y, r.dtype, 2, R, C, 0);
+    want("wkv7", "r", r, narrow(be, r), 2, R, C, 0);
+    want("wkv7", "u", u, r.dtype, 3, U_COUNT, R, C);
     want_state("wkv7", be, state_in, C, H);
     want_state("wkv7", be, state_out, C, H);
     want_batch("wkv7", b, R);
@@ -311,11 +311,11 @@ void op_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct 
                  struct tensor dstate_out, const struct batch *b, int H) {
     const size_t R = r.dim[0], C = r.dim[1];
     require("wkv7_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
-    want("wkv7_bwd", "r", r, be->real, 2, R, C, 0);
-    want("wkv7_bwd", "dr", dr, be->real, 2, R, C, 0);
-    want("wkv7_bwd", "du", du, be->real, 3, U_COUNT, R, C);
-    want("wkv7_bwd", "dy", dy, be->real, 2, R, C, 0);
-    want("wkv7_bwd", "u", u, be->real, 3, U_COUNT, R, C);
+    want("wkv7_bwd", "r", r, narrow(be, r), 2, R, C, 0);
+    want("wkv7_bwd", "dr", dr, r.dtype, 2, R, C, 0);
+    want("wkv7_bwd", "du", du, r.dtype, 3, U_COUNT, R, C);
+    want("wkv7_bwd", "dy", dy, r.dtype, 2, R, C, 0);
+    want("wkv7_bwd", "u", u, r.dtype, 3, U_COUNT, R, C);
     require("wkv7_bwd",
             tensor_is(saved) &&
                 tensor_bytes(saved) >=

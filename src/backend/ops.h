@@ -121,15 +121,15 @@ struct ops {
     // that all its sums run along contiguous numbers; fp32 or more.
     //   w = exp(-c₀ σ(ω));  s_i = Σ_j S_ij a_j;  S_ij = S_ij w_j + s_i b_j + v_i k_j;  y_i = Σ_j
     //   S_ij r_j
-    // y, r (R,C). state_in (S,H,N,N)[slot], zeros if absent; state_out, if present, receives the
-    // state after each span; both may be the same tensor. `saved` (bytes, wkv7_saved_bytes; absent
-    // in inference) keeps what wkv7_bwd wants.
+    // y°, r°, u° (R,C), all in one storage. state_in (S,H,N,N)[slot], zeros if absent; state_out,
+    // if present, receives the state after each span; both may be the same tensor. `saved` (bytes,
+    // wkv7_saved_bytes; absent in inference) keeps what wkv7_bwd wants.
     void (*wkv7)(struct backend *, struct tensor y, struct tensor state_out, struct tensor saved,
                  struct tensor r, struct tensor u, struct tensor state_in, const struct batch *,
                  int H);
-    // dr += ; du[K], du[V] += ; du[W], du[A], du[B] = . dstate_out (S,H,N,N) = ∂ℓ/∂(final state),
-    // zeros if absent; dstate_in, if present, = ∂ℓ/∂(initial state). Formulas: SPEC §4.1 in
-    // docs/math.md.
+    // dr° += ; du°[K], du[V] += ; du[W], du[A], du[B] = ; dy°, r°, u° in the same storage, and so
+    // was forward. dstate_out (S,H,N,N) = ∂ℓ/∂(final state), zeros if absent; dstate_in, if
+    // present, = ∂ℓ/∂(initial state). Formulas: SPEC §4.1 in docs/math.md.
     void (*wkv7_bwd)(struct backend *, struct tensor dr, struct tensor du, struct tensor dstate_in,
                      struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
                      struct tensor dstate_out, const struct batch *, int H);

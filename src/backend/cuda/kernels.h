@@ -69,15 +69,20 @@ int k_wkv7_grain(int N); // the backend's wkv7_grain
 struct wkv7_args {
     // saved: s = S_{t-1}a (R,C), then the states at chunk starts: a span's begin at slot
     // floor(first/chunk) + span index, which leaves every span room enough.
-    float *y, *state_out, *saved;
-    const float *r, *u, *state_in;
-    float *dr, *du, *dstate_in; // backward
-    const float *dy, *dstate_out;
+    void *y;
+    float *state_out, *saved;
+    const void *r, *u;
+    const float *state_in;
+    void *dr, *du; // backward
+    float *dstate_in;
+    const void *dy;
+    const float *dstate_out;
     const int32_t *span; // (spans, 4)
     size_t R, C;
     int spans, H;
     int shortest, longest; // span, in rows
     bool exact;            // token by token, whatever the head size
+    bool narrow;           // y, r, u and their gradients are bf16: the void pointers
     // Heads of 64 go through the whole chunks of a span at once, then through the rest token by
     // token; the state between the two, or its gradient: (spans,H,N,N), scratch.
     float *carry;

@@ -7,10 +7,16 @@
 #pragma once
 #include "device.cuh"
 
-// A or B: a lane's eight numbers, in pairs.
-struct frag {
+// A or B: a lane's eight numbers, in pairs. What bf16 holds as it is has no lower halves.
+template <bool IN_TWO> struct frag_of {
+    static constexpr bool in_two = true;
     uint32_t hi[4], lo[4];
 };
+template <> struct frag_of<false> {
+    static constexpr bool in_two = false;
+    uint32_t hi[4];
+};
+typedef frag_of<true> frag;
 
 // Two numbers as pairs of bf16, x in the lower halves.
 __device__ static inline void split(float x, float y, uint32_t &hi, uint32_t &lo) {
@@ -24,7 +30,8 @@ __device__ static inline float2 joined(uint32_t hi, uint32_t lo) {
 
 // A matrix in shared memory, pairs along the row. 16 bytes more than the columns need keep
 // neighbouring rows in different banks.
-template <int ROWS, int COLS> struct tile {
+template <int ROWS, int COLS, bool IN_TWO = true> struct tile {
+    static constexpr bool in_two = true;
     alignas(16) uint32_t hi[ROWS][COLS / 2 + 4], lo[ROWS][COLS / 2 + 4];
 
     // The numbers at (row, col) and (row, col + 1); col is even.
@@ -34,6 +41,11 @@ template <int ROWS, int COLS> struct tile {
     __device__ float2 get(int row, int col) const {
         return joined(hi[row][col / 2], lo[row][col / 2]);
     }
+};
+
+template <int ROWS, int COLS> struct tile<ROWS, COLS, false> {
+    static constexpr bool in_two = false;
+    alignas(16) uint32_t hi[ROWS][COLS / 2 + 4];
 };
 
 // ---- the instructions --------------------------------------------------------------------------
@@ -103,27 +115,29 @@ __device__ static inline void load_matrices(uint32_t (&to)[4], const uint32_t *r
 
 // The four quarters of 16 × 16 at (row, col) of a tile. ACROSS: first along the row, then down.
 template <bool ACROSS, bool TRANSPOSED, class T>
-__device__ static inline frag load_quarters(const T &t, int row, int col) {
+__device__ static inline frag_of<T::in_two> load_quarters(const T &t, int row, int col) {
     const int lane = (int)(threadIdx.x & 31), m = lane >> 3;
     row += (lane & 7) + 8 * (ACROSS ? m >> 1 : m & 1);
     col += 8 * (ACROSS ? m & 1 : m >> 1);
-    frag f;
+    frag_of<T::in_two> f;
     load_matrices<TRANSPOSED>(f.hi, &t.hi[row][col / 2]);
-    load_matrices<TRANSPOSED>(f.lo, &t.lo[row][col / 2]);
+    if constexpr (T::in_two) load_matrices<TRANSPOSED>(f.lo, &t.lo[row][col / 2]);
     return f;
 }
 
 // A and B whose element (0, 0) is t[row][col]: as the matrix lies there, or its transpose.
-template <class T> __device__ static inline frag a_of(const T &t, int row, int col) {
+template <class T> __device__ static inline frag_of<T::in_two> a_of(const T &t, int row, int col) {
     return load_quarters<false, false>(t, row, col);
 }
-template <class T> __device__ static inline frag a_of_turned(const T &t, int row, int col) {
+template <class T>
+__device__ static inline frag_of<T::in_two> a_of_turned(const T &t, int row, int col) {
     return load_quarters<true, true>(t, row, col);
 }
-template <class T> __device__ static inline frag b_of(const T &t, int row, int col) {
+template <class T> __device__ static inline frag_of<T::in_two> b_of(const T &t, int row, int col) {
     return load_quarters<false, true>(t, row, col);
 }
-template <class T> __device__ static inline frag b_of_turned(const T &t, int row, int col) {
+template <class T>
+__device__ static inline frag_of<T::in_two> b_of_turned(const T &t, int row, int col) {
     return load_quarters<true, false>(t, row, col);
 }
 
@@ -152,11 +166,14 @@ __device__ static inline void add(float (&d)[2][4], const float (&x)[2][4]) {
 }
 
 // d (16,16) += A · B
-__device__ static inline void multiply(float (&d)[2][4], const frag &a, const frag &b) {
+template <class A, class B>
+__device__ static inline void multiply(float (&d)[2][4], const A &a, const B &b) {
+    if constexpr (A::in_two)
 #pragma unroll
-    for (int n = 0; n < 2; n++) mma(d[n], a.lo, b.hi[2 * n], b.hi[2 * n + 1]);
+        for (int n = 0; n < 2; n++) mma(d[n], a.lo, b.hi[2 * n], b.hi[2 * n + 1]);
+    if constexpr (B::in_two)
 #pragma unroll
-    for (int n = 0; n < 2; n++) mma(d[n], a.hi, b.lo[2 * n], b.lo[2 * n + 1]);
+        for (int n = 0; n < 2; n++) mma(d[n], a.hi, b.lo[2 * n], b.lo[2 * n + 1]);
 #pragma unroll
     for (int n = 0; n < 2; n++) mma(d[n], a.hi, b.hi[2 * n], b.hi[2 * n + 1]);
 }

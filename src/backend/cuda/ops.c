@@ -107,13 +107,15 @@ static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tenso
                               .H = H,
                               .shortest = b->shortest,
                               .longest = b->longest,
-                              .exact = b->exact};
+                              .exact = b->exact,
+                              .narrow = narrow(r)};
 }
 
 // Tensor cores take what lies at multiples of 16 bytes; buffers do, and slices of the model's.
 static bool lies_well(const struct wkv7_args *a) {
-    const uintptr_t all = (uintptr_t)a->r | (uintptr_t)a->u | (uintptr_t)a->saved |
-                          (uintptr_t)a->dr | (uintptr_t)a->du | (uintptr_t)a->dy | a->R * a->C * 4;
+    const uintptr_t all = (uintptr_t)a->y | (uintptr_t)a->r | (uintptr_t)a->u |
+                          (uintptr_t)a->saved | (uintptr_t)a->dr | (uintptr_t)a->du |
+                          (uintptr_t)a->dy | a->R * a->C * 2;
     return all % 16 == 0;
 }
 

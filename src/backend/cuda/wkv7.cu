@@ -59,13 +59,29 @@ __device__ static float decay_of(float omega) {
     return expf(-c0 * sigmoid(omega));
 }
 
+// Element i of a tensor that may be narrow.
+__device__ static float number(const wkv7_args &a, const void *p, size_t i) {
+    return a.narrow ? bf16_value(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+
+__device__ static void put_number(const wkv7_args &a, void *p, size_t i, float x) {
+    if (a.narrow)
+        ((uint16_t *)p)[i] = bf16_bits(x);
+    else
+        ((float *)p)[i] = x;
+}
+
+__device__ static void add_number(const wkv7_args &a, void *p, size_t i, float x) {
+    put_number(a, p, i, number(a, p, i) + x);
+}
+
 // Element `col` of vector `kind` at row t, decay instead of ω.
 __device__ static float fetch(const wkv7_args &a, int kind, size_t t, size_t at, int col) {
     const size_t i = t * a.C + at + col;
-    if (kind == V_R) return a.r[i];
-    if (kind == V_DY) return a.dy[i];
+    if (kind == V_R) return number(a, a.r, i);
+    if (kind == V_DY) return number(a, a.dy, i);
     if (kind == V_S) return a.saved[i];
-    const float x = a.u[kind * a.R * a.C + i];
+    const float x = number(a, a.u, kind * a.R * a.C + i);
     return kind == U_W ? decay_of(x) : x;
 }
 
@@ -152,7 +168,7 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
                     add_products(ys, S[m], vec4[k][V_R][4 * m + q]);
                 }
             const float y = quad_sum((ys.x + ys.y) + (ys.z + ys.w));
-            if (q == 0) a.y[row] = y;
+            if (q == 0) put_number(a, a.y, row, y);
             if (q == 1 && a.saved) a.saved[row] = s;
         }
     }
@@ -211,7 +227,8 @@ static __global__ void __launch_bounds__(QUAD * 64) wkv7_step(wkv7_args a) {
     part[1][q][i] = (ys.x + ys.y) + (ys.z + ys.w);
     __syncthreads();
     if (q == 0)
-        a.y[row * a.C + at + i] = (part[1][0][i] + part[1][1][i]) + (part[1][2][i] + part[1][3][i]);
+        put_number(a, a.y, row * a.C + at + i,
+                   (part[1][0][i] + part[1][1][i]) + (part[1][2][i] + part[1][3][i]));
 }
 
 // ---- backward ----------------------------------------------------------------------------------
@@ -301,17 +318,18 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
                 dv = quad_sum(dv), dr = quad_sum(dr), dw = quad_sum(dw), dk = quad_sum(dk),
                 db = quad_sum(db), da = quad_sum(da);
                 if (q == 0) {
-                    a.dr[row] += dr;
-                    a.du[U_A * plane + row] = da;
+                    add_number(a, a.dr, row, dr);
+                    put_number(a, a.du, U_A * plane + row, da);
                 } else if (q == 1) {
-                    a.du[U_K * plane + row] += dk;
-                    a.du[U_B * plane + row] = db;
+                    add_number(a, a.du, U_K * plane + row, dk);
+                    put_number(a, a.du, U_B * plane + row, db);
                 } else if (q == 2) {
-                    a.du[U_V * plane + row] += dv;
+                    add_number(a, a.du, U_V * plane + row, dv);
                 } else {
-                    const float omega =
-                        a.u[U_W * plane + row]; // 1 - σ(ω) would be nothing but rounding
-                    a.du[U_W * plane + row] = -c0 * dw * w * sigmoid(omega) * sigmoid(-omega);
+                    // 1 - σ(ω) would be nothing but rounding
+                    const float omega = number(a, a.u, U_W * plane + row);
+                    put_number(a, a.du, U_W * plane + row,
+                               -c0 * dw * w * sigmoid(omega) * sigmoid(-omega));
                 }
             }
         }

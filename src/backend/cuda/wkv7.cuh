@@ -1,6 +1,6 @@
 // The two ways through the recurrence: token by token (wkv7.cu), and for heads of 64 in chunks on
-// tensor cores (wkv7_chunk.cu, wkv7_chunk_bwd.cu). What is left of a span behind its whole chunks goes token by token,
-// so that a span gives the same bits in pieces that end where chunks do.
+// tensor cores (wkv7_chunk.cu, wkv7_chunk_bwd.cu). What is left of a span behind its whole chunks
+// goes token by token, so that a span gives the same bits in pieces that end where chunks do.
 #pragma once
 #include "device.cuh"
 

@@ -5,7 +5,8 @@
 namespace {
 
 // A warp's rows of the state through a chunk, and what they read out.
-__device__ void advance(rows_of_state &S, const inputs &in, const wkv7_args &a, size_t at,
+template <class E>
+__device__ void advance(rows_of_state &S, const inputs<E> &in, const wkv7_args &a, size_t at,
                         int row0) {
     float x[2][4] = {}, y[2][4] = {}, u[2][4] = {};
 #pragma unroll
@@ -14,16 +15,14 @@ __device__ void advance(rows_of_state &S, const inputs &in, const wkv7_args &a, 
         multiply(x, state, b_of_turned(in.a, 0, 16 * j));
         multiply(y, state, b_of_turned(in.r, 0, 16 * j));
     }
-    const frag v = a_of_turned(in.v, 0, row0);
+    const auto v = a_of_turned(in.v, 0, row0);
     multiply(x, v, b_of_turned(in.ak, 0, 0));
     multiply(y, v, b_of_turned(in.rk, 0, 0));
     multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
     const frag sums = a_of_sum(u); // rows of U: S_{t-1} a_t
     multiply(y, sums, b_of_turned(in.rb, 0, 0));
-    each_of_sum([&](int n, int half, int row, int t) {
-        float *to = a.y + at + (size_t)t * a.C + row0 + row;
-        to[0] = y[n][2 * half];
-        to[a.C] = y[n][2 * half + 1];
+    each_of_channels(y, [&](int, int, int row, int t, float2 pair) {
+        put_pair((E *)a.y + at + (size_t)t * a.C + row0 + row, pair.x, pair.y);
     });
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
@@ -33,16 +32,16 @@ __device__ void advance(rows_of_state &S, const inputs &in, const wkv7_args &a, 
     scale_columns(S, in.decay);
 }
 
-__global__ void __launch_bounds__(THREADS, 2) forward(wkv7_args a) {
+template <class E> __global__ void __launch_bounds__(THREADS, 2) forward(wkv7_args a) {
     begin_kernel();
     SHARED_BYTES(bytes);
-    inputs *s = (inputs *)bytes; // two, in turns
+    inputs<E> *s = (inputs<E> *)bytes; // two, in turns
     const place p = place_of(a);
     const int chunks = p.len / T, warp = (int)(threadIdx.x >> 5) % 4, row0 = 16 * warp;
     if (!chunks) return;
     const size_t step = (size_t)T * a.C;
     if (threadIdx.x >= GROUP) {
-        part<4> next(warp);
+        part<E, 4> next(warp);
         next.load(a, p.at);
         for (int c = 0; c < chunks; c++) {
             next.prepare(s[c & 1], nullptr);
@@ -68,5 +67,9 @@ __global__ void __launch_bounds__(THREADS, 2) forward(wkv7_args a) {
 } // namespace
 
 void wkv7_chunk_forward(struct queue *q, const wkv7_args &a) {
-    launch_with(q, forward, dim3(a.H, a.spans), THREADS, 2 * sizeof(inputs), a);
+    const dim3 grid(a.H, a.spans);
+    if (a.narrow)
+        launch_with(q, forward<uint16_t>, grid, THREADS, 2 * sizeof(inputs<uint16_t>), a);
+    else
+        launch_with(q, forward<float>, grid, THREADS, 2 * sizeof(inputs<float>), a);
 }

@@ -48,6 +48,37 @@ __device__ inline void put_pair(float *p, float x, float y) {
     *(float2 *)p = make_float2(x, y);
 }
 
+// Tensors are of E: float, or uint16_t for bf16, whose numbers need no splitting.
+template <class E> constexpr bool splits = sizeof(E) == 4;
+
+__device__ inline void put_pair(uint16_t *p, float x, float y) {
+    *(uint32_t *)p = bf16_pair(x, y);
+}
+
+// Two numbers as they come from memory: they are waited for where they are widened.
+template <class E> struct raw_pair {
+    float2 bits;
+    __device__ float2 wide() const { return bits; }
+};
+template <> struct raw_pair<uint16_t> {
+    uint32_t bits;
+    __device__ float2 wide() const { return make_float2(bf16_low(bits), bf16_high(bits)); }
+};
+
+template <class E> __device__ inline raw_pair<E> raw_at(const void *base, size_t i) {
+    return *(const raw_pair<E> *)((const E *)base + i);
+}
+
+template <int ROWS, int COLS>
+__device__ inline void put_raw(tile<ROWS, COLS> &to, int row, int col, raw_pair<float> x) {
+    to.put(row, col, x.bits.x, x.bits.y);
+}
+template <int ROWS, int COLS>
+__device__ inline void put_raw(tile<ROWS, COLS, false> &to, int row, int col,
+                               raw_pair<uint16_t> x) {
+    to.hi[row][col / 2] = x.bits;
+}
+
 // To 2 ulp.
 __device__ inline float power2(float x) {
 #ifdef CUDA_EMU
@@ -80,8 +111,9 @@ template <class F> __device__ inline void each_of_sum(const F &f) {
 
 // The matrices of a chunk: r̂ = r e^A, â = a e^E, b̂ = b e^-A, k̂ = k e^-A, v, where A_t and E_t are
 // the sums of log-decays with and without token t.
-struct inputs {
-    tile<T, N> r, a, b, k, v;
+template <class E> struct inputs {
+    tile<T, N> r, a, b, k;
+    tile<T, N, splits<E>> v;
     tile<T, T> ak, rk, rb, solve; // tril(â k̂ᵀ), …; solve = (I - tril(â b̂ᵀ))⁻¹
     alignas(16) float ab[T][T];
     float decay[N]; // e^A of the whole chunk
@@ -94,11 +126,11 @@ struct rates {
 };
 
 // A lane's part of a chunk when WARPS warps prepare it: two columns, and TOKENS tokens.
-template <int WARPS> struct part {
+template <class E, int WARPS> struct part {
     enum { TOKENS = WARPS == 4 ? 4 : 2, PAIRS = N / 2 / WARPS };
     static_assert(PAIRS * (T / TOKENS) == 32, "a warp has whole columns");
     int col, first;
-    float2 r[TOKENS], u[U_B + 1][TOKENS];
+    raw_pair<E> r[TOKENS], u[U_B + 1][TOKENS];
 
     // warp: of those that prepare
     __device__ explicit part(int warp) {
@@ -111,9 +143,9 @@ template <int WARPS> struct part {
 #pragma unroll
         for (int i = 0; i < TOKENS; i++) {
             const size_t from = at + (size_t)(first + i) * a.C + col;
-            r[i] = pair_at(a.r + from);
+            r[i] = raw_at<E>(a.r, from);
 #pragma unroll
-            for (int v = 0; v <= U_B; v++) u[v][i] = pair_at(a.u + v * a.R * a.C + from);
+            for (int v = 0; v <= U_B; v++) u[v][i] = raw_at<E>(a.u, v * a.R * a.C + from);
         }
     }
 
@@ -131,12 +163,13 @@ template <int WARPS> struct part {
     }
 
     // rate may be NULL.
-    __device__ void prepare(inputs &s, rates *rate) const {
+    __device__ void prepare(inputs<E> &s, rates *rate) const {
         float2 upto[TOKENS], sum = make_float2(0, 0), all;
 #pragma unroll
         for (int i = 0; i < TOKENS; i++) {
-            sum.x -= c0 * log2_e * quick_sigmoid(u[U_W][i].x); // powers of two
-            sum.y -= c0 * log2_e * quick_sigmoid(u[U_W][i].y);
+            const float2 w = u[U_W][i].wide();
+            sum.x -= c0 * log2_e * quick_sigmoid(w.x); // powers of two
+            sum.y -= c0 * log2_e * quick_sigmoid(w.y);
             upto[i] = sum;
         }
         const float2 ahead = make_float2(before(sum.x, all.x), before(sum.y, all.y));
@@ -146,22 +179,37 @@ template <int WARPS> struct part {
 #pragma unroll
         for (int i = 0; i < TOKENS; i++) {
             const int t = first + i;
-            s.a.put(t, col, u[U_A][i].x * shrink.x, u[U_A][i].y * shrink.y);
+            const float2 x = u[U_A][i].wide(), b = u[U_B][i].wide(), k = u[U_K][i].wide(),
+                         read = r[i].wide();
+            s.a.put(t, col, x.x * shrink.x, x.y * shrink.y);
             const float2 sums = make_float2(ahead.x + upto[i].x, ahead.y + upto[i].y);
             shrink = make_float2(power2(sums.x), power2(sums.y));
-            s.r.put(t, col, r[i].x * shrink.x, r[i].y * shrink.y);
+            s.r.put(t, col, read.x * shrink.x, read.y * shrink.y);
             const float2 grow = make_float2(power2(-sums.x), power2(-sums.y));
-            s.b.put(t, col, u[U_B][i].x * grow.x, u[U_B][i].y * grow.y);
-            s.k.put(t, col, u[U_K][i].x * grow.x, u[U_K][i].y * grow.y);
-            s.v.put(t, col, u[U_V][i].x, u[U_V][i].y);
+            s.b.put(t, col, b.x * grow.x, b.y * grow.y);
+            s.k.put(t, col, k.x * grow.x, k.y * grow.y);
+            put_raw(s.v, t, col, u[U_V][i]);
             if (!rate) continue;
-            const float2 w = u[U_W][i];
+            const float2 w = u[U_W][i].wide();
             put_pair(&rate->sum[t + 1][col], sums.x, sums.y);
             put_pair(&rate->slope[t][col], c0 * quick_sigmoid(w.x) * quick_sigmoid(-w.x),
                      c0 * quick_sigmoid(w.y) * quick_sigmoid(-w.y));
         }
     }
 };
+
+// Of a sum whose rows are channels and whose columns tokens, d[n][2·half] and its right neighbour:
+// two channels of one token, f(n, half, channel, token, pair). Neighbouring lanes give each other
+// one number, and what lies together in memory is one load or store.
+template <class F> __device__ inline void each_of_channels(const float (&d)[2][4], const F &f) {
+    const bool odd = threadIdx.x & 4; // of rows g and g ^ 1
+    each_of_sum([&](int n, int half, int row, int t) {
+        const float own[2] = {d[n][2 * half], d[n][2 * half + 1]};
+        const float theirs = __shfl_xor_sync(0xffffffffu, odd ? own[0] : own[1], 4);
+        f(n, half, row & ~1, t + odd,
+          odd ? make_float2(theirs, own[1]) : make_float2(own[0], theirs));
+    });
+}
 
 // d = Σ of four products A(i)·B(i), i by steps of 16, in two chains.
 template <class A, class B>
@@ -192,7 +240,7 @@ __device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool 
 }
 
 // (I - ab)⁻¹ by forward substitution, a lane for each column; both halves of the warp do the same.
-__device__ inline void invert(inputs &s) {
+template <class E> __device__ inline void invert(inputs<E> &s) {
     float d[2][4] = {};
     cross(d, s.a, s.b);
     each_of_sum([&](int n, int half, int row, int col) {
@@ -215,7 +263,7 @@ __device__ inline void invert(inputs &s) {
 }
 
 // The four triangles of a chunk, one for each warp of a group; the last is inverted.
-__device__ inline void triangles(inputs &s, int warp) {
+template <class E> __device__ inline void triangles(inputs<E> &s, int warp) {
     float d[2][4] = {};
     switch (warp) {
     case 0:

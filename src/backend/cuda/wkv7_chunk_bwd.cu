@@ -5,10 +5,10 @@
 
 namespace {
 
-struct backward_memory {
-    inputs in;
+template <class E> struct backward_memory {
+    inputs<E> in;
     rates rate;
-    tile<T, N> dy;
+    tile<T, N, splits<E>> dy;
     tile<N, N> state, dstate; // S at the chunk's begin [column][row]; ∂ℓ/∂S at its end times decay
     tile<N, T> u, g;          // Uᵀ and Γᵀ
     tile<T, T> dab, dak, drb, drk;
@@ -44,9 +44,9 @@ __device__ void sum_products(float *to, const float (&x)[2][4], const float (&y)
 }
 
 // This chunk's inputs, gradients of outputs, and state.
-struct chunk_loads {
-    part<8> mine;
-    float2 dy[part<8>::TOKENS];
+template <class E> struct chunk_loads {
+    part<E, 8> mine;
+    raw_pair<E> dy[part<E, 8>::TOKENS];
     float4 state[N * N / 4 / THREADS];
 
     __device__ chunk_loads() : mine((int)(threadIdx.x >> 5)) {}
@@ -55,16 +55,16 @@ struct chunk_loads {
         mine.load(a, at);
 #pragma unroll
         for (int i = 0; i < mine.TOKENS; i++)
-            dy[i] = pair_at(a.dy + at + (size_t)(mine.first + i) * a.C + mine.col);
+            dy[i] = raw_at<E>(a.dy, at + (size_t)(mine.first + i) * a.C + mine.col);
 #pragma unroll
         for (int i = 0; i < N * N / 4 / THREADS; i++)
             state[i] = ((const float4 *)from)[threadIdx.x + i * THREADS];
     }
 
-    __device__ void prepare(backward_memory &s) const {
+    __device__ void prepare(backward_memory<E> &s) const {
         mine.prepare(s.in, &s.rate);
 #pragma unroll
-        for (int i = 0; i < mine.TOKENS; i++) s.dy.put(mine.first + i, mine.col, dy[i].x, dy[i].y);
+        for (int i = 0; i < mine.TOKENS; i++) put_raw(s.dy, mine.first + i, mine.col, dy[i]);
 #pragma unroll
         for (int i = 0; i < N * N / 4 / THREADS; i++) {
             const int e = (int)threadIdx.x + i * THREADS, row = e / (N / 4), col = e % (N / 4) * 4;
@@ -88,18 +88,21 @@ __device__ void sum_behind(float (&x)[2]) {
 }
 
 // What is there before something is added to it: asked for early, it comes from far.
-typedef float2 pairs_of_sum[2][2];
+template <class E> struct old_pairs {
+    raw_pair<E> pair[2][2];
 
-__device__ void load_pairs(pairs_of_sum &old, const float *from, size_t C) {
-    each_of_sum([&](int n, int half, int t, int col) {
-        old[n][half] = pair_at(from + (size_t)t * C + col);
-    });
-}
+    __device__ void load(const void *base, size_t at, size_t C) {
+        each_of_sum([&](int n, int half, int t, int col) {
+            pair[n][half] = raw_at<E>(base, at + (size_t)t * C + col);
+        });
+    }
+};
 
 // The gradients of b and k in 16 columns; leaves b̂ ⊙ db̂ + k̂ ⊙ dk̂.
-__device__ void finish_keys(backward_memory &s, const wkv7_args &a, size_t at, int col0,
-                            const pairs_of_sum &old) {
-    const inputs &in = s.in;
+template <class E>
+__device__ void finish_keys(backward_memory<E> &s, const wkv7_args &a, size_t at, int col0,
+                            const old_pairs<E> &old) {
+    const inputs<E> &in = s.in;
     const size_t plane = a.R * a.C;
     float db[2][4] = {}, dk[2][4] = {};
 #pragma unroll
@@ -125,17 +128,19 @@ __device__ void finish_keys(backward_memory &s, const wkv7_args &a, size_t at, i
         const size_t to = at + (size_t)t * a.C + col;
         const float2 sum = pair_at(&s.rate.sum[t + 1][col]);
         const float2 grow = make_float2(power2(-sum.x), power2(-sum.y));
-        put_pair(a.du + U_K * plane + to, fmaf(dk[n][e], grow.x, old[n][half].x),
-                 fmaf(dk[n][e + 1], grow.y, old[n][half].y));
-        put_pair(a.du + U_B * plane + to, db[n][e] * grow.x, db[n][e + 1] * grow.y);
+        const float2 was = old.pair[n][half].wide();
+        put_pair((E *)a.du + U_K * plane + to, fmaf(dk[n][e], grow.x, was.x),
+                 fmaf(dk[n][e + 1], grow.y, was.y));
+        put_pair((E *)a.du + U_B * plane + to, db[n][e] * grow.x, db[n][e + 1] * grow.y);
     });
 }
 
 // The gradients of r, a and ω in 16 columns, from dr and da as far as they come from the state.
-__device__ void finish_rest(backward_memory &s, const wkv7_args &a, size_t at, int col0,
+template <class E>
+__device__ void finish_rest(backward_memory<E> &s, const wkv7_args &a, size_t at, int col0,
                             float (&dr)[2][4], float (&da)[2][4], const float (&edge)[4][N],
-                            const pairs_of_sum &old) {
-    const inputs &in = s.in;
+                            const old_pairs<E> &old) {
+    const inputs<E> &in = s.in;
     const size_t plane = a.R * a.C;
     const frag b = b_of(in.b, 0, col0), k = b_of(in.k, 0, col0);
     multiply(dr, a_of(s.drb, 0, 0), b);
@@ -152,9 +157,10 @@ __device__ void finish_rest(backward_memory &s, const wkv7_args &a, size_t at, i
         const size_t to = at + (size_t)t * a.C + col;
         const float2 before = pair_at(&s.rate.sum[t][col]),
                      after = pair_at(&s.rate.sum[t + 1][col]);
-        put_pair(a.dr + to, fmaf(dr[n][e], power2(after.x), old[n][half].x),
-                 fmaf(dr[n][e + 1], power2(after.y), old[n][half].y));
-        put_pair(a.du + U_A * plane + to, da[n][e] * power2(before.x),
+        const float2 was = old.pair[n][half].wide();
+        put_pair((E *)a.dr + to, fmaf(dr[n][e], power2(after.x), was.x),
+                 fmaf(dr[n][e + 1], power2(after.y), was.y));
+        put_pair((E *)a.du + U_A * plane + to, da[n][e] * power2(before.x),
                  da[n][e + 1] * power2(before.y));
     });
     __syncthreads();
@@ -180,15 +186,15 @@ __device__ void finish_rest(backward_memory &s, const wkv7_args &a, size_t at, i
             const float2 more = pair_at(&edge[w][col]);
             end.x += more.x, end.y += more.y;
         }
-        put_pair(a.du + U_W * plane + at + (size_t)t * a.C + col,
+        put_pair((E *)a.du + U_W * plane + at + (size_t)t * a.C + col,
                  -slope.x * (all[n][half].x - own[n][half].x + end.x),
                  -slope.y * (all[n][half].y - own[n][half].y + end.y));
     });
 }
 
 // What the triangles of this chunk owe, one for each warp of a group.
-__device__ void triangle_gradients(backward_memory &s, int warp) {
-    const inputs &in = s.in;
+template <class E> __device__ void triangle_gradients(backward_memory<E> &s, int warp) {
+    const inputs<E> &in = s.in;
     const auto gamma = [&](int i) { return a_of_turned(s.g, i, 0); };
     const auto dy = [&](int i) { return a_of(s.dy, 0, i); };
     const auto u = [&](int i) { return b_of(s.u, i, 0); };
@@ -212,15 +218,15 @@ __device__ void triangle_gradients(backward_memory &s, int warp) {
 }
 
 // A chunk, the front group: ∂ℓ/∂S, G, and what comes from it. Barriers stand as in the other's.
-__device__ void retreat(rows_of_state &G, backward_memory &s, const wkv7_args &a, size_t at,
+template <class E>
+__device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args &a, size_t at,
                         int row0, int turn) {
-    const inputs &in = s.in;
+    const inputs<E> &in = s.in;
     float du[2][4] = {}, dv[2][4] = {}, g[2][4] = {};
-    float old_dv[2][4];
-    each_of_sum([&](int n, int half, int row, int t) {
-        const float *from = a.du + U_V * a.R * a.C + at + (size_t)t * a.C + row0 + row;
-        old_dv[n][2 * half] = from[0];
-        old_dv[n][2 * half + 1] = from[a.C];
+    const size_t dv_at = U_V * a.R * a.C + at + row0;
+    raw_pair<E> old_dv[2][2];
+    each_of_channels(dv, [&](int n, int half, int row, int t, float2) {
+        old_dv[n][half] = raw_at<E>(a.du, dv_at + (size_t)t * a.C + row);
     });
     scale_columns(G, in.decay);
 #pragma unroll
@@ -231,17 +237,16 @@ __device__ void retreat(rows_of_state &G, backward_memory &s, const wkv7_args &a
         multiply(dv, d, b_of_turned(in.k, 0, 16 * j));
     }
     __syncthreads(); // the triangles
-    const frag dy = a_of_turned(s.dy, 0, row0);
+    const auto dy = a_of_turned(s.dy, 0, row0);
     multiply(du, dy, b_of(in.rb, 0, 0));
     multiply(g, a_of_sum(du), b_of(in.solve, 0, 0));
     const frag gamma = a_of_sum(g);
     store_a(s.g, row0, 0, gamma);
     multiply(dv, dy, b_of(in.rk, 0, 0));
     multiply(dv, gamma, b_of(in.ak, 0, 0));
-    each_of_sum([&](int n, int half, int row, int t) {
-        float *to = a.du + U_V * a.R * a.C + at + (size_t)t * a.C + row0 + row;
-        to[0] = old_dv[n][2 * half] + dv[n][2 * half];
-        to[a.C] = old_dv[n][2 * half + 1] + dv[n][2 * half + 1];
+    each_of_channels(dv, [&](int n, int half, int row, int t, float2 pair) {
+        const float2 was = old_dv[n][half].wide();
+        put_pair((E *)a.du + dv_at + (size_t)t * a.C + row, was.x + pair.x, was.y + pair.y);
     });
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
@@ -252,8 +257,8 @@ __device__ void retreat(rows_of_state &G, backward_memory &s, const wkv7_args &a
         sum_products(&s.edge[turn ^ 1][row0 / 16][16 * j], state, G[j]);
     }
     __syncthreads(); // Γ, U
-    pairs_of_sum old;
-    load_pairs(old, a.dr + at + row0, a.C);
+    old_pairs<E> old;
+    old.load(a.dr, at + row0, a.C);
     float dr[2][4] = {}, da[2][4] = {};
 #pragma unroll
     for (int i = 0; i < N; i += 16) {
@@ -267,16 +272,17 @@ __device__ void retreat(rows_of_state &G, backward_memory &s, const wkv7_args &a
 
 // A chunk, the back group. end: 1: behind this chunk ∂ℓ/∂S is given, -1: it is zero, 0: there is
 // another chunk.
-__device__ void retreat_beside(backward_memory &s, const wkv7_args &a, size_t at, int row0,
+template <class E>
+__device__ void retreat_beside(backward_memory<E> &s, const wkv7_args &a, size_t at, int row0,
                                int turn, int end) {
-    const inputs &in = s.in;
+    const inputs<E> &in = s.in;
     float x[2][4] = {}, u[2][4] = {};
     triangles(s.in, row0 / 16);
 #pragma unroll
     for (int j = 0; j < STEPS; j++)
         multiply(x, a_of_turned(s.state, 16 * j, row0), b_of_turned(in.a, 0, 16 * j));
     __syncthreads();
-    const frag v = a_of_turned(in.v, 0, row0);
+    const auto v = a_of_turned(in.v, 0, row0);
     multiply(x, v, b_of_turned(in.ak, 0, 0));
     multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
     const frag sums = a_of_sum(u);
@@ -292,17 +298,17 @@ __device__ void retreat_beside(backward_memory &s, const wkv7_args &a, size_t at
             sum_products(&s.edge[turn][row0 / 16][16 * j], state, dstate);
         }
     __syncthreads();
-    pairs_of_sum old;
-    load_pairs(old, a.du + U_K * a.R * a.C + at + row0, a.C);
+    old_pairs<E> old;
+    old.load(a.du, U_K * a.R * a.C + at + row0, a.C);
     triangle_gradients(s, row0 / 16);
     __syncthreads();
     finish_keys(s, a, at, row0, old);
 }
 
-__global__ void __launch_bounds__(THREADS, 2) backward(wkv7_args a) {
+template <class E> __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_args a) {
     begin_kernel();
     SHARED_BYTES(bytes);
-    backward_memory &s = *(backward_memory *)bytes;
+    backward_memory<E> &s = *(backward_memory<E> *)bytes;
     const place p = place_of(a);
     const int chunks = p.len / T, row0 = 16 * ((int)(threadIdx.x >> 5) % 4);
     if (!chunks) return;
@@ -312,7 +318,7 @@ __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_args a) {
     if (front && p.dout) each_of_rows(G, row0, [&](float &x, int at) { x = p.dout[at]; });
     for (int c = chunks - 1; c >= 0; c--) {
         const size_t at = p.at + c * step;
-        chunk_loads loads;
+        chunk_loads<E> loads;
         loads.load(a, at, p.chunks + c * p.chunk_step);
         if (c + 1 < chunks) __syncthreads(); // everybody is done with the chunk before
         loads.prepare(s);
@@ -328,5 +334,9 @@ __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_args a) {
 } // namespace
 
 void wkv7_chunk_backward(struct queue *q, const wkv7_args &a) {
-    launch_with(q, backward, dim3(a.H, a.spans), THREADS, sizeof(backward_memory), a);
+    const dim3 grid(a.H, a.spans);
+    if (a.narrow)
+        launch_with(q, backward<uint16_t>, grid, THREADS, sizeof(backward_memory<uint16_t>), a);
+    else
+        launch_with(q, backward<float>, grid, THREADS, sizeof(backward_memory<float>), a);
 }
