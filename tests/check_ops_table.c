@@ -521,6 +521,11 @@ static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {37, 128, 64, 1}, {34, 192, 64, 1},
                                          {18, 240, 80, 1}, {150, 64, 64, 1},
                                          {1, 128, 64, 1},  END};
+// For wkv7 as well: 36 and 138 heads of spans, of which a device's blocks share few and take many.
+static const struct size span_head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},    {5, 48, 16, 1},
+                                              {19, 96, 32, 1},  {37, 128, 64, 1},  {34, 192, 64, 1},
+                                              {18, 240, 80, 1}, {150, 64, 64, 1},  {1, 128, 64, 1},
+                                              {52, 384, 64, 1}, {52, 1472, 64, 1}, END};
 // Heads that are no multiple of a vector: not for wkv7.
 static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
                                              {0, 64, 64, 1},
@@ -602,8 +607,8 @@ const struct op_case op_cases[] = {
     {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
      .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
-    {NAMED(wkv7), .sizes = head_sizes, .tensor_cores = 2e-5, .bench = rows_bench, .variants = 3,
-     .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
+    {NAMED(wkv7), .sizes = span_head_sizes, .tensor_cores = 2e-5, .bench = rows_bench,
+     .variants = 3, .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
      .bench = rows_bench, .variants = 2, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},

@@ -67,17 +67,20 @@ void run(int i) {
     setcontext(&f.context);
 }
 
+bool complete(meeting &m, int expected) {
+    if (m.arrived < expected) return false;
+    m.arrived = 0;
+    m.result = m.any;
+    m.any = false;
+    m.generation++;
+    return true;
+}
+
 void meet(meeting &m, const int &expected) {
     const int generation = m.generation;
     m.arrived++;
     while (m.generation == generation) {
-        if (m.arrived >= expected) {
-            m.arrived = 0;
-            m.result = m.any;
-            m.any = false;
-            m.generation++;
-            return;
-        }
+        if (complete(m, expected)) return;
         resume_scheduler();
     }
 }
@@ -90,6 +93,11 @@ void emu_block_barrier() {
 
 void emu_group_barrier(int id, int threads) {
     meet(groups[id], threads);
+}
+
+void emu_group_arrive(int id, int threads) {
+    groups[id].arrived++;
+    complete(groups[id], threads);
 }
 
 bool emu_block_or(bool x) {

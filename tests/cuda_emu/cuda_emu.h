@@ -43,6 +43,7 @@ void emu_launch(dim3 grid, dim3 block, const std::function<void()> &kernel);
 
 void emu_block_barrier();
 void emu_group_barrier(int id, int threads); // of so many threads, id 1 to 15
+void emu_group_arrive(int id, int threads);  // without waiting
 bool emu_block_or(bool x);
 // Every lane of the warp gives 8 bytes and takes those of lane `from`.
 uint64_t emu_exchange(uint64_t mine, int from);

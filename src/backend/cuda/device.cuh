@@ -123,6 +123,15 @@ __device__ static inline void group_barrier(int id, int threads) {
 #endif
 }
 
+// The same for one who does not wait: what it wrote is seen by those who do.
+__device__ static inline void group_arrive(int id, int threads) {
+#ifdef CUDA_EMU
+    emu_group_arrive(id, threads);
+#else
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
 // ---- sums --------------------------------------------------------------------------------------
 
 // All lanes get the same bits.

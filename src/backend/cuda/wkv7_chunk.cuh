@@ -23,9 +23,9 @@ struct place {
     size_t chunk_step;
 };
 
-__device__ inline place place_of(const wkv7_args &a) {
+__device__ inline place place_of(const wkv7_args &a, size_t h) {
     const int *span = a.span + 4 * blockIdx.y;
-    const size_t h = blockIdx.x, first = (size_t)span[0], NN = (size_t)N * N;
+    const size_t first = (size_t)span[0], NN = (size_t)N * N;
     const size_t state = ((size_t)span[2] * a.H + h) * NN;
     place p = {};
     p.at = first * a.C + h * N;
@@ -115,8 +115,8 @@ template <class E> struct inputs {
     tile<T, N> r, a, b, k;
     tile<T, N, splits<E>> v;
     tile<T, T> ak, rk, rb, solve; // tril(â k̂ᵀ), …; solve = (I - tril(â b̂ᵀ))⁻¹
-    alignas(16) float ab[T][T];
-    float decay[N]; // e^A of the whole chunk
+    alignas(16) float ab[T][T];   // â b̂ᵀ, transposed
+    float decay[N];               // e^A of the whole chunk
 };
 
 // What the way back wants besides, per token and column: the sums of log-decays, in powers of two,
@@ -242,7 +242,7 @@ __device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool 
 // (I - ab)⁻¹ by forward substitution, a lane for each column; both halves of the warp do the same.
 template <class E> __device__ inline void invert(inputs<E> &s) {
     float d[2][4] = {};
-    cross(d, s.a, s.b);
+    cross(d, s.b, s.a);
     each_of_sum([&](int n, int half, int row, int col) {
         put_pair(&s.ab[row][col], d[n][2 * half], d[n][2 * half + 1]);
     });
@@ -252,9 +252,17 @@ template <class E> __device__ inline void invert(inputs<E> &s) {
 #pragma unroll
     for (int t = 0; t < T; t++) x[t] = t == col ? 1.0f : 0.0f;
 #pragma unroll
-    for (int k = 0; k < T; k++) // x[k] is done
+    for (int k = 0; k < T - 1; k++) { // x[k] is done
+        float4 of[T / 4];
 #pragma unroll
-        for (int t = k + 1; t < T; t++) x[t] = fmaf(s.ab[t][k], x[k], x[t]);
+        for (int t = (k + 1) / 4; t < T / 4; t++) of[t] = *(const float4 *)&s.ab[k][4 * t];
+#pragma unroll
+        for (int t = k + 1; t < T; t++) {
+            const float4 f = of[t / 4];
+            const float by = t % 4 == 0 ? f.x : t % 4 == 1 ? f.y : t % 4 == 2 ? f.z : f.w;
+            x[t] = fmaf(by, x[k], x[t]);
+        }
+    }
 #pragma unroll
     for (int t = 0; t < T; t++) {
         const float right = __shfl_down_sync(0xffffffffu, x[t], 1);

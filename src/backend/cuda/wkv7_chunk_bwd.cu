@@ -309,7 +309,7 @@ template <class E> __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_a
     begin_kernel();
     SHARED_BYTES(bytes);
     backward_memory<E> &s = *(backward_memory<E> *)bytes;
-    const place p = place_of(a);
+    const place p = place_of(a, blockIdx.x);
     const int chunks = p.len / T, row0 = 16 * ((int)(threadIdx.x >> 5) % 4);
     if (!chunks) return;
     const bool front = threadIdx.x < GROUP;
