@@ -109,8 +109,8 @@ static inline unsigned blocks(size_t n, size_t per) {
 // queue is complete from here on, and the next one may come and wait.
 __device__ static inline void begin_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    cudaGridDependencySynchronize();
     cudaTriggerProgrammaticLaunchCompletion();
+    cudaGridDependencySynchronize();
 #endif
 }
 

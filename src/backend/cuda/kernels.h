@@ -128,6 +128,7 @@ struct product_args {
     size_t R, K, O;
     int act;     // enum act
     bool narrow; // x is rounded to bf16 first, and so is w if it is f32
+    bool fixed;  // w was there long before: it may be read before the queue comes here
 };
 enum { MAX_PRODUCTS = 8, SKINNY_ROWS = 16 };
 struct product_list {

@@ -71,7 +71,8 @@ static struct product_args args_of(const struct product *p, const float *x) {
                                  .K = w->in,
                                  .O = w->out,
                                  .act = (int)p->act,
-                                 .narrow = is_narrow(w)};
+                                 .narrow = is_narrow(w),
+                                 .fixed = !w->trained};
 }
 
 // What our own kernels cannot take or give as it is goes through scratch: integers' inputs are

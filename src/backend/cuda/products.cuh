@@ -9,7 +9,6 @@ struct launch_list {
     product_list list;
     int first_block[MAX_PRODUCTS];
     int stretch[MAX_PRODUCTS]; // of k, what a warp takes
-    int ahead;                 // whether a block may begin before its inputs are there
 };
 
 __device__ static int product_of_block(const launch_list &a) {

@@ -28,14 +28,6 @@ __device__ static inline void load_once(uint32_t *to, const void *from, bool wan
 #endif
 }
 
-__device__ static inline void prefetch(const char *at) {
-#ifdef CUDA_EMU
-    (void)*(const volatile char *)at; // there must be something
-#else
-    asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
-#endif
-}
-
 // STRETCHES warps make a block, one stretch each, of 8·VEC outputs: lane 4g + t takes the outputs
 // VEC·g… and four k of every sixteen, 4t…, in one load each. They are the A of the product, two of
 // its rows a pair of outputs; x is B, TILES · 8 rows of it, as the sum of PARTS bf16 (1: it is
@@ -141,6 +133,8 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
     int steps;       // of the stretch
     bool has[TILES]; // whether there is such a row
     bool whole;      // x has fours
+    bool asked;      // whether the next steps' weights are
+    step asked_for[AHEAD];
     sums acc;
 
     __device__ static void multiply(sums &d, const step &a_side, const float4 (&b_side)[TILES],
@@ -171,10 +165,27 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
         }
     }
 
+    // Asks for the weights of the next AHEAD steps. Sparse: of those whose input is not zero.
+    __device__ void ask(const product_args &p, const float4 (*b_side)[TILES]) {
+        const uint32_t pitch = (uint32_t)p.w.sk * (TYPE == T_BF16 ? 2 : 1);
+#pragma unroll
+        for (int s = 0; s < AHEAD; s++) {
+            bool wanted[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) wanted[i] = s < steps && left - s * STEP > i;
+            if constexpr (SPARSE) { // NaN is wanted
+                const float4 r = b_side[s][0];
+                wanted[0] = r.x != 0, wanted[1] = r.y != 0, wanted[2] = r.z != 0,
+                wanted[3] = r.w != 0;
+            }
+            asked_for[s].load(w + (uint64_t)pitch * (uint32_t)(s * STEP_ROWS), pitch, wanted);
+        }
+        w += (uint64_t)pitch * (AHEAD * STEP_ROWS);
+        asked = true;
+    }
+
     // The next AHEAD steps, or what is left of them.
     __device__ void add_steps(sums &sum, const product_args &p) {
-        const uint32_t pitch = (uint32_t)p.w.sk * (TYPE == T_BF16 ? 2 : 1);
-        step a_side[AHEAD];
         float4 b_side[AHEAD][TILES];
 #pragma unroll
         for (int s = 0; s < AHEAD; s++)
@@ -182,23 +193,14 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
             for (int n = 0; n < TILES; n++)
                 b_side[s][n] =
                     inputs(x[n] + s * STEP, has[n] && s < steps ? left - s * STEP : 0, whole);
-#pragma unroll
-        for (int s = 0; s < AHEAD; s++) {
-            const float4 r = b_side[s][0];
-            bool wanted[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) wanted[i] = s < steps && left - s * STEP > i;
-            if (SPARSE) // NaN is wanted
-                wanted[0] = r.x != 0, wanted[1] = r.y != 0, wanted[2] = r.z != 0,
-                wanted[3] = r.w != 0;
-            a_side[s].load(w + (uint64_t)pitch * (uint32_t)(s * STEP_ROWS), pitch, wanted);
-        }
+        if (!asked) ask(p, b_side);
+        asked = false;
 #pragma unroll
         for (int s = 0; s < AHEAD; s++)
-            if (s < steps) multiply(sum, a_side[s], b_side[s], SPARSE && (threadIdx.x & 31) >= 4);
+            if (s < steps)
+                multiply(sum, asked_for[s], b_side[s], SPARSE && (threadIdx.x & 31) >= 4);
 #pragma unroll
         for (int n = 0; n < TILES; n++) x[n] += AHEAD * STEP;
-        w += (uint64_t)pitch * (AHEAD * STEP_ROWS);
         left -= AHEAD * STEP;
         steps -= AHEAD;
     }
@@ -230,16 +232,16 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
                 for (int e = 0; e < 4; e++) sum[v][n][e] = 0;
     }
 
-    // This warp's stretch, from k to `end`.
-    __device__ void add_stretch(const product_args &p, size_t row0, size_t o0, int k, int end) {
+    // This warp's stretch begins; nothing of the inputs is read.
+    __device__ void begin(const product_args &p, int len, size_t row0, size_t o0) {
         const int lane = threadIdx.x & 31, g = lane >> 2, k4 = 4 * (lane & 3);
         const size_t o = o0 + VEC * g;
-        const int mine = k + k4;
+        const int k = (int)(threadIdx.x >> 5) * len, mine = k + k4, rest = (int)p.K - k;
         w = (const char *)p.w.data +
             (mine / (STEP / STEP_ROWS) * p.w.sk + o) * (TYPE == T_BF16 ? 2 : 1);
         scale = p.w.scale + (size_t)(k / group_of(TYPE)) * p.w.sk + o;
-        left = (int)p.K - mine;
-        steps = (end - k + STEP - 1) / STEP;
+        left = rest - k4;
+        steps = ((rest < len ? rest : len) + STEP - 1) / STEP;
         whole = ((uintptr_t)p.x | p.xr * sizeof(float) | p.K * sizeof(float)) % 16 == 0;
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
@@ -247,6 +249,12 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
             has[n] = row < p.R;
             x[n] = p.x + row * p.xr + mine;
         }
+        asked = false;
+        // While the kernel before this one still runs, where it can't have written them.
+        if (!SPARSE && p.fixed) ask(p, nullptr);
+    }
+
+    __device__ void add_stretch(const product_args &p) {
         if constexpr (TYPE == T_BF16)
             while (steps > 0) add_steps(acc, p);
         else
@@ -263,21 +271,6 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
                 *(float2 *)&part[row + i][o + 2 * v] = make_float2(acc[v][n][i], acc[v][n][2 + i]);
     }
 
-    // While the kernel before this one runs: the first of this warp's weights come to the second
-    // level cache. At most 4 KB a warp, 17 MB of all that wait on an H100.
-    __device__ static void fetch_ahead(const product_args &p, int len, size_t o0) {
-        constexpr int SIZE = TYPE == T_BF16 ? 2 : 1, SECTOR = 32;
-        constexpr int ACROSS = WIDTH * SIZE / SECTOR, ROWS = 4096 / (WIDTH * SIZE);
-        const int per = STEP / STEP_ROWS, first = (int)(threadIdx.x >> 5) * len;
-        const int end = (first + len < (int)p.K ? first + len : (int)p.K) / per;
-        for (int i = threadIdx.x & 31; i < ROWS * ACROSS; i += 32) {
-            const int k = first / per + i / ACROSS;
-            if (k >= end) break;
-            prefetch((const char *)p.w.data + ((size_t)k * p.w.sk + o0) * SIZE +
-                     i % ACROSS * SECTOR);
-        }
-    }
-
     // A thread has one output of every eight rows.
     __device__ void run(const product_args &p, int len, size_t row0, size_t o0) {
         __shared__ float part[STRETCHES][TILE_ROWS][PITCH];
@@ -291,7 +284,7 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
             before[n] =
                 p.add && in && row + TILE_ROWS * n < p.R ? p.add[at + TILE_ROWS * n * p.O] : 0;
         clear(acc);
-        if (first < K) add_stretch(p, row0, o0, first, first + len < K ? first + len : K);
+        add_stretch(p);
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
             if (n) __syncthreads();
@@ -311,13 +304,13 @@ static __global__ void __launch_bounds__(few<TYPE, VEC, TILES, PARTS, SPARSE>::T
                                          few<TYPE, VEC, TILES, PARTS, SPARSE>::BLOCKS)
     multiply_few(launch_list a) {
     const int which = product_of_block(a);
+    const product_args &p = a.list.p[which];
+    const size_t row0 = blockIdx.y * (size_t)(TILES * TILE_ROWS);
+    const size_t o0 = (blockIdx.x - a.first_block[which]) * (size_t)(8 * VEC);
     few<TYPE, VEC, TILES, PARTS, SPARSE> all;
-    if (!SPARSE && a.ahead)
-        all.fetch_ahead(a.list.p[which], a.stretch[which],
-                        (blockIdx.x - a.first_block[which]) * (size_t)(8 * VEC));
+    all.begin(p, a.stretch[which], row0, o0);
     begin_kernel();
-    all.run(a.list.p[which], a.stretch[which], blockIdx.y * (size_t)(TILES * TILE_ROWS),
-            (blockIdx.x - a.first_block[which]) * (size_t)(8 * VEC));
+    all.run(p, a.stretch[which], row0, o0);
 }
 
 template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE = false>
@@ -326,7 +319,6 @@ static void start_few(struct queue *s, const product_list &list) {
     const int grid = lay_out_blocks(&a, &list, 8 * VEC);
     for (int i = 0; i < MAX_PRODUCTS; i++)
         a.stretch[i] = i < list.n ? stretch_of(list.p[i].K, TYPE) : 0;
-    a.ahead = queue_overlaps(s);
     LAUNCH((multiply_few<TYPE, VEC, TILES, PARTS, SPARSE>),
            dim3(grid, blocks(list.p[0].R, TILES * TILE_ROWS)), STRETCHES * 32, s, a);
 }
