@@ -94,7 +94,7 @@ else
         part check_ops-own 200 env RWKV_CUDA_GEMM=own "$here/bin/check_ops" --backend cuda --verbose
         part vectors_ops 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_vectors_ops"
         part model 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
-        part model-overlap 120 env RWKV_CUDA_OVERLAP=on RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
+        part model-no-overlap 120 env RWKV_CUDA_OVERLAP=off RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
         part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
         part logits-bytes28m 60 "${function[@]}" close_logits 1e-3 --weights "$model" --tokens "85 115 105 110 103 33 117 104 102"
         part greedy-bytes28m 120 "${function[@]}" same_text --weights "$model" --vocab bytes --prompt "The " --max-tokens 256 --ignore-end
@@ -103,7 +103,7 @@ else
         for b in 1 8 32 128 256; do
             part "decode-0.1b-bf16-$b" 60 "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch $b --tokens 64
         done
-        part decode-0.1b-bf16-1-overlap 60 env RWKV_CUDA_OVERLAP=on "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch 1 --tokens 64
+        part decode-0.1b-bf16-1-no-overlap 60 env RWKV_CUDA_OVERLAP=off "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch 1 --tokens 64
         part decode-0.1b-bf16-1-no-graphs 60 env RWKV_CUDA_GRAPHS=off "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch 1 --tokens 64
         part decode-0.1b-int8-1 60 "${function[@]}" bench decode --size 0.1b --dtype int8 --batch 1 --tokens 64
         part decode-1.5b-bf16-1 90 "${function[@]}" bench decode --size 1.5b --dtype bf16 --batch 1 --tokens 32 --repeat 3

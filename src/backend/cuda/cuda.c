@@ -237,7 +237,7 @@ int cuda_open(struct backend **out, int num_threads, struct error *err) {
     int rc = find_device(c, err);
     if (!rc)
         c->queue = queue_create(c->stream, !(graphs && strcmp(graphs, "off") == 0),
-                                overlap && strcmp(overlap, "on") == 0 && c->hopper);
+                                c->hopper && !(overlap && strcmp(overlap, "off") == 0));
     if (!rc && !(gemm && strcmp(gemm, "own") == 0)) rc = lt_open(&c->lt, err);
     if (rc) {
         cuda_destroy(&c->base);

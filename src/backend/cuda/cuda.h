@@ -8,5 +8,5 @@
 // go through cuBLASLt, which is loaded here. For measurements and for doubts:
 //   RWKV_CUDA_GEMM=own     our own kernels do all products: a row has the same bits in any batch
 //   RWKV_CUDA_GRAPHS=off   kernels are launched one by one
-//   RWKV_CUDA_OVERLAP=on   a kernel comes to the device while the one before it runs (from 9.0 on)
+//   RWKV_CUDA_OVERLAP=off  a kernel comes to the device when the one before it has ended (9.0 on)
 int cuda_open(struct backend **out, int num_threads, struct error *err);

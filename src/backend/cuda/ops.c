@@ -20,6 +20,8 @@ static bool narrow(struct tensor t) {
 
 static void cuda_embed(struct backend *be, struct tensor y, struct tensor tokens,
                        struct tensor table) {
+    // A pass begins here, and has these rows to its end.
+    queue_few(cuda_of(be)->queue, y.dim[0] <= SKINNY_ROWS);
     k_embed(queue_of(be), dev(y), dev(tokens), dev(table), (int)table.dtype, y.dim[0], y.dim[1],
             table.dim[0]);
 }

@@ -28,7 +28,7 @@ struct queue {
     char *list;
     size_t bytes, room;
     int calls;
-    bool graphs, overlap;
+    bool graphs, overlap, few;
     struct graph graph[GRAPHS];
     uint64_t seen[SEEN]; // hashes of lists that came once
     uint64_t now;
@@ -39,13 +39,18 @@ struct queue *queue_create(cudaStream_t stream, int graphs, int overlap) {
     q->stream = stream;
     q->graphs = graphs;
     q->overlap = overlap;
+    q->few = true;
     q->room = (size_t)1 << 16;
     q->list = mem_alloc(q->room);
     return q;
 }
 
 int queue_overlaps(const struct queue *q) {
-    return q->overlap;
+    return q->overlap && q->few;
+}
+
+void queue_few(struct queue *q, int few) {
+    q->few = few;
 }
 
 static void graph_free(struct graph *g) {
