@@ -68,7 +68,9 @@ int k_wkv7_chunk(int N); // tokens between the states that training keeps
 int k_wkv7_grain(int N); // the backend's wkv7_grain
 struct wkv7_args {
     // saved: s = S_{t-1}a (R,C), then the states at chunk starts: a span's begin at slot
-    // floor(first/chunk) + span index, which leaves every span room enough.
+    // floor(first/chunk) + span index, which leaves every span room enough. What goes in whole
+    // chunks has the chunk's inverse (16,16) where s of its first 16 channels would be, so backward
+    // has to go the way forward went: `exact` and where tensors lie are the same for both.
     void *y;
     float *state_out, *saved;
     const void *r, *u;

@@ -63,7 +63,10 @@ __global__ void __launch_bounds__(shape<SPLIT, BACKS>::ALL, BACKS == 1 ? 2 : 1)
             next.prepare(ring[slot], nullptr);
             if (c + BACKS < chunks) next.load(a, p.at + (c + BACKS) * step);
             group_barrier(sh::EACH + back, GROUP);
-            triangles(ring[slot], mine);
+            if (mine < 3)
+                triangles(ring[slot], mine);
+            else
+                invert(ring[slot], a.saved ? a.saved + p.at + c * step : nullptr, a.C);
             group_arrive(sh::MADE + slot, sh::BOTH);
         }
     } else {

@@ -240,7 +240,8 @@ __device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool 
 }
 
 // (I - ab)⁻¹ by forward substitution, a lane for each column; both halves of the warp do the same.
-template <class E> __device__ inline void invert(inputs<E> &s) {
+// keep: rows C apart, where backward finds it; or NULL.
+template <class E> __device__ inline void invert(inputs<E> &s, float *keep, size_t C) {
     float d[2][4] = {};
     cross(d, s.b, s.a);
     each_of_sum([&](int n, int half, int row, int col) {
@@ -266,11 +267,13 @@ template <class E> __device__ inline void invert(inputs<E> &s) {
 #pragma unroll
     for (int t = 0; t < T; t++) {
         const float right = __shfl_down_sync(0xffffffffu, x[t], 1);
-        if (lane < T && lane % 2 == 0) s.solve.put(t, col, x[t], right);
+        if (lane >= T || lane % 2) continue;
+        s.solve.put(t, col, x[t], right);
+        if (keep) put_pair(keep + t * C + col, x[t], right);
     }
 }
 
-// The four triangles of a chunk, one for each warp of a group; the last is inverted.
+// The three triangles of a chunk that stay as they are, one for each warp of a group.
 template <class E> __device__ inline void triangles(inputs<E> &s, int warp) {
     float d[2][4] = {};
     switch (warp) {
@@ -286,7 +289,7 @@ template <class E> __device__ inline void triangles(inputs<E> &s, int warp) {
         cross(d, s.r, s.b);
         store_lower(s.rb, d, false);
         break;
-    default: invert(s);
+    default: break;
     }
 }
 

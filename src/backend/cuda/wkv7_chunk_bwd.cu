@@ -1,9 +1,12 @@
 // The chunked recurrence, backward: the front group takes the gradient of the state through a
-// chunk, the back group makes again what forward had. Gradients of the inputs are sums over all
-// rows and go through shared memory.
+// chunk, the back group makes again what forward had, but for the inverse, which forward kept.
+// Gradients of the inputs are sums over all rows and go through shared memory. Who only gives
+// arrives at a barrier and goes on.
 #include "wkv7_chunk.cuh"
 
 namespace {
+
+enum { GAMMA = 1, FRONT, DTRIANGLES, BACK, ALONG }; // barriers
 
 template <class E> struct backward_memory {
     inputs<E> in;
@@ -48,6 +51,7 @@ template <class E> struct chunk_loads {
     part<E, 8> mine;
     raw_pair<E> dy[part<E, 8>::TOKENS];
     float4 state[N * N / 4 / THREADS];
+    float2 solve; // of the first half of the threads
 
     __device__ chunk_loads() : mine((int)(threadIdx.x >> 5)) {}
 
@@ -59,6 +63,8 @@ template <class E> struct chunk_loads {
 #pragma unroll
         for (int i = 0; i < N * N / 4 / THREADS; i++)
             state[i] = ((const float4 *)from)[threadIdx.x + i * THREADS];
+        if (threadIdx.x < T * T / 2)
+            solve = pair_at(a.saved + at + threadIdx.x / (T / 2) * a.C + threadIdx.x % (T / 2) * 2);
     }
 
     __device__ void prepare(backward_memory<E> &s) const {
@@ -71,8 +77,41 @@ template <class E> struct chunk_loads {
             s.state.put(row, col, state[i].x, state[i].y);
             s.state.put(row, col + 2, state[i].z, state[i].w);
         }
+        if (threadIdx.x < T * T / 2)
+            s.in.solve.put((int)threadIdx.x / (T / 2), (int)threadIdx.x % (T / 2) * 2, solve.x,
+                           solve.y);
     }
 };
+
+// Has what a chunk reads brought near, a row of a tensor by each thread: memory is waited for
+// longer than anything here takes.
+template <class E> __device__ void fetch_ahead(const wkv7_args &a, size_t at, const float *state) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const int row = (int)threadIdx.x % T;
+    const size_t first = at + row * a.C, plane = a.R * a.C;
+    const void *from;
+    unsigned size = N * sizeof(E);
+    switch (threadIdx.x / T) {
+    case U_W:
+    case U_K:
+    case U_V:
+    case U_A:
+    case U_B: from = (const E *)a.u + threadIdx.x / T * plane + first; break;
+    case 5: from = (const E *)a.r + first; break;
+    case 6: from = (const E *)a.dy + first; break;
+    case 7: from = (const E *)a.dr + first; break;
+    case 8: from = (const E *)a.du + U_K * plane + first; break;
+    case 9: from = (const E *)a.du + U_V * plane + first; break;
+    case 10: from = a.saved + first, size = T * sizeof(float); break;
+    case 11: size = N * N / T * sizeof(float), from = state + row * (N * N / T); break;
+    default: return;
+    }
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
+                 "r"(size));
+#else
+    (void)a, (void)at, (void)state;
+#endif
+}
 
 // Sums over this token and those behind it in the chunk: x[half] is of token g + 8·half.
 __device__ void sum_behind(float (&x)[2]) {
@@ -98,19 +137,13 @@ template <class E> struct old_pairs {
     }
 };
 
-// The gradients of b and k in 16 columns; leaves b̂ ⊙ db̂ + k̂ ⊙ dk̂.
+// The gradients of b and k in 16 columns, from what of them comes from the state; leaves
+// b̂ ⊙ db̂ + k̂ ⊙ dk̂.
 template <class E>
 __device__ void finish_keys(backward_memory<E> &s, const wkv7_args &a, size_t at, int col0,
-                            const old_pairs<E> &old) {
+                            float (&db)[2][4], float (&dk)[2][4], const old_pairs<E> &old) {
     const inputs<E> &in = s.in;
     const size_t plane = a.R * a.C;
-    float db[2][4] = {}, dk[2][4] = {};
-#pragma unroll
-    for (int i = 0; i < N; i += 16) {
-        const frag dstate = b_of(s.dstate, i, col0);
-        multiply(db, a_of_turned(s.u, i, 0), dstate);
-        multiply(dk, a_of(in.v, 0, i), dstate);
-    }
     const frag x = b_of(in.a, 0, col0), r = b_of(in.r, 0, col0);
     multiply(db, a_of_turned(s.dab, 0, 0), x);
     multiply(dk, a_of_turned(s.dak, 0, 0), x);
@@ -122,7 +155,7 @@ __device__ void finish_keys(backward_memory<E> &s, const wkv7_args &a, size_t at
         put_pair(&s.along[t][col], fmaf(b.x, db[n][e], k.x * dk[n][e]),
                  fmaf(b.y, db[n][e + 1], k.y * dk[n][e + 1]));
     });
-    __syncthreads();
+    group_arrive(ALONG, THREADS);
     each_of_sum([&](int n, int half, int t, int c) {
         const int col = col0 + c, e = 2 * half;
         const size_t to = at + (size_t)t * a.C + col;
@@ -163,7 +196,7 @@ __device__ void finish_rest(backward_memory<E> &s, const wkv7_args &a, size_t at
         put_pair((E *)a.du + U_A * plane + to, da[n][e] * power2(before.x),
                  da[n][e + 1] * power2(before.y));
     });
-    __syncthreads();
+    group_barrier(ALONG, THREADS);
     each_of_sum([&](int n, int half, int t, int c) {
         const float2 less = pair_at(&s.along[t][col0 + c]);
         all[n][half].x -= less.x;
@@ -242,6 +275,7 @@ __device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args
     multiply(g, a_of_sum(du), b_of(in.solve, 0, 0));
     const frag gamma = a_of_sum(g);
     store_a(s.g, row0, 0, gamma);
+    group_arrive(GAMMA, THREADS);
     multiply(dv, dy, b_of(in.rk, 0, 0));
     multiply(dv, gamma, b_of(in.ak, 0, 0));
     each_of_channels(dv, [&](int n, int half, int row, int t, float2 pair) {
@@ -256,7 +290,7 @@ __device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args
         sum_of_a(state, a_of_turned(s.state, 16 * j, row0));
         sum_products(&s.edge[turn ^ 1][row0 / 16][16 * j], state, G[j]);
     }
-    __syncthreads(); // Γ, U
+    group_barrier(FRONT, GROUP);
     old_pairs<E> old;
     old.load(a.dr, at + row0, a.C);
     float dr[2][4] = {}, da[2][4] = {};
@@ -266,7 +300,7 @@ __device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args
         multiply(dr, a_of(s.dy, 0, i), state);
         multiply(da, a_of_turned(s.g, i, 0), state);
     }
-    __syncthreads(); // gradients of the triangles
+    group_barrier(DTRIANGLES, THREADS);
     finish_rest(s, a, at, row0, dr, da, s.edge[turn], old);
 }
 
@@ -297,12 +331,20 @@ __device__ void retreat_beside(backward_memory<E> &s, const wkv7_args &a, size_t
             if (end > 0) sum_of_a(dstate, a_of(s.dstate, row0, 16 * j));
             sum_products(&s.edge[turn][row0 / 16][16 * j], state, dstate);
         }
-    __syncthreads();
+    group_barrier(GAMMA, THREADS); // and U, among ourselves
     old_pairs<E> old;
     old.load(a.du, U_K * a.R * a.C + at + row0, a.C);
     triangle_gradients(s, row0 / 16);
-    __syncthreads();
-    finish_keys(s, a, at, row0, old);
+    group_arrive(DTRIANGLES, THREADS);
+    float db[2][4] = {}, dk[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < N; i += 16) {
+        const frag dstate = b_of(s.dstate, i, row0);
+        multiply(db, a_of_turned(s.u, i, 0), dstate);
+        multiply(dk, a_of(in.v, 0, i), dstate);
+    }
+    group_barrier(BACK, GROUP);
+    finish_keys(s, a, at, row0, db, dk, old);
 }
 
 template <class E> __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_args a) {
@@ -320,6 +362,7 @@ template <class E> __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_a
         const size_t at = p.at + c * step;
         chunk_loads<E> loads;
         loads.load(a, at, p.chunks + c * p.chunk_step);
+        if (c) fetch_ahead<E>(a, at - step, p.chunks + (c - 1) * p.chunk_step);
         if (c + 1 < chunks) __syncthreads(); // everybody is done with the chunk before
         loads.prepare(s);
         __syncthreads();
