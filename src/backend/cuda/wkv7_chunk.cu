@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(shape<SPLIT, BACKS>::ALL, BACKS == 1 ? 2 : 1)
             if (mine < 3)
                 triangles(ring[slot], mine);
             else
-                invert(ring[slot], a.saved ? a.saved + p.at + c * step : nullptr, a.C);
+                invert(ring[slot]);
+            if (a.saved && mine == 3) keep_inverse(ring[slot], a.saved + p.at + c * step, a.C);
             group_arrive(sh::MADE + slot, sh::BOTH);
         }
     } else {

@@ -90,12 +90,16 @@ __device__ inline float power2(float x) {
 #endif
 }
 
-__device__ inline float quick_sigmoid(float x) {
+// σ(x), and its derivative as `slope` unless NULL.
+__device__ inline float quick_sigmoid(float x, float *slope = nullptr) {
+    const float e = power2(-log2_e * x);
 #ifdef CUDA_EMU
-    return sigmoid(x);
+    const float s = 1.0f / (1.0f + e);
 #else
-    return __fdividef(1.0f, 1.0f + power2(-log2_e * x));
+    const float s = __fdividef(1.0f, 1.0f + e);
 #endif
+    if (slope) *slope = s * (fminf(e, 1e38f) * s);
+    return s;
 }
 
 // For each pair of a lane's sums (mma.cuh): d[n][2·half] and its right neighbour at (row, col).
@@ -164,12 +168,12 @@ template <class E, int WARPS> struct part {
 
     // rate may be NULL.
     __device__ void prepare(inputs<E> &s, rates *rate) const {
-        float2 upto[TOKENS], sum = make_float2(0, 0), all;
+        float2 upto[TOKENS], slope[TOKENS], sum = make_float2(0, 0), all;
 #pragma unroll
         for (int i = 0; i < TOKENS; i++) {
             const float2 w = u[U_W][i].wide();
-            sum.x -= c0 * log2_e * quick_sigmoid(w.x); // powers of two
-            sum.y -= c0 * log2_e * quick_sigmoid(w.y);
+            sum.x -= c0 * log2_e * quick_sigmoid(w.x, &slope[i].x); // powers of two
+            sum.y -= c0 * log2_e * quick_sigmoid(w.y, &slope[i].y);
             upto[i] = sum;
         }
         const float2 ahead = make_float2(before(sum.x, all.x), before(sum.y, all.y));
@@ -190,10 +194,8 @@ template <class E, int WARPS> struct part {
             s.k.put(t, col, k.x * grow.x, k.y * grow.y);
             put_raw(s.v, t, col, u[U_V][i]);
             if (!rate) continue;
-            const float2 w = u[U_W][i].wide();
             put_pair(&rate->sum[t + 1][col], sums.x, sums.y);
-            put_pair(&rate->slope[t][col], c0 * quick_sigmoid(w.x) * quick_sigmoid(-w.x),
-                     c0 * quick_sigmoid(w.y) * quick_sigmoid(-w.y));
+            put_pair(&rate->slope[t][col], c0 * slope[i].x, c0 * slope[i].y);
         }
     }
 };
@@ -240,8 +242,7 @@ __device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool 
 }
 
 // (I - ab)⁻¹ by forward substitution, a lane for each column; both halves of the warp do the same.
-// keep: rows C apart, where backward finds it; or NULL.
-template <class E> __device__ inline void invert(inputs<E> &s, float *keep, size_t C) {
+template <class E> __device__ inline void invert(inputs<E> &s) {
     float d[2][4] = {};
     cross(d, s.b, s.a);
     each_of_sum([&](int n, int half, int row, int col) {
@@ -267,9 +268,19 @@ template <class E> __device__ inline void invert(inputs<E> &s, float *keep, size
 #pragma unroll
     for (int t = 0; t < T; t++) {
         const float right = __shfl_down_sync(0xffffffffu, x[t], 1);
-        if (lane >= T || lane % 2) continue;
-        s.solve.put(t, col, x[t], right);
-        if (keep) put_pair(keep + t * C + col, x[t], right);
+        if (lane < T && lane % 2 == 0) s.solve.put(t, col, x[t], right);
+    }
+}
+
+// The inverse to where backward finds it, rows C apart; the warp that made it.
+template <class E> __device__ inline void keep_inverse(const inputs<E> &s, float *to, size_t C) {
+    __syncwarp();
+    const int lane = (int)(threadIdx.x & 31), col = lane % 8 * 2;
+#pragma unroll
+    for (int i = 0; i < T / 4; i++) {
+        const int t = 4 * i + lane / 8;
+        const float2 x = s.solve.get(t, col);
+        put_pair(to + t * C + col, x.x, x.y);
     }
 }
 

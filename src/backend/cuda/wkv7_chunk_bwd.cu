@@ -312,9 +312,9 @@ __device__ void retreat_beside(backward_memory<E> &s, const wkv7_args &a, size_t
     const inputs<E> &in = s.in;
     float x[2][4] = {}, u[2][4] = {};
     triangles(s.in, row0 / 16);
-#pragma unroll
-    for (int j = 0; j < STEPS; j++)
-        multiply(x, a_of_turned(s.state, 16 * j, row0), b_of_turned(in.a, 0, 16 * j));
+    sum_of_four(
+        x, [&](int i) { return a_of_turned(s.state, i, row0); },
+        [&](int i) { return b_of_turned(in.a, 0, i); });
     __syncthreads();
     const auto v = a_of_turned(in.v, 0, row0);
     multiply(x, v, b_of_turned(in.ak, 0, 0));
