@@ -79,6 +79,7 @@ struct op_case {
     const struct size *bench;
     unsigned bench_variants; // bits; 0: variant 0 only
     int variants;
+    unsigned singles; // bits: variants whose spans are one row each
     bool can_bare, can_alias;
     bool rowwise; // each row alone gives the same bits
     // How far f32 results may be from the double ones, relative to the largest value of the plane.

@@ -370,6 +370,33 @@ static void law_again(struct tally *t, const struct op_case *op, struct backend 
     free(c);
 }
 
+// Several ops as one give the bits of the ops they stand for.
+static void law_parts(struct tally *t, const struct op_case *op, struct backend *be) {
+    const struct ops *const as_one = be->ops;
+    struct ops parts = *as_one;
+    struct call *c = mem_alloc(sizeof *c);
+    char what[256] = "";
+    int rc = 0;
+    parts.norm_mix = NULL;
+    parts.time_step = NULL;
+    for (const struct size *s = op->sizes; s->R >= 0 && !rc; s++)
+        for (int variant = 0; variant < op->variants && !rc; variant++) {
+            struct run one, several;
+            call_init(c, op, *s, variant, FILL_HUGE, false, false);
+            run_open(&one, c, be);
+            run_go(&one);
+            be->ops = &parts;
+            run_open(&several, c, be);
+            run_go(&several);
+            be->ops = as_one;
+            rc = same_bits(&one, &several, what, sizeof what);
+            run_close(&one);
+            run_close(&several);
+        }
+    report(t, c, rc, "the bits of its parts", what);
+    free(c);
+}
+
 void check_laws(struct tally *t) {
     struct subject s[MAX_SUBJECTS];
     const int n = subjects_open(s, t->backend);
@@ -383,6 +410,7 @@ void check_laws(struct tally *t) {
             else
                 law_again(t, op, s[k].be);
             if (op->rowwise) law_rows(t, op, s[k].be);
+            if (op->singles) law_parts(t, op, s[k].be);
             if (strcmp(op->name, "shift_mix") == 0)
                 law_spans(t, op, s[k].be, "shift_in", "shift_out");
             if (strcmp(op->name, "wkv7") == 0) law_spans(t, op, s[k].be, "state_in", "state_out");

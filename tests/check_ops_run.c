@@ -32,13 +32,14 @@ void call_set_spans(struct call *c, const struct span *spans, int n) {
     }
 }
 
-// Spans of uneven lengths in mixed-up slots, more slots than spans.
+// Spans of uneven lengths, or of one row, in mixed-up slots, more slots than spans.
 static void cut_spans(struct call *c) {
     static const int lengths[] = {1, 17, 2, 16, 3, 33, 5, 64};
+    const bool single = c->op->singles >> c->variant & 1;
     struct span spans[MAX_SPANS];
     int n = 0;
     for (int first = 0; first < c->size.R; n++) {
-        int len = c->size.R > 128 ? 128 : lengths[n % 8];
+        int len = single ? 1 : c->size.R > 128 ? 128 : lengths[n % 8];
         if (len > c->size.R - first) len = c->size.R - first;
         spans[n] = (struct span){.first = first, .len = len};
         first += len;

@@ -382,6 +382,53 @@ CALL(readout) {
     op_readout(be, t[0], t[1], t[2], t[3], t[4], t[5], c->H);
 }
 
+// Bits of a variant: bf16 m; one mix; spans of one row (.singles).
+static void shape_norm_mix(struct call *c) {
+    const size_t n = c->variant & 2 ? 1 : MIX_COUNT, C = (size_t)c->size.C;
+    put_planes(c, "m", "=", n)->narrow = c->variant & 1;
+    if (c->bare)
+        put_none(c, "shift_out");
+    else
+        put_shift(c, "shift_out", c->aliased ? "+" : "=");
+    put_rows(c, "z", "=", C);
+    put_rows(c, "x", "i", C);
+    put_vector(c, "w", "i", C);
+    put_vector(c, "b", "i", C);
+    if (c->bare)
+        put_none(c, "shift_in");
+    else
+        put_shift(c, "shift_in", "i")->shares = "shift_out";
+    put_params(c, "mix", "i", n);
+    put_batch(c);
+}
+CALL(norm_mix) {
+    op_norm_mix(be, t[0], t[1], t[2], t[3], t[4], t[5], 1e-5, t[6], t[7], b);
+}
+
+static void shape_time_step(struct call *c) {
+    const size_t C = (size_t)c->size.C;
+    put_rows(c, "o", "=", C)->narrow = c->variant;
+    if (c->bare)
+        put_none(c, "v_out");
+    else
+        put_rows(c, "v_out", "=", C);
+    put_state(c, "state", "+");
+    put_planes(c, "u", "~", U_COUNT);
+    put_rows(c, "y", "~", C);
+    put_planes(c, "rkv", "i", RKV_COUNT)->value = value_rkv;
+    put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
+    if (c->bare)
+        put_none(c, "v_first");
+    else
+        put_rows(c, "v_first", "i", C);
+    put_params(c, "key_vecs", "i", KEY_COUNT);
+    put_params(c, "read_vecs", "i", READ_COUNT);
+    put_batch(c);
+}
+CALL(time_step) {
+    op_time_step(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], b, c->H);
+}
+
 static void shape_readout_bwd(struct call *c) {
     const size_t C = (size_t)c->size.C;
     put_rows(c, "dy", "=", C);
@@ -526,6 +573,16 @@ static const struct size span_head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1}, 
                                               {19, 96, 32, 1},  {37, 128, 64, 1},  {34, 192, 64, 1},
                                               {18, 240, 80, 1}, {150, 64, 64, 1},  {1, 128, 64, 1},
                                               {52, 384, 64, 1}, {52, 1472, 64, 1}, END};
+// Widths of a warp's and of a block's rows, and some that neither takes.
+static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},
+                                             {5, 33, 11, 1},  {37, 100, 4, 1},
+                                             {3, 768, 64, 1}, {9, 1028, 4, 1},
+                                             {2, 4100, 4, 1}, END};
+static const struct size step_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
+                                         {5, 48, 16, 1},   {1, 768, 64, 1},
+                                         {37, 128, 64, 1}, {70, 64, 64, 1},
+                                         {18, 240, 80, 1}, END};
+static const struct size step_bench[] = {{1, 768, 64, 1}, {8, 768, 64, 1}, {64, 768, 64, 1}, END};
 // Heads that are no multiple of a vector: not for wkv7.
 static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
                                              {0, 64, 64, 1},
@@ -616,6 +673,10 @@ const struct op_case op_cases[] = {
      .tolerance = 1e-6},
     {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
      .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
+    {NAMED(norm_mix), .sizes = row_span_sizes, .bench = rows_bench, .variants = 8, .singles = 0xf0,
+     .can_bare = true, .can_alias = true, .tolerance = 1e-6},
+    {NAMED(time_step), .sizes = step_sizes, .bench = step_bench, .variants = 2, .singles = 3,
+     .can_bare = true, .tolerance = 5e-6},
     {NAMED(xent), .bench_variants = 2u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,
      .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 1e-6, .forward = "xent",
      .flops = flops_xent},

@@ -13,17 +13,21 @@ size_t sample_penalty_bytes(size_t V) {
 }
 
 #define OP(name)                                                                                   \
-    { #name, offsetof(struct ops, name) }
+    { #name, offsetof(struct ops, name), false }
+#define SEVERAL(name)                                                                              \
+    { #name, offsetof(struct ops, name), true }
 
 static const struct {
     const char *name;
     size_t offset;
+    bool several; // ops as one: may be NULL
 } op_table[] = {
-    OP(embed),     OP(embed_bwd),     OP(gather_rows), OP(norm),         OP(norm_bwd),
-    OP(shift_mix), OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x), OP(matmul_bwd_w),
-    OP(act),       OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd), OP(wkv7),
-    OP(wkv7_bwd),  OP(readout),       OP(readout_bwd), OP(xent),         OP(sample),
-    OP(sumsq),     OP(adamw),         OP(fill),        OP(copy),         OP(add),
+    OP(embed),     OP(embed_bwd),     OP(gather_rows), OP(norm),          OP(norm_bwd),
+    OP(shift_mix), OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x),  OP(matmul_bwd_w),
+    OP(act),       OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd),  OP(wkv7),
+    OP(wkv7_bwd),  OP(readout),       OP(readout_bwd), SEVERAL(norm_mix), SEVERAL(time_step),
+    OP(xent),      OP(sample),        OP(sumsq),       OP(adamw),         OP(fill),
+    OP(copy),      OP(add),
 };
 
 enum { OP_COUNT = sizeof op_table / sizeof op_table[0] };
@@ -38,7 +42,7 @@ int ops_missing(const struct ops *ops, const char **missing) {
     for (int i = OP_COUNT - 1; i >= 0; i--) {
         void (*f)(void);
         memcpy(&f, (const char *)ops + op_table[i].offset, sizeof f);
-        if (f) continue;
+        if (f || op_table[i].several) continue;
         *missing = op_table[i].name;
         n++;
     }
@@ -355,6 +359,66 @@ void op_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr, stru
     require("readout_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
     trace("readout_bwd", dy);
     be->ops->readout_bwd(be, dy, dr, du, dg, dvecs, d_o, y, r, u, g, vecs, H);
+}
+
+void op_norm_mix(struct backend *be, struct tensor m, struct tensor shift_out, struct tensor z,
+                 struct tensor x, struct tensor w, struct tensor b, double eps,
+                 struct tensor shift_in, struct tensor mix, const struct batch *batch) {
+    if (!be->ops->norm_mix) {
+        op_norm(be, z, x, w, b, eps);
+        op_shift_mix(be, m, shift_out, z, shift_in, mix, batch);
+        return;
+    }
+    const size_t n = mix.dim[0], R = x.dim[0], C = x.dim[1];
+    want("norm_mix", "m", m, narrow(be, m), 3, n, R, C);
+    want("norm_mix", "z", z, be->real, 2, R, C, 0);
+    want("norm_mix", "x", x, be->real, 2, R, C, 0);
+    want("norm_mix", "w", w, be->real, 1, C, 0, 0);
+    want("norm_mix", "b", b, be->real, 1, C, 0, 0);
+    want("norm_mix", "mix", mix, be->real, 2, n, C, 0);
+    maybe("norm_mix", "shift_in", shift_in, be->real, 2, shift_in.dim[0], C, 0);
+    maybe("norm_mix", "shift_out", shift_out, be->real, 2, shift_out.dim[0], C, 0);
+    want_batch("norm_mix", batch, R);
+    trace("norm_mix", m);
+    be->ops->norm_mix(be, m, shift_out, z, x, w, b, eps, shift_in, mix, batch);
+}
+
+void time_step_parts(struct backend *be, struct tensor o, struct tensor v_out, struct tensor state,
+                     struct tensor u, struct tensor y, struct tensor rkv, struct tensor lora,
+                     struct tensor v_first, struct tensor key_vecs, struct tensor read_vecs,
+                     const struct batch *b, int H) {
+    const struct tensor r = tensor_at(rkv, RKV_R), g = tensor_at(lora, LORA_G);
+    op_key_prep(be, u, rkv, lora, v_first, key_vecs, H);
+    if (tensor_is(v_out)) op_copy(be, v_out, tensor_at(u, U_V));
+    op_wkv7(be, y, state, tensor_none(), r, u, state, b, H);
+    op_readout(be, o, y, r, u, g, read_vecs, H);
+}
+
+void op_time_step(struct backend *be, struct tensor o, struct tensor v_out, struct tensor state,
+                  struct tensor u, struct tensor y, struct tensor rkv, struct tensor lora,
+                  struct tensor v_first, struct tensor key_vecs, struct tensor read_vecs,
+                  const struct batch *b, int H) {
+    if (!be->ops->time_step) {
+        time_step_parts(be, o, v_out, state, u, y, rkv, lora, v_first, key_vecs, read_vecs, b, H);
+        return;
+    }
+    const size_t R = rkv.dim[1], C = rkv.dim[2];
+    require("time_step", H > 0 && C % (size_t)H == 0, "H divides C");
+    want("time_step", "o", o, narrow(be, o), 2, R, C, 0);
+    maybe("time_step", "v_out", v_out, be->real, 2, R, C, 0);
+    require("time_step", tensor_is(state), "the state is absent");
+    require("time_step", b->longest <= 1, "a span has more than one row");
+    want_state("time_step", be, state, C, H);
+    want("time_step", "u", u, rkv.dtype, 3, U_COUNT, R, C);
+    want("time_step", "y", y, rkv.dtype, 2, R, C, 0);
+    want("time_step", "rkv", rkv, narrow(be, rkv), 3, RKV_COUNT, R, C);
+    want("time_step", "lora", lora, rkv.dtype, 3, LORA_COUNT, R, C);
+    maybe("time_step", "v_first", v_first, be->real, 2, R, C, 0);
+    want("time_step", "key_vecs", key_vecs, be->real, 2, KEY_COUNT, C, 0);
+    want("time_step", "read_vecs", read_vecs, be->real, 2, READ_COUNT, C, 0);
+    want_batch("time_step", b, R);
+    trace("time_step", o);
+    be->ops->time_step(be, o, v_out, state, u, y, rkv, lora, v_first, key_vecs, read_vecs, b, H);
 }
 
 void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, struct tensor logits,

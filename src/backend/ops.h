@@ -145,6 +145,23 @@ struct ops {
                         struct tensor r, struct tensor u, struct tensor g, struct tensor vecs,
                         int H);
 
+    // -- several ops as one ----------------------------------------------------------------------
+    // Where a launch costs more than the work: the same bits as the ops they stand for, which serve
+    // where a backend has NULL here.
+    //
+    // z = norm(x), then shift_mix of it.
+    void (*norm_mix)(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
+                     struct tensor x, struct tensor w, struct tensor b, double eps,
+                     struct tensor shift_in, struct tensor mix, const struct batch *);
+    // key_prep, wkv7 and readout of a batch whose spans are one row each: o° (R,C) from rkv, lora
+    // and v_first as key_prep has them; state (S,H,N,N) goes on in place; v_out (R,C), if present,
+    // = the values. u (5,R,C) and y (R,C) are room for the parts, undefined afterwards. key_vecs
+    // (5,C), read_vecs (3,C).
+    void (*time_step)(struct backend *, struct tensor o, struct tensor v_out, struct tensor state,
+                      struct tensor u, struct tensor y, struct tensor rkv, struct tensor lora,
+                      struct tensor v_first, struct tensor key_vecs, struct tensor read_vecs,
+                      const struct batch *, int H);
+
     // -- loss and sampling -----------------------------------------------------------------------
     // loss (O) = -log softmax(logits (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
     // dlogits° (O,V), absent or logits itself, = (softmax - onehot) · scale, plus, with l2wrap,
@@ -211,6 +228,18 @@ void op_readout(struct backend *, struct tensor o, struct tensor y, struct tenso
 void op_readout_bwd(struct backend *, struct tensor dy, struct tensor dr, struct tensor du,
                     struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
                     struct tensor r, struct tensor u, struct tensor g, struct tensor vecs, int H);
+void op_norm_mix(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
+                 struct tensor x, struct tensor w, struct tensor b, double eps,
+                 struct tensor shift_in, struct tensor mix, const struct batch *);
+void op_time_step(struct backend *, struct tensor o, struct tensor v_out, struct tensor state,
+                  struct tensor u, struct tensor y, struct tensor rkv, struct tensor lora,
+                  struct tensor v_first, struct tensor key_vecs, struct tensor read_vecs,
+                  const struct batch *, int H);
+// time_step as the ops it stands for.
+void time_step_parts(struct backend *, struct tensor o, struct tensor v_out, struct tensor state,
+                     struct tensor u, struct tensor y, struct tensor rkv, struct tensor lora,
+                     struct tensor v_first, struct tensor key_vecs, struct tensor read_vecs,
+                     const struct batch *, int H);
 void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
              struct tensor target, float scale, bool l2wrap);
 void op_sample(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
@@ -222,6 +251,7 @@ void op_fill(struct backend *, struct tensor y, double value);
 void op_copy(struct backend *, struct tensor y, struct tensor x);
 void op_add(struct backend *, struct tensor y, struct tensor x);
 
-// Names of the ops in table order, and how many a backend lacks (the first one's name in *missing).
+// Names of the ops in table order, and how many a backend lacks (the first one's name in *missing);
+// several ops as one are not missed.
 const char *op_name(int i); // NULL past the last
 int ops_missing(const struct ops *ops, const char **missing);

@@ -52,6 +52,19 @@ static void linear(struct model *m, enum param_id id, int layer, struct tensor y
     op_matmul(m->be, &p, 1);
 }
 
+// Keys and gates, the recurrence, the readout.
+static void time_forward(struct model *m, int i, struct acts *a, struct tensor v_first,
+                         const struct batch *b, struct state *s) {
+    struct backend *be = m->be;
+    const struct tensor r = tensor_at(a->rkv, RKV_R), wkv = slot_wkv(s, i);
+    op_key_prep(be, a->u, a->rkv, a->lora, i > 0 ? v_first : tensor_none(),
+                model_vectors(m, P_W0, KEY_COUNT, i), m->dims.H);
+    if (i == 0) op_copy(be, v_first, tensor_at(a->u, U_V));
+    op_wkv7(be, a->y, wkv, a->saved, r, a->u, wkv, b, m->dims.H);
+    op_readout(be, a->o, a->y, r, a->u, tensor_at(a->lora, LORA_G),
+               model_vectors(m, P_LNX_W, READ_COUNT, i), m->dims.H);
+}
+
 void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, struct tensor x,
                    struct tensor v_first, const struct batch *b, struct state *s) {
     struct backend *be = m->be;
@@ -59,23 +72,22 @@ void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, 
     const int H = m->dims.H;
 
     // time mix
-    op_norm(be, a->z1, x, model_vector(m, P_LN1_W, i), model_vector(m, P_LN1_B, i), LN_EPS);
-    op_shift_mix(be, a->m, slot_shift(s, i, 0), a->z1, slot_shift(s, i, 0),
-                 model_vectors(m, P_X_R, MIX_COUNT, i), b);
+    op_norm_mix(be, a->m, slot_shift(s, i, 0), a->z1, x, model_vector(m, P_LN1_W, i),
+                model_vector(m, P_LN1_B, i), LN_EPS, slot_shift(s, i, 0),
+                model_vectors(m, P_X_R, MIX_COUNT, i), b);
     project(m, i, a);
-    op_key_prep(be, a->u, a->rkv, a->lora, i > 0 ? v_first : none,
-                model_vectors(m, P_W0, KEY_COUNT, i), H);
-    if (i == 0) op_copy(be, v_first, tensor_at(a->u, U_V));
-    op_wkv7(be, a->y, slot_wkv(s, i), a->saved, tensor_at(a->rkv, RKV_R), a->u, slot_wkv(s, i), b,
-            H);
-    op_readout(be, a->o, a->y, tensor_at(a->rkv, RKV_R), a->u, tensor_at(a->lora, LORA_G),
-               model_vectors(m, P_LNX_W, READ_COUNT, i), H);
+    if (s && b->longest == 1)
+        op_time_step(be, a->o, i == 0 ? v_first : none, slot_wkv(s, i), a->u, a->y, a->rkv, a->lora,
+                     i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i),
+                     model_vectors(m, P_LNX_W, READ_COUNT, i), b, H);
+    else
+        time_forward(m, i, a, v_first, b, s);
     linear(m, P_OUTPUT, i, a->x1, a->o, x, ACT_NONE);
 
     // channel mix
-    op_norm(be, a->z2, a->x1, model_vector(m, P_LN2_W, i), model_vector(m, P_LN2_B, i), LN_EPS);
-    op_shift_mix(be, a->m2, slot_shift(s, i, 1), a->z2, slot_shift(s, i, 1),
-                 model_vectors(m, P_FFN_X_K, 1, i), b);
+    op_norm_mix(be, a->m2, slot_shift(s, i, 1), a->z2, a->x1, model_vector(m, P_LN2_W, i),
+                model_vector(m, P_LN2_B, i), LN_EPS, slot_shift(s, i, 1),
+                model_vectors(m, P_FFN_X_K, 1, i), b);
     linear(m, P_FFN_KEY, i, a->h, tensor_at(a->m2, 0), none, ACT_RELU2);
     linear(m, P_FFN_VALUE, i, x_out, a->h, a->x1, ACT_NONE);
 }

@@ -114,6 +114,16 @@ __device__ static inline void begin_kernel() {
 #endif
 }
 
+// Before begin_kernel: what this thread will want soon comes to the second-level cache, where no
+// writer can be missed.
+__device__ static inline void prefetch(const void *at) {
+#ifdef CUDA_EMU
+    (void)*(const volatile char *)at; // there must be something
+#else
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
+#endif
+}
+
 // A barrier of whole warps of a block, `threads` in all; id 1 to 15.
 __device__ static inline void group_barrier(int id, int threads) {
 #ifdef CUDA_EMU

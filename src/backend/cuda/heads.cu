@@ -1,63 +1,10 @@
 // key_prep and readout: memory's affair. A warp takes one head of one row. What is summed over rows
 // stays in registers while a warp walks through the rows of its chunk.
-#include "vector.cuh"
+#include "heads.cuh"
 
 #include "kernels.h"
 
 enum { WARPS = 4, THREADS = WARPS * 32, CHUNK_ROWS = 32 }; // CHUNK_ROWS: k_parts cuts so
-
-enum { RKV_R, RKV_K, RKV_V };
-enum { LORA_W, LORA_A, LORA_V, LORA_G };
-enum { KEY_W0, KEY_A0, KEY_V0, KEY_KK, KEY_KA, KEY_COUNT };
-enum { READ_WEIGHT, READ_BIAS, READ_RK, READ_COUNT };
-
-// A head of N columns in the registers of a warp: a lane has NL times VEC neighbours. A head of 64
-// whose tensors lie on 8 bytes is <2, 1>.
-template <int VEC, int NL> struct head {
-    float x[NL * VEC];
-
-    __device__ static int column(int n) { return (n * 32 + (threadIdx.x & 31)) * VEC; }
-    __device__ static bool in(int n, int N) { return (VEC == 2 && NL == 1) || column(n) < N; }
-    template <class P> __device__ void take(const P *from, int N) {
-#pragma unroll
-        for (int n = 0; n < NL; n++) {
-            several<VEC> v = {};
-            if (in(n, N)) v = load<VEC>(from + column(n));
-#pragma unroll
-            for (int e = 0; e < VEC; e++) x[n * VEC + e] = v[e];
-        }
-    }
-    template <class P> __device__ void give(P *to, int N) const {
-#pragma unroll
-        for (int n = 0; n < NL; n++) {
-            several<VEC> v;
-#pragma unroll
-            for (int e = 0; e < VEC; e++) v[e] = x[n * VEC + e];
-            if (in(n, N)) store<VEC>(to + column(n), v);
-        }
-    }
-    __device__ float &operator[](int i) {
-        return x[i];
-    }
-    __device__ float operator[](int i) const {
-        return x[i];
-    }
-};
-
-// All that a head's row reads is asked for before anything is made of it.
-#define TAKE(name, from)                                                                           \
-    head<VEC, NL> name;                                                                            \
-    name.take(from, N)
-#define EACH(i) _Pragma("unroll") for (int i = 0; i < NL * VEC; i++)
-// Columns past the head are zero wherever they are summed.
-#define EACH_IN(i) EACH(i) if (head<VEC, NL>::in((i) / VEC, N))
-
-template <int VEC, int NL>
-__device__ static float key_norm(const head<VEC, NL> &k, const head<VEC, NL> &k_k) {
-    float sum = 0;
-    EACH(i) sum += (k[i] * k_k[i]) * (k[i] * k_k[i]);
-    return sqrtf(warp_sum(sum));
-}
 
 // LAUNCH by the width of a head; <VEC, NL> is what the kernel has first.
 #define BY_HEAD(kernel, N, twos, grid, s, ...)                                                     \
@@ -96,15 +43,7 @@ static __global__ void key_prep(float *u, const float *rkv, const float *lora, c
     TAKE(v0, vecs + KEY_V0 * C + h);
     TAKE(k_k, vecs + KEY_KK * C + h);
     TAKE(k_a, vecs + KEY_KA * C + h);
-    const float norm = fmaxf(key_norm(k, k_k), 1e-12f);
-    EACH(i) {
-        const float rate = sigmoid(a0[i] + a[i]), kappa = k[i] * k_k[i] / norm;
-        if (v_first) v[i] += (first[i] - v[i]) * sigmoid(v0[i] + mixed[i]);
-        w[i] += w0[i];
-        k[i] *= 1 + (rate - 1) * k_a[i];
-        a[i] = -kappa;
-        mixed[i] = kappa * rate;
-    }
+    prepare(k, v, w, a, mixed, v_first ? &first : nullptr, w0, a0, v0, k_k, k_a);
     u += at;
     w.give(u + U_W * plane, N);
     k.give(u + U_K * plane, N);
@@ -237,26 +176,6 @@ void k_key_prep_bwd(struct queue *s, void *drkv, void *dlora, bool narrow, float
 
 // ---- readout -----------------------------------------------------------------------------------
 
-constexpr float read_eps = 64e-5f;
-
-// Mean and 1/√(var+ε) of a head, counted from its first number on.
-template <int VEC, int NL> __device__ static float2 head_moments(const head<VEC, NL> &y, int N) {
-    const float first = __shfl_sync(0xffffffffu, y[0], 0);
-    float sum = 0, square = 0;
-    EACH_IN(i) sum += y[i] - first;
-    const float mean = first + warp_sum(sum) / (float)N;
-    EACH_IN(i) square += (y[i] - mean) * (y[i] - mean);
-    return make_float2(mean, 1.0f / sqrtf(warp_sum(square) / (float)N + read_eps));
-}
-
-template <int VEC, int NL>
-__device__ static float bonus(const head<VEC, NL> &r, const head<VEC, NL> &k,
-                              const head<VEC, NL> &r_k) {
-    float sum = 0;
-    EACH(i) sum += r[i] * k[i] * r_k[i];
-    return warp_sum(sum);
-}
-
 struct read {
     void *o;
     const float *y, *r, *u, *g, *vecs;
@@ -279,9 +198,7 @@ template <int VEC, int NL> static __global__ void readout(read p) {
     TAKE(weight, p.vecs + READ_WEIGHT * C + h);
     TAKE(bias, p.vecs + READ_BIAS * C + h);
     TAKE(r_k, p.vecs + READ_RK * C + h);
-    const float2 m = head_moments(y, N);
-    const float beta = bonus(r, k, r_k);
-    EACH(i) y[i] = ((y[i] - m.x) * m.y * weight[i] + bias[i] + beta * v[i]) * g[i];
+    read_head(y, r, k, v, g, weight, bias, r_k, N);
     if (p.narrow)
         y.give((uint16_t *)p.o + at, N);
     else

@@ -63,6 +63,30 @@ void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, void *dg, b
                    float *dvecs, const void *d_o, const float *y, const float *r, const float *u,
                    const float *g, const float *vecs, float *part, size_t R, size_t C, int H);
 
+// ---- norm.cu, step.cu: batches whose spans are one row each. Whether they can be done so; if not,
+// nothing has been.
+struct mix_args {
+    void *m;        // (n,R,C)
+    float *out, *z; // out may be NULL, or in
+    const float *x, *w, *b, *in, *mix;
+    const int32_t *prev, *last;
+    size_t n, R, C;
+    float eps;
+    bool narrow; // m is bf16
+};
+bool k_norm_mix(struct queue *s, const struct mix_args *p);
+struct step_args {
+    void *o;
+    float *v_out, *state; // v_out may be NULL; the state goes on in place
+    const void *rkv, *lora;
+    const float *v_first, *key_vecs, *read_vecs; // v_first may be NULL
+    const int32_t *span;
+    size_t R, C;
+    int H;
+    bool narrow_in, narrow_out; // rkv and lora, o are bf16
+};
+bool k_time_step(struct queue *s, const struct step_args *p);
+
 // ---- wkv7.cu
 int k_wkv7_chunk(int N); // tokens between the states that training keeps
 int k_wkv7_grain(int N); // the backend's wkv7_grain

@@ -78,6 +78,51 @@ static __global__ void norm_rows(T *y, const float *x, const float *w, const flo
     }
 }
 
+// Norm and mixes of rows that are a span each: the row before lies in a slot. A block has a row; of
+// rows that a warp can hold each warp has all of it, and one mix.
+template <int GROUP, int NV, class T> static __global__ void norm_mix_rows(mix_args p) {
+    using R = row<GROUP, NV>;
+    __shared__ float scratch[WARPS];
+    const int warp = threadIdx.x >> 5;
+    const size_t r = blockIdx.x, C = p.C;
+    for (size_t c = threadIdx.x * 32; c < p.n * C; c += THREADS * 32) prefetch(p.mix + c);
+    begin_kernel();
+    R v, before = {};
+    v.take(p.x + r * C, C);
+    if (p.in) before.take(p.in + (size_t)(-1 - p.prev[r]) * C, C);
+    const float2 m = row_moments(v, p.x[r * C], C, p.eps, scratch);
+#pragma unroll
+    for (int i = 0; i < NV; i++) {
+        const size_t c = R::column(i);
+        if (c >= C) continue;
+        const several<4> scale = load<4>(p.w + c), shift = load<4>(p.b + c);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale[e] + shift[e];
+            before.v[i][e] -= v.v[i][e];
+        }
+    }
+    __syncthreads(); // all have what was before
+    for (size_t k = GROUP == 1 ? warp : 0; k < p.n; k += GROUP == 1 ? WARPS : 1)
+#pragma unroll
+        for (int i = 0; i < NV; i++) {
+            const size_t c = R::column(i);
+            if (c >= C) continue;
+            several<4> y = load<4>(p.mix + k * C + c);
+#pragma unroll
+            for (int e = 0; e < 4; e++) y[e] = v.v[i][e] + before.v[i][e] * y[e];
+            store<4>((T *)p.m + (k * p.R + r) * C + c, y);
+        }
+    if (GROUP == 1 && warp != WARPS - 1) return;
+#pragma unroll
+    for (int i = 0; i < NV; i++) {
+        const size_t c = R::column(i);
+        if (c >= C) continue;
+        store<4>(p.z + r * C + c, v.v[i]);
+        if (p.out) store<4>(p.out + (size_t)p.last[r] * C + c, v.v[i]);
+    }
+}
+
 struct bwd {
     float *dx, *part;
     const float *dy, *x, *w, *add;
@@ -246,6 +291,21 @@ void k_norm(struct queue *s, void *y, bool narrow, const float *x, const float *
         norm_as(s, (uint16_t *)y, x, w, b, R, C, eps);
     else
         norm_as(s, (float *)y, x, w, b, R, C, eps);
+}
+
+bool k_norm_mix(struct queue *s, const struct mix_args *p) {
+    if (p->C > WIDEST || !in_fours(p->C, p->m, p->out, p->z, p->x, p->w, p->b, p->in, p->mix))
+        return false;
+#define GO(GROUP, NV)                                                                              \
+    do {                                                                                           \
+        if (p->narrow)                                                                             \
+            LAUNCH((norm_mix_rows<GROUP, NV, uint16_t>), (unsigned)p->R, THREADS, s, *p);          \
+        else                                                                                       \
+            LAUNCH((norm_mix_rows<GROUP, NV, float>), (unsigned)p->R, THREADS, s, *p);             \
+    } while (0)
+    if (p->R) BY_WIDTH(p->C, GO);
+#undef GO
+    return true;
 }
 
 void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,

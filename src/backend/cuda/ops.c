@@ -168,6 +168,54 @@ static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor
                       dev(d_o), dev(y), dev(r), dev(u), dev(g), dev(vecs), part, R, C, H);
 }
 
+// ---- one row for each sequence -----------------------------------------------------------------
+
+static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shift_out,
+                          struct tensor z, struct tensor x, struct tensor w, struct tensor b,
+                          double eps, struct tensor shift_in, struct tensor mix,
+                          const struct batch *batch) {
+    const struct mix_args p = {.m = dev(m),
+                               .out = dev(shift_out),
+                               .z = dev(z),
+                               .x = dev(x),
+                               .w = dev(w),
+                               .b = dev(b),
+                               .in = dev(shift_in),
+                               .mix = dev(mix),
+                               .prev = dev(batch->prev),
+                               .last = dev(batch->last),
+                               .n = mix.dim[0],
+                               .R = x.dim[0],
+                               .C = x.dim[1],
+                               .eps = (float)eps,
+                               .narrow = narrow(m)};
+    if (batch->longest == 1 && k_norm_mix(queue_of(be), &p)) return;
+    cuda_norm(be, z, x, w, b, eps);
+    cuda_shift_mix(be, m, shift_out, z, shift_in, mix, batch);
+}
+
+static void cuda_time_step(struct backend *be, struct tensor o, struct tensor v_out,
+                           struct tensor state, struct tensor u, struct tensor y, struct tensor rkv,
+                           struct tensor lora, struct tensor v_first, struct tensor key_vecs,
+                           struct tensor read_vecs, const struct batch *b, int H) {
+    const struct step_args p = {.o = dev(o),
+                                .v_out = dev(v_out),
+                                .state = dev(state),
+                                .rkv = dev(rkv),
+                                .lora = dev(lora),
+                                .v_first = dev(v_first),
+                                .key_vecs = dev(key_vecs),
+                                .read_vecs = dev(read_vecs),
+                                .span = dev(b->span),
+                                .R = rkv.dim[1],
+                                .C = rkv.dim[2],
+                                .H = H,
+                                .narrow_in = narrow(rkv),
+                                .narrow_out = narrow(o)};
+    if (b->longest == 1 && k_time_step(queue_of(be), &p)) return;
+    time_step_parts(be, o, v_out, state, u, y, rkv, lora, v_first, key_vecs, read_vecs, b, H);
+}
+
 // ---- loss and sampling -------------------------------------------------------------------------
 
 static void cuda_xent(struct backend *be, struct tensor loss, struct tensor dlogits,
@@ -247,6 +295,8 @@ const struct ops cuda_ops = {
     .wkv7_bwd = cuda_wkv7_bwd,
     .readout = cuda_readout,
     .readout_bwd = cuda_readout_bwd,
+    .norm_mix = cuda_norm_mix,
+    .time_step = cuda_time_step,
     .xent = cuda_xent,
     .sample = cuda_sample,
     .sumsq = cuda_sumsq,

@@ -55,10 +55,6 @@ __device__ static float quad_sum(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-__device__ static float decay_of(float omega) {
-    return expf(-c0 * sigmoid(omega));
-}
-
 // Element i of a tensor that may be narrow.
 __device__ static float number(const wkv7_args &a, const void *p, size_t i) {
     return a.narrow ? bf16_value(((const uint16_t *)p)[i]) : ((const float *)p)[i];
@@ -88,20 +84,6 @@ __device__ static float fetch(const wkv7_args &a, int kind, size_t t, size_t at,
 // Columns j to j+3 of a row; in memory a state is [column][row]. Eight rows of a warp lie together.
 __device__ static float4 load_row(const float *state, int N, int j) {
     return make_float4(state[j * N], state[(j + 1) * N], state[(j + 2) * N], state[(j + 3) * N]);
-}
-
-__device__ static void store_row(float *state, int N, int j, float4 x) {
-    state[j * N] = x.x;
-    state[(j + 1) * N] = x.y;
-    state[(j + 2) * N] = x.z;
-    state[(j + 3) * N] = x.w;
-}
-
-__device__ static void add_products(float4 &sum, float4 x, float4 y) {
-    sum.x = fmaf(x.x, y.x, sum.x);
-    sum.y = fmaf(x.y, y.y, sum.y);
-    sum.z = fmaf(x.z, y.z, sum.z);
-    sum.w = fmaf(x.w, y.w, sum.w);
 }
 
 // ---- forward -----------------------------------------------------------------------------------
@@ -176,59 +158,6 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++)
         if (EXACT || m < N / 16) store_row(p.out + i, N, 16 * m + 4 * q, S[m]);
-}
-
-// ---- one token ---------------------------------------------------------------------------------
-
-// Decoding: every span is a token, heads of 64. Bound by reading and writing the states, 32 KB a
-// head: 256 sequences of 12 heads take 34 us at 3 TB/s. Neighbouring threads have neighbouring
-// rows, which lie together; a thread's columns are those of wkv7_forward, and so is the order of
-// its sums: the same bits.
-static __global__ void __launch_bounds__(QUAD * 64) wkv7_step(wkv7_args a) {
-    begin_kernel();
-    constexpr int N = 64, NJ = N / QUAD;
-    __shared__ float4 vec4[FORWARD_VECTORS][N / 4];
-    __shared__ float part[2][QUAD][N];
-    const int tid = threadIdx.x, i = tid % N, q = tid / N;
-    const int *span = a.span + 4 * blockIdx.y;
-    const size_t at = blockIdx.x * (size_t)N, row = (size_t)span[0];
-    const size_t state = ((size_t)span[2] * a.H + blockIdx.x) * N * N;
-    float S[NJ];
-#pragma unroll
-    for (int n = 0; n < NJ; n++) {
-        const int j = n / 4 * 16 + 4 * q + n % 4;
-        S[n] = a.state_in ? a.state_in[state + j * N + i] : 0;
-    }
-    float *vec = (float *)vec4;
-    vec[q * N + i] = fetch(a, q, row, at, i); // ω, k, v, a; then b and r
-    if (q < 2) vec[(4 + q) * N + i] = fetch(a, 4 + q, row, at, i);
-    __syncthreads();
-    float4 sums = make_float4(0, 0, 0, 0), ys = sums;
-#pragma unroll
-    for (int m = 0; m < NJ / 4; m++) {
-        const float4 x = vec4[U_A][4 * m + q];
-        add_products(sums, make_float4(S[4 * m], S[4 * m + 1], S[4 * m + 2], S[4 * m + 3]), x);
-    }
-    part[0][q][i] = (sums.x + sums.y) + (sums.z + sums.w);
-    __syncthreads();
-    const float s = (part[0][0][i] + part[0][1][i]) + (part[0][2][i] + part[0][3][i]);
-    const float v = vec[U_V * N + i];
-#pragma unroll
-    for (int m = 0; m < NJ / 4; m++) {
-        const float4 w = vec4[U_W][4 * m + q], b = vec4[U_B][4 * m + q], x = vec4[U_K][4 * m + q];
-        float4 to;
-        to.x = fmaf(S[4 * m], w.x, fmaf(s, b.x, v * x.x));
-        to.y = fmaf(S[4 * m + 1], w.y, fmaf(s, b.y, v * x.y));
-        to.z = fmaf(S[4 * m + 2], w.z, fmaf(s, b.z, v * x.z));
-        to.w = fmaf(S[4 * m + 3], w.w, fmaf(s, b.w, v * x.w));
-        add_products(ys, to, vec4[V_R][4 * m + q]);
-        if (a.state_out) store_row(a.state_out + state + i, N, 16 * m + 4 * q, to);
-    }
-    part[1][q][i] = (ys.x + ys.y) + (ys.z + ys.w);
-    __syncthreads();
-    if (q == 0)
-        put_number(a, a.y, row * a.C + at + i,
-                   (part[1][0][i] + part[1][1][i]) + (part[1][2][i] + part[1][3][i]));
 }
 
 // ---- backward ----------------------------------------------------------------------------------
@@ -362,10 +291,6 @@ bool k_wkv7_carries(const struct wkv7_args *a) {
 void k_wkv7(struct queue *s, const struct wkv7_args *a) {
     if (!a->spans) return;
     const int N = (int)(a->C / a->H);
-    if (N == 64 && a->longest == 1 && !a->saved) {
-        LAUNCH(wkv7_step, dim3(a->H, a->spans), QUAD * 64, s, *a);
-        return;
-    }
     if (has_chunks(*a)) wkv7_chunk_forward(s, *a);
     if (!has_rest(*a)) return;
     const bool few = a->spans * a->H < 256; // heads: two for a multiprocessor

@@ -14,3 +14,24 @@ __host__ __device__ static inline bool chunked(int N) {
 
 void wkv7_chunk_forward(struct queue *q, const wkv7_args &a);
 void wkv7_chunk_backward(struct queue *q, const wkv7_args &a);
+
+// ---- one token of one row ----------------------------------------------------------------------
+
+__device__ static inline float decay_of(float omega) {
+    return expf(-c0 * sigmoid(omega));
+}
+
+// Columns j to j+3 of a row; in memory a state is [column][row].
+__device__ static inline void store_row(float *state, int N, int j, float4 x) {
+    state[j * N] = x.x;
+    state[(j + 1) * N] = x.y;
+    state[(j + 2) * N] = x.z;
+    state[(j + 3) * N] = x.w;
+}
+
+__device__ static inline void add_products(float4 &sum, float4 x, float4 y) {
+    sum.x = fmaf(x.x, y.x, sum.x);
+    sum.y = fmaf(x.y, y.y, sum.y);
+    sum.z = fmaf(x.z, y.z, sum.z);
+    sum.w = fmaf(x.w, y.w, sum.w);
+}
