@@ -20,6 +20,14 @@ template <class E> struct backward_memory {
     float along[T][N + 8]; // b̂ ⊙ db̂ + k̂ ⊙ dk̂
 };
 
+// x, but nothing made of it can be made earlier and held in registers.
+__device__ int now(int x) {
+#ifndef CUDA_EMU
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 // Numbers of an A where a sum has them.
 __device__ void sum_of_a(float (&d)[2][4], const frag &f) {
 #pragma unroll
@@ -46,6 +54,77 @@ __device__ void sum_products(float *to, const float (&x)[2][4], const float (&y)
     }
 }
 
+// ---- the next chunk, as it lies in memory
+// --------------------------------------------------------
+
+// 16 bytes on their way to shared memory until stage_wait.
+__device__ void stage(void *to, const void *from) {
+#ifdef CUDA_EMU
+    std::memcpy(to, from, 16);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from)
+                 : "memory");
+#endif
+}
+
+__device__ void stage_wait() {
+#ifndef CUDA_EMU
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Where number `col` of a row lies. Rows that lanes read at once are two apart: their pieces of 16
+// bytes are interchanged, or all would lie in the same banks.
+template <class E> __device__ int staged_at(int row, int col) {
+    enum { PIECE = 16 / sizeof(E), PIECES = N / PIECE };
+    return row * N + ((col / PIECE ^ row / 2 * (PIECES / 8)) * PIECE + col % PIECE);
+}
+
+// Tensors of E take the place of what a chunk is done with last: (6,T,N) that of dstate and u, dy
+// and then the inverse that of g, the state that of the state.
+template <class E> struct staged {
+    E *in, *dy;
+    float *solve, *state;
+
+    __device__ explicit staged(backward_memory<E> &s)
+        : in((E *)&s.dstate), dy((E *)&s.g), solve((float *)(dy + T * N)),
+          state((float *)&s.state) {
+        typedef backward_memory<E> m;
+        static_assert(sizeof(m::dstate) + sizeof(m::u) >= 6 * T * N * sizeof(E) &&
+                          sizeof(m::g) >= T * N * sizeof(E) + T * T * sizeof(float),
+                      "what is staged has room");
+    }
+
+    // One row after the other by the threads of a group.
+    __device__ void rows(E *to, const E *from, size_t C) const {
+        enum { PIECE = 16 / sizeof(E), PIECES = N / PIECE };
+        const int tid = now((int)threadIdx.x % GROUP);
+#pragma unroll
+        for (int i = 0; i < T * PIECES / GROUP; i++) {
+            const int e = tid + i * GROUP, row = e / PIECES, col = e % PIECES * PIECE;
+            stage(to + staged_at<E>(row, col), from + (uint32_t)row * (uint32_t)C + col);
+        }
+    }
+
+    __device__ void begin_back(const wkv7_args &a, size_t at) const {
+#pragma unroll 1
+        for (int v = 0; v <= U_B; v++)
+            rows(in + v * T * N, (const E *)a.u + v * a.R * a.C + at, a.C);
+        rows(in + (U_B + 1) * T * N, (const E *)a.r + at, a.C);
+    }
+
+    __device__ void begin_front(const wkv7_args &a, size_t at, const float *from) const {
+        const int tid = now((int)threadIdx.x);
+        rows(dy, (const E *)a.dy + at, a.C);
+        if (tid < T * 4) stage(solve + 4 * tid, a.saved + at + tid / 4 * a.C + tid % 4 * 4);
+#pragma unroll
+        for (int i = 0; i < N * N / 4 / GROUP; i++)
+            stage(state + 4 * (tid + i * GROUP), from + 4 * (tid + i * GROUP));
+    }
+};
+
 // This chunk's inputs, gradients of outputs, and state.
 template <class E> struct chunk_loads {
     part<E, 8> mine;
@@ -53,18 +132,19 @@ template <class E> struct chunk_loads {
     float4 state[N * N / 4 / THREADS];
     float2 solve; // of the first half of the threads
 
-    __device__ chunk_loads() : mine((int)(threadIdx.x >> 5)) {}
-
-    __device__ void load(const wkv7_args &a, size_t at, const float *from) {
-        mine.load(a, at);
+    __device__ explicit chunk_loads(const staged<E> &from) : mine((int)(threadIdx.x >> 5)) {
 #pragma unroll
-        for (int i = 0; i < mine.TOKENS; i++)
-            dy[i] = raw_at<E>(a.dy, at + (size_t)(mine.first + i) * a.C + mine.col);
+        for (int i = 0; i < mine.TOKENS; i++) {
+            const int at = staged_at<E>(mine.first + i, mine.col);
+#pragma unroll
+            for (int v = 0; v <= U_B; v++) mine.u[v][i] = raw_at<E>(from.in, v * T * N + at);
+            mine.r[i] = raw_at<E>(from.in, (U_B + 1) * T * N + at);
+            dy[i] = raw_at<E>(from.dy, at);
+        }
 #pragma unroll
         for (int i = 0; i < N * N / 4 / THREADS; i++)
-            state[i] = ((const float4 *)from)[threadIdx.x + i * THREADS];
-        if (threadIdx.x < T * T / 2)
-            solve = pair_at(a.saved + at + threadIdx.x / (T / 2) * a.C + threadIdx.x % (T / 2) * 2);
+            state[i] = ((const float4 *)from.state)[threadIdx.x + i * THREADS];
+        if (threadIdx.x < T * T / 2) solve = pair_at(from.solve + 2 * threadIdx.x);
     }
 
     __device__ void prepare(backward_memory<E> &s) const {
@@ -87,16 +167,16 @@ template <class E> struct chunk_loads {
 // longer than anything here takes.
 template <class E> __device__ void fetch_ahead(const wkv7_args &a, size_t at, const float *state) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    const int row = (int)threadIdx.x % T;
+    const int tid = now((int)threadIdx.x), row = tid % T;
     const size_t first = at + row * a.C, plane = a.R * a.C;
     const void *from;
     unsigned size = N * sizeof(E);
-    switch (threadIdx.x / T) {
+    switch (tid / T) {
     case U_W:
     case U_K:
     case U_V:
     case U_A:
-    case U_B: from = (const E *)a.u + threadIdx.x / T * plane + first; break;
+    case U_B: from = (const E *)a.u + tid / T * plane + first; break;
     case 5: from = (const E *)a.r + first; break;
     case 6: from = (const E *)a.dy + first; break;
     case 7: from = (const E *)a.dr + first; break;
@@ -250,10 +330,11 @@ template <class E> __device__ void triangle_gradients(backward_memory<E> &s, int
     }
 }
 
-// A chunk, the front group: ∂ℓ/∂S, G, and what comes from it. Barriers stand as in the other's.
+// A chunk, the front group: ∂ℓ/∂S, G, and what comes from it.
+// next: the state at the begin of the chunk before this one, or NULL.
 template <class E>
 __device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args &a, size_t at,
-                        int row0, int turn) {
+                        int row0, int turn, const float *next) {
     const inputs<E> &in = s.in;
     float du[2][4] = {}, dv[2][4] = {}, g[2][4] = {};
     const size_t dv_at = U_V * a.R * a.C + at + row0;
@@ -293,14 +374,17 @@ __device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args
     group_barrier(FRONT, GROUP);
     old_pairs<E> old;
     old.load(a.dr, at + row0, a.C);
-    float dr[2][4] = {}, da[2][4] = {};
+    float dr[2][4] = {}, da[2][4] = {}, other_dr[2][4] = {}, other_da[2][4] = {};
 #pragma unroll
     for (int i = 0; i < N; i += 16) {
         const frag state = b_of_turned(s.state, row0, i);
-        multiply(dr, a_of(s.dy, 0, i), state);
-        multiply(da, a_of_turned(s.g, i, 0), state);
+        multiply(i & 16 ? other_dr : dr, a_of(s.dy, 0, i), state);
+        multiply(i & 16 ? other_da : da, a_of_turned(s.g, i, 0), state);
     }
-    group_barrier(DTRIANGLES, THREADS);
+    add(dr, other_dr);
+    add(da, other_da);
+    group_barrier(DTRIANGLES, THREADS); // and the state and g were read
+    if (next) staged<E>(s).begin_front(a, at - T * a.C, next);
     finish_rest(s, a, at, row0, dr, da, s.edge[turn], old);
 }
 
@@ -308,7 +392,7 @@ __device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args
 // another chunk.
 template <class E>
 __device__ void retreat_beside(backward_memory<E> &s, const wkv7_args &a, size_t at, int row0,
-                               int turn, int end) {
+                               int turn, int end, bool next) {
     const inputs<E> &in = s.in;
     float x[2][4] = {}, u[2][4] = {};
     triangles(s.in, row0 / 16);
@@ -336,14 +420,17 @@ __device__ void retreat_beside(backward_memory<E> &s, const wkv7_args &a, size_t
     old.load(a.du, U_K * a.R * a.C + at + row0, a.C);
     triangle_gradients(s, row0 / 16);
     group_arrive(DTRIANGLES, THREADS);
-    float db[2][4] = {}, dk[2][4] = {};
+    float db[2][4] = {}, dk[2][4] = {}, other_db[2][4] = {}, other_dk[2][4] = {};
 #pragma unroll
     for (int i = 0; i < N; i += 16) {
         const frag dstate = b_of(s.dstate, i, row0);
-        multiply(db, a_of_turned(s.u, i, 0), dstate);
-        multiply(dk, a_of(in.v, 0, i), dstate);
+        multiply(i & 16 ? other_db : db, a_of_turned(s.u, i, 0), dstate);
+        multiply(i & 16 ? other_dk : dk, a_of(in.v, 0, i), dstate);
     }
-    group_barrier(BACK, GROUP);
+    add(db, other_db);
+    add(dk, other_dk);
+    group_barrier(BACK, GROUP); // and dstate and u were read
+    if (next) staged<E>(s).begin_back(a, at - T * a.C);
     finish_keys(s, a, at, row0, db, dk, old);
 }
 
@@ -358,18 +445,25 @@ template <class E> __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_a
     const size_t step = (size_t)T * a.C;
     rows_of_state G = {}; // ∂ℓ/∂S at the chunk's end
     if (front && p.dout) each_of_rows(G, row0, [&](float &x, int at) { x = p.dout[at]; });
+    const staged<E> from(s);
+    if (front)
+        from.begin_front(a, p.at + (chunks - 1) * step, p.chunks + (chunks - 1) * p.chunk_step);
+    else
+        from.begin_back(a, p.at + (chunks - 1) * step);
     for (int c = chunks - 1; c >= 0; c--) {
         const size_t at = p.at + c * step;
-        chunk_loads<E> loads;
-        loads.load(a, at, p.chunks + c * p.chunk_step);
-        if (c) fetch_ahead<E>(a, at - step, p.chunks + (c - 1) * p.chunk_step);
-        if (c + 1 < chunks) __syncthreads(); // everybody is done with the chunk before
+        const float *next = c ? p.chunks + (c - 1) * p.chunk_step : nullptr;
+        stage_wait();
+        __syncthreads(); // everybody is done with the chunk before
+        const chunk_loads<E> loads(from);
+        if (next) fetch_ahead<E>(a, at - step, next);
+        __syncthreads(); // everybody has loaded
         loads.prepare(s);
         __syncthreads();
         if (front)
-            retreat(G, s, a, at, row0, c & 1);
+            retreat(G, s, a, at, row0, c & 1, next);
         else
-            retreat_beside(s, a, at, row0, c & 1, c + 1 < chunks ? 0 : p.dout ? 1 : -1);
+            retreat_beside(s, a, at, row0, c & 1, c + 1 < chunks ? 0 : p.dout ? 1 : -1, next);
     }
     if (front && p.din) each_of_rows(G, row0, [&](float &x, int at) { p.din[at] = x; });
 }
