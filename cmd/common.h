@@ -22,7 +22,8 @@ int vocab_open(struct tok **out, const char *name, struct error *err);
 #define OPTION_BACKEND                                                                             \
     {                                                                                              \
         "backend", "NAME", .fallback = "cpu",                                                      \
-                           .help = "what computes: cpu, cuda, ref (slow, plain), ref64"            \
+                           .help = "what computes: cpu, cuda (cuda:1 is the second device), ref "  \
+                                   "(slow, plain), ref64"                                          \
     }
 #define OPTION_DTYPE                                                                               \
     {                                                                                              \

@@ -240,7 +240,8 @@ static const struct config_key infer_model_keys[] = {
      .later = "the GPU backends", .reloadable = true,
      .doc = "Kind of WebGPU device: 0 discrete, 1 integrated, 2 virtual, 3 CPU, 4 default"},
     {"device_ids", CONFIG_INTS, SERVED(device_ids), "[0]", .min = 0, .max = 255, .reloadable = true,
-     .doc = "Devices that get a whole copy of the model each"},
+     .doc = "Devices, counted from 0, that get a whole copy of the model each; the CPU is any of "
+            "them"},
     {"max_batch_size", CONFIG_INT, SERVED(max_batch_size), "4", .min = 1, .max = 65536,
      .reloadable = true, .doc = "Sequences at once"},
     {"paragraph_len", CONFIG_INT, SERVED(paragraph_len), "256", .min = 1, .max = 1 << 20,

@@ -156,7 +156,11 @@ struct weight {
 
 // Opens by name: "cpu", "ref" (float, one thread, the meaning) or "ref64" (the same in double).
 // num_threads 0: all. An unknown or absent backend is an error that lists the ones there are.
+// "cuda:1" is the second device; one that is not there is an error with the number there is.
 int backend_open(struct backend **out, const char *name, int num_threads, struct error *err);
+// The same with the id apart; backends without devices pay it no heed.
+int backend_open_device(struct backend **out, const char *name, int device, int num_threads,
+                        struct error *err);
 void backend_destroy(struct backend *be); // NULL is fine
 const char *const *backend_names(void);   // NULL-terminated
 

@@ -270,7 +270,7 @@ int engine_plan(uint64_t *bytes, const struct engine_spec *spec, struct engine_l
     struct model m = {0};
     int rc = -1;
     if (open_checked(&w, &m.dims, spec, err) || open_vocab(&tok, spec, m.dims.V, err) ||
-        backend_open(&be, spec->backend, 1, err))
+        backend_open_device(&be, spec->backend, spec->device_id, 1, err))
         goto out;
     m.be = be;
     *bytes = model_bytes(be, &m.dims, options_of(spec)) + slots_bytes(&m, limits) + tok_memory(tok);
@@ -313,7 +313,7 @@ int engine_open(struct engine **out, const struct engine_spec *spec, struct engi
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->news, NULL);
     if (open_checked(&w, &dims, spec, err) || open_vocab(&e->tok, spec, dims.V, err) ||
-        backend_open(&e->be, spec->backend, spec->num_threads, err) ||
+        backend_open_device(&e->be, spec->backend, spec->device_id, spec->num_threads, err) ||
         model_create(&e->model, e->be, &dims, options_of(spec), err) ||
         model_load(e->model, w, err) || slots_create(&e->slots, e->model, e->tok, limits, err))
         goto out;

@@ -30,8 +30,16 @@ int cuda_failed(struct cuda *c, cudaError_t e, const char *doing) {
     return -1;
 }
 
+void cuda_enter(const struct cuda *c) {
+    static _Thread_local int entered; // one more than the id; 0: none yet
+    if (entered == c->id + 1) return;
+    cudaSetDevice(c->id); // it was there when the backend was opened
+    entered = c->id + 1;
+}
+
 static int cuda_sync(struct backend *be, struct error *err) {
     struct cuda *c = cuda_of(be);
+    cuda_enter(c);
     queue_flush(c->queue);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
@@ -43,6 +51,7 @@ static int cuda_sync(struct backend *be, struct error *err) {
 // ---- memory ------------------------------------------------------------------------------------
 
 static int allocate(struct cuda *c, void **out, size_t bytes, struct error *err) {
+    cuda_enter(c);
     const cudaError_t e = cudaMalloc(out, bytes ? bytes : 1);
     if (e == cudaSuccess) return 0;
     size_t left = 0, total = 0;
@@ -58,6 +67,7 @@ void *cuda_scratch(struct cuda *c, size_t bytes) {
     if (bytes <= c->scratch_bytes) return c->scratch;
     struct error err;
     void *more;
+    cuda_enter(c);
     queue_flush(c->queue);
     cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels");
     cudaFree(c->scratch);
@@ -90,6 +100,7 @@ static struct buffer *cuda_buffer_create(struct backend *be, size_t bytes, struc
 
 static void cuda_buffer_destroy(struct buffer *b) {
     struct cuda *c = cuda_of(b->be);
+    cuda_enter(c);
     queue_flush(c->queue);
     cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels"); // they may use it
     cuda_failed(c, cudaFree(((struct cuda_buffer *)(void *)b)->data), "freeing memory");
@@ -110,6 +121,7 @@ static void cuda_upload(struct backend *be, struct tensor dst, const void *src) 
 static void cuda_download(struct backend *be, void *dst, struct tensor src) {
     struct cuda *c = cuda_of(be);
     const size_t bytes = tensor_bytes(src);
+    cuda_enter(c);
     queue_flush(c->queue);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     if (bytes)
@@ -134,6 +146,7 @@ static double cuda_measure(struct backend *be, enum limit what) {
     const size_t bytes = read ? READ_BYTES : side * side * 4 + 2 * operand;
     double best = 0;
     char *memory;
+    cuda_enter(c);
     if ((!read && !c->lt) || cudaMalloc((void **)&memory, bytes) != cudaSuccess) return 0;
     cudaMemsetAsync(memory, 0x3c, bytes, c->stream);
     char *a = memory + side * side * 4;
@@ -180,6 +193,7 @@ static int cuda_wkv7_grain(const struct backend *be, int N) {
 
 static void cuda_destroy(struct backend *be) {
     struct cuda *c = cuda_of(be);
+    cuda_enter(c);
     queue_destroy(c->queue);
     lt_close(c->lt);
     if (c->scratch) cudaFree(c->scratch);
@@ -205,7 +219,7 @@ static const struct backend_class cuda_class = {
     .head_rows = 4096,
 };
 
-static int find_device(struct cuda *c, struct error *err) {
+static int find_device(struct cuda *c, int id, struct error *err) {
     int driver = 0, count = 0;
     struct cudaDeviceProp prop;
     if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
@@ -215,11 +229,16 @@ static int find_device(struct cuda *c, struct error *err) {
         return fail(err, E_DEVICE, "no CUDA device: %s (driver for CUDA %d.%d)",
                     e != cudaSuccess ? cudaGetErrorString(e) : "the driver knows none",
                     driver / 1000, driver % 1000 / 10);
-    if ((e = cudaSetDevice(0)) != cudaSuccess ||
-        (e = cudaGetDeviceProperties(&prop, 0)) != cudaSuccess ||
+    if (id >= count)
+        return fail(err, E_DEVICE, "no CUDA device %d: there %s %d, counted from 0", id,
+                    count == 1 ? "is" : "are", count);
+    c->id = id;
+    cuda_enter(c);
+    if ((e = cudaSetDevice(id)) != cudaSuccess ||
+        (e = cudaGetDeviceProperties(&prop, id)) != cudaSuccess ||
         (e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)) != cudaSuccess)
-        return fail(err, E_DEVICE, "CUDA device 0 of %d: %s", count, cudaGetErrorString(e));
-    snprintf(c->device, sizeof c->device, "CUDA device 0 (%.100s)", prop.name);
+        return fail(err, E_DEVICE, "CUDA device %d of %d: %s", id, count, cudaGetErrorString(e));
+    snprintf(c->device, sizeof c->device, "CUDA device %d (%.100s)", id, prop.name);
     if (prop.major < 8)
         return fail(err, E_UNSUPPORTED, "%s has compute capability %d.%d, expected 8.0 or later",
                     c->device, prop.major, prop.minor);
@@ -227,14 +246,13 @@ static int find_device(struct cuda *c, struct error *err) {
     return 0;
 }
 
-int cuda_open(struct backend **out, int num_threads, struct error *err) {
-    (void)num_threads;
+int cuda_open(struct backend **out, int device, struct error *err) {
     struct cuda *c = mem_zero(1, sizeof *c);
     c->base =
         (struct backend){.name = "cuda", .real = DT_F32, .ops = &cuda_ops, .class = &cuda_class};
     const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS"),
                *overlap = getenv("RWKV_CUDA_OVERLAP");
-    int rc = find_device(c, err);
+    int rc = find_device(c, device, err);
     if (!rc)
         c->queue = queue_create(c->stream, !(graphs && strcmp(graphs, "off") == 0),
                                 c->hopper && !(overlap && strcmp(overlap, "off") == 0));

@@ -11,6 +11,7 @@ struct cuda {
     struct backend base;
     cudaStream_t stream; // behind the queue: flush before anything else goes there
     struct queue *queue;
+    int id;           // of the device
     char device[160]; // its name, for messages
     bool hopper;      // or later
     char *scratch;    // grows to the largest op's need; one op at a time uses it
@@ -38,9 +39,13 @@ static inline void *dev(struct tensor t) {
     return t.buf ? ((struct cuda_buffer *)(void *)t.buf)->data + t.offset : NULL;
 }
 
+// The runtime's current device is the thread's: a backend may be opened in one, used in another.
+void cuda_enter(const struct cuda *c);
+
 // Every op goes through here.
 static inline struct queue *queue_of(struct backend *be) {
     struct cuda *c = cuda_of(be);
+    cuda_enter(c);
     c->rounded_of = NULL;
     return c->queue;
 }

@@ -121,6 +121,7 @@ struct weight *cuda_weight_create(struct backend *be, struct tensor src, enum we
         trained ? cuda_weight_bytes(be, K, O, p, true) : packed_bytes(K, O, p.stored, &scales);
     if (w->bytes) {
         void *data;
+        cuda_enter(c);
         if (cuda_failed(c, cudaMalloc(&data, w->bytes + scales), "memory for a weight"))
             data = NULL;
         w->m.data = w->data = data;
@@ -134,6 +135,7 @@ void cuda_weight_destroy(struct weight *base) {
     struct cuda_weight *w = (struct cuda_weight *)base;
     struct cuda *c = cuda_of(base->be);
     if (w->data) {
+        cuda_enter(c);
         queue_flush(c->queue);
         cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels");
         cuda_failed(c, cudaFree(w->data), "freeing memory");
