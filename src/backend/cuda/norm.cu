@@ -38,6 +38,11 @@ template <int GROUP, int NV> struct row {
 #pragma unroll
         for (int i = 0; i < NV; i++) v[i] = column(i) < C ? load<4>(x + column(i)) : several<4>{};
     }
+    template <class T> __device__ void give(T *y, size_t C) const {
+#pragma unroll
+        for (int i = 0; i < NV; i++)
+            if (column(i) < C) store<4>(y + column(i), v[i]);
+    }
 };
 
 #define EACH_OF_ROW(i, c, C)                                                                       \
@@ -80,47 +85,38 @@ static __global__ void norm_rows(T *y, const float *x, const float *w, const flo
 
 // Norm and mixes of rows that are a span each: the row before lies in a slot. A block has a row; of
 // rows that a warp can hold each warp has all of it, and one mix.
-template <int GROUP, int NV, class T> static __global__ void norm_mix_rows(mix_args p) {
+template <int GROUP, int NV, class T>
+static __global__ void __launch_bounds__(THREADS) norm_mix_rows(mix_args p) {
     using R = row<GROUP, NV>;
     __shared__ float scratch[WARPS];
     const int warp = threadIdx.x >> 5;
-    const size_t r = blockIdx.x, C = p.C;
-    for (size_t c = threadIdx.x * 32; c < p.n * C; c += THREADS * 32) prefetch(p.mix + c);
+    const size_t r = blockIdx.x, C = p.C, lines = C / 32, line = threadIdx.x;
+    if (line < lines) prefetch(p.w + line * 32), prefetch(p.b + line * 32);
+    for (size_t i = line; i < p.n * lines; i += THREADS) prefetch(p.mix + i * 32);
+    const int32_t before_row = p.prev[r], last_row = p.last[r]; // the host's
     begin_kernel();
-    R v, before = {};
+    // All is asked for at once.
+    R v, before = {}, scale, shift, mix = {};
     v.take(p.x + r * C, C);
-    if (p.in) before.take(p.in + (size_t)(-1 - p.prev[r]) * C, C);
-    const float2 m = row_moments(v, p.x[r * C], C, p.eps, scratch);
-#pragma unroll
-    for (int i = 0; i < NV; i++) {
-        const size_t c = R::column(i);
-        if (c >= C) continue;
-        const several<4> scale = load<4>(p.w + c), shift = load<4>(p.b + c);
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale[e] + shift[e];
-            before.v[i][e] -= v.v[i][e];
-        }
+    const float first = p.x[r * C];
+    if (p.in) before.take(p.in + (size_t)(-1 - before_row) * C, C);
+    scale.take(p.w, C);
+    shift.take(p.b, C);
+    if (GROUP == 1 && (size_t)warp < p.n) mix.take(p.mix + warp * C, C);
+    const float2 m = row_moments(v, first, C, p.eps, scratch);
+    EACH_OF_ROW(i, c, C) {
+        v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale.v[i][e] + shift.v[i][e];
+        before.v[i][e] -= v.v[i][e];
     }
     __syncthreads(); // all have what was before
-    for (size_t k = GROUP == 1 ? warp : 0; k < p.n; k += GROUP == 1 ? WARPS : 1)
-#pragma unroll
-        for (int i = 0; i < NV; i++) {
-            const size_t c = R::column(i);
-            if (c >= C) continue;
-            several<4> y = load<4>(p.mix + k * C + c);
-#pragma unroll
-            for (int e = 0; e < 4; e++) y[e] = v.v[i][e] + before.v[i][e] * y[e];
-            store<4>((T *)p.m + (k * p.R + r) * C + c, y);
-        }
-    if (GROUP == 1 && warp != WARPS - 1) return;
-#pragma unroll
-    for (int i = 0; i < NV; i++) {
-        const size_t c = R::column(i);
-        if (c >= C) continue;
-        store<4>(p.z + r * C + c, v.v[i]);
-        if (p.out) store<4>(p.out + (size_t)p.last[r] * C + c, v.v[i]);
+    for (size_t k = GROUP == 1 ? warp : 0; k < p.n; k += GROUP == 1 ? WARPS : 1) {
+        if (GROUP != 1) mix.take(p.mix + k * C, C);
+        EACH_OF_ROW(i, c, C) mix.v[i][e] = v.v[i][e] + before.v[i][e] * mix.v[i][e];
+        mix.give((T *)p.m + (k * p.R + r) * C, C);
     }
+    if (GROUP == 1 && warp != WARPS - 1) return;
+    v.give(p.z + r * C, C);
+    if (p.out) v.give(p.out + (size_t)last_row * C, C);
 }
 
 struct bwd {

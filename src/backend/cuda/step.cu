@@ -82,15 +82,20 @@ template <class T> static __global__ void __launch_bounds__(STEP_THREADS) time_s
     const int *span = p.span + 4 * blockIdx.y;
     const size_t row = (size_t)span[0];
     float *state = p.state + ((size_t)span[2] * p.H + blockIdx.x) * N * N;
-    prefetch(state + tid * (N * N / STEP_THREADS)); // half a line
+    prefetch(state + tid * (N * N / STEP_THREADS));      // half a line
+    constexpr int HALVES = 2 * (KEY_COUNT + READ_COUNT); // lines of parameters
+    if (tid < HALVES) {
+        const float *vecs = tid < 2 * KEY_COUNT ? p.key_vecs : p.read_vecs - KEY_COUNT * p.C;
+        prefetch(vecs + tid / 2 * p.C + blockIdx.x * (size_t)N + tid % 2 * 32);
+    }
     begin_kernel();
     float S[NJ];
 #pragma unroll
     for (int n = 0; n < NJ; n++) S[n] = state[(n / 4 * 16 + 4 * q + n % 4) * N + i];
     reader<T> out;
     if (tid < 32) {
-        prepare_step<T>(vec, p, row);
         out.ask(p, row);
+        prepare_step<T>(vec, p, row);
     }
     __syncthreads();
     const float4(*four)[N / 4] = (const float4(*)[N / 4]) vec;

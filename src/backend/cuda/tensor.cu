@@ -103,21 +103,27 @@ __device__ static inline float4 inputs(const float *x, int left, bool whole) {
                        left > 3 ? x[3] : 0);
 }
 
+// One row with more k than outputs: SPARSE reads only the weights that meet something that is not
+// zero, DEEP has asked for all of them before it knows.
+enum { ANY_KIND, DEEP_KIND, SPARSE_KIND };
+
 // How many steps' weights are asked for before the first is used.
-static constexpr int steps_ahead(int type, int vec, int tiles, bool sparse) {
+static constexpr int steps_ahead(int type, int vec, int tiles, int kind) {
+    if (kind == DEEP_KIND) return 12; // all there are in the 3072 of 0.1b
     if (tiles == 4) return 1;
     if (type != T_BF16) return tiles == 2 && vec == 8 ? 1 : (int)group_of(type) / STEP;
-    if (sparse) return vec == 2 ? 6 : 4;
+    if (kind == SPARSE_KIND) return vec == 2 ? 6 : 4;
     if (vec == 8) return tiles;
     return tiles == 2 ? 2 : vec == 2 ? 4 : 3;
 }
 
-template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
+template <int TYPE, int VEC, int TILES, int PARTS, int KIND> struct few {
+    static constexpr bool SPARSE = KIND == SPARSE_KIND;
     enum {
         THREADS = STRETCHES * 32,
         // Two blocks share a multiprocessor where 64 registers a thread are enough.
-        BLOCKS = TILES == 1 && !SPARSE && (TYPE == T_BF16 || VEC == 4) ? 2 : 1,
-        AHEAD = steps_ahead(TYPE, VEC, TILES, SPARSE),
+        BLOCKS = TILES == 1 && KIND == ANY_KIND && (TYPE == T_BF16 || VEC == 4) ? 2 : 1,
+        AHEAD = steps_ahead(TYPE, VEC, TILES, KIND),
         GROUP = (int)group_of(TYPE) / STEP, // steps
         STEP_ROWS = TYPE == T_INT4 ? STEP / 2 : STEP,
         WIDTH = 8 * VEC,
@@ -299,27 +305,27 @@ template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE> struct few {
     }
 };
 
-template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE>
-static __global__ void __launch_bounds__(few<TYPE, VEC, TILES, PARTS, SPARSE>::THREADS,
-                                         few<TYPE, VEC, TILES, PARTS, SPARSE>::BLOCKS)
+template <int TYPE, int VEC, int TILES, int PARTS, int KIND>
+static __global__ void __launch_bounds__(few<TYPE, VEC, TILES, PARTS, KIND>::THREADS,
+                                         few<TYPE, VEC, TILES, PARTS, KIND>::BLOCKS)
     multiply_few(launch_list a) {
     const int which = product_of_block(a);
     const product_args &p = a.list.p[which];
     const size_t row0 = blockIdx.y * (size_t)(TILES * TILE_ROWS);
     const size_t o0 = (blockIdx.x - a.first_block[which]) * (size_t)(8 * VEC);
-    few<TYPE, VEC, TILES, PARTS, SPARSE> all;
+    few<TYPE, VEC, TILES, PARTS, KIND> all;
     all.begin(p, a.stretch[which], row0, o0);
     begin_kernel();
     all.run(p, a.stretch[which], row0, o0);
 }
 
-template <int TYPE, int VEC, int TILES, int PARTS, bool SPARSE = false>
+template <int TYPE, int VEC, int TILES, int PARTS, int KIND = ANY_KIND>
 static void start_few(struct queue *s, const product_list &list) {
     launch_list a = {};
     const int grid = lay_out_blocks(&a, &list, 8 * VEC);
     for (int i = 0; i < MAX_PRODUCTS; i++)
         a.stretch[i] = i < list.n ? stretch_of(list.p[i].K, TYPE) : 0;
-    LAUNCH((multiply_few<TYPE, VEC, TILES, PARTS, SPARSE>),
+    LAUNCH((multiply_few<TYPE, VEC, TILES, PARTS, KIND>),
            dim3(grid, blocks(list.p[0].R, TILES * TILE_ROWS)), STRETCHES * 32, s, a);
 }
 
@@ -334,14 +340,23 @@ static void start_width(struct queue *s, const product_list &list) {
     start_few<TYPE, 4, TILES, PARTS>(s, list);
 }
 
+// One row of relu², mostly zero. Up to 6 MB of weights come while the product before still runs,
+// faster than it could be chosen what to read of them.
+template <int TYPE, int PARTS> static void start_relu2(struct queue *s, const product_list &list) {
+    const product_args &p = list.p[0];
+    if constexpr (TYPE == T_BF16) {
+        if (p.fixed && p.K * p.O <= 3 << 20)
+            return start_few<TYPE, 2, 1, PARTS, DEEP_KIND>(s, list);
+        if (p.O < 4096) return start_few<TYPE, 2, 1, PARTS, SPARSE_KIND>(s, list);
+    }
+    start_few<TYPE, 4, 1, PARTS, SPARSE_KIND>(s, list);
+}
+
 template <int TYPE, int PARTS> static void start_kind(struct queue *s, const product_list &list) {
     const product_args &p = list.p[0];
-    // Of one row that is mostly zero, as relu² leaves it, only the weights are read that meet
-    // something else. The channel mix's second matrix is the one four times as deep as wide.
+    // The channel mix's second matrix is the one four times as deep as wide.
     if (p.R == 1 && p.K == 4 * p.O)
-        TYPE == T_BF16 &&p.O < 4096
-            ? start_few<TYPE, TYPE == T_BF16 ? 2 : 4, 1, PARTS, true>(s, list)
-            : start_few<TYPE, 4, 1, PARTS, true>(s, list);
+        start_relu2<TYPE, PARTS>(s, list);
     else if (p.R <= TILE_ROWS)
         start_width<TYPE, 1, PARTS>(s, list);
     else if (p.R <= 2 * TILE_ROWS)
