@@ -152,6 +152,9 @@ static int check_train(const struct config_reader *r, struct train_config *c, st
     if (!c->tokenizer_vocab_path && c->sample_every_steps)
         return refuse_train(r, "sample_every_steps", err,
                             "sample texts want a vocabulary: set tokenizer_vocab_path");
+    if ((int64_t)c->device_ids.count != c->num_devices_per_node)
+        return refuse_train(r, "device_ids", err,
+                            "device_ids names other than num_devices_per_node devices");
     return check_batch(r, c, err);
 }
 

@@ -13,6 +13,11 @@ struct str;
 // Fields carry the names of their keys; docs/config.md says what each means. Strings are NULL when
 // an optional key is absent; paths are resolved (they can be opened from where the program stands).
 
+struct config_ints {
+    int64_t *at;
+    size_t count;
+};
+
 struct model_config {
     const char *path; // of the TOML, for messages
     const char *model_type;
@@ -55,6 +60,7 @@ struct train_config {
     int64_t head_chunk_rows;
 
     const char *backend, *dtype;
+    struct config_ints device_ids; // num_devices_per_node of them
     int64_t num_threads;
 
     int64_t save_freq, save_every_steps, keep_checkpoints, keep_every;
@@ -73,11 +79,6 @@ struct train_plan {
     int64_t exit_tokens;          // training ends before the batch that begins at or past them
     int64_t num_steps;            // optimizer steps of the whole run: ceil(exit / per step)
     int64_t steps_per_mini_epoch; // 40320 samples are a mini-epoch (RWKV-LM train_temp/train.py)
-};
-
-struct config_ints {
-    int64_t *at;
-    size_t count;
 };
 
 struct config_strings {

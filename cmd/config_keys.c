@@ -126,6 +126,8 @@ static const struct config_key train_keys[] = {
 
     {"backend", CONFIG_STRING, TRAIN(backend), "\"cpu\"", .choices = "cpu|cuda|wgpu|metal",
      .doc = "What computes; `cuda` is in builds made with `make CUDA=1`"},
+    {"device_ids", CONFIG_INTS, TRAIN(device_ids), "[0]", .min = 0, .max = 255,
+     .doc = "The device that trains, counted from 0; the CPU is any of them"},
     {"dtype", CONFIG_STRING, TRAIN(dtype), "\"f32\"", .choices = "f32|bf16|bf16w",
      .doc =
          "What the matrix products multiply: `bf16` rounds weights, activations and gradients in "

@@ -48,7 +48,9 @@ static int run(const struct cli_args *args, struct error *err) {
     if (train_config_plan(&plan, &config, (int64_t)data->num_tokens, err)) goto out;
     if (train_setup_options(&options, &config, &plan, args, err)) goto out;
 
-    if (backend_open(&be, config.backend, (int)config.num_threads, err)) goto out;
+    if (backend_open_device(&be, config.backend, (int)config.device_ids.at[0],
+                            (int)config.num_threads, err))
+        goto out;
     if (train_setup_model(&model, be, &config, &options, err)) goto out;
     if (trainer_create(&trainer, model, data, validation, tok, &options, err)) goto out;
     if (train_setup_record(&config, err)) goto out;

@@ -152,6 +152,8 @@ static void mistakes_point_at_their_line(void **state) {
         {"wandb_api_key = \"k\"", "T:8:1: wandb_api_key is for uploading to Weights & Biases, "
                                   "which rwkv doesn't offer yet; remove it"},
         {"paragraph_length = 256", "T:8:1: paragraph_length is for the statepass mode"},
+        {"device_ids = [0, 1]", "T:8:1: device_ids names other than num_devices_per_node devices"},
+        {"device_ids = []", "T:8:1: device_ids cannot be empty"},
         {"batch_size_per_device = 11", "T:8:1: a step takes 11 samples"},
         {"val_every_steps = 5", "T:8:1: val_every_steps wants held-out data"},
         {"sample_every_steps = 5", "T:8:1: sample texts want a vocabulary"},
