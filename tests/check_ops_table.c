@@ -426,7 +426,17 @@ static void shape_time_step(struct call *c) {
     put_batch(c);
 }
 CALL(time_step) {
-    op_time_step(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], b, c->H);
+    const struct time_step step = {.o = t[0],
+                                   .v_out = t[1],
+                                   .state = t[2],
+                                   .u = t[3],
+                                   .y = t[4],
+                                   .rkv = t[5],
+                                   .lora = t[6],
+                                   .v_first = t[7],
+                                   .key_vecs = t[8],
+                                   .read_vecs = t[9]};
+    op_time_step(be, &step, b, c->H);
 }
 
 static void shape_readout_bwd(struct call *c) {

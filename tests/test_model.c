@@ -412,6 +412,38 @@ static void a_saved_model_is_the_same_model(void **state) {
     bench_close(&b);
 }
 
+// Where a backend has several ops as one, it may not show in any bit, whatever the weights' type.
+static void ops_as_one_give_the_bits_of_their_parts(void **unused) {
+    (void)unused;
+    static const char *const precisions[] = {"f32", "bf16w", "bf16", "int8"};
+    const struct dims d = {.L = 2, .C = 128, .H = 2, .V = 32};
+    enum { N = 6, V = 32 };
+    const int32_t tokens[N] = {1, 5, 2, 30, 11, 0};
+    for (size_t i = 0; i < sizeof precisions / sizeof precisions[0]; i++) {
+        struct error err;
+        struct bench b;
+        struct dims dims = d;
+        dims_default_ranks(&dims);
+        assert_int_equal(backend_open(&b.be, test_backend(), 1, &err), 0);
+        const struct model_options o = {.precision = precision_parse(precisions[i])};
+        if (model_create(&b.m, b.be, &dims, o, &err) || model_randomise(b.m, 1, false, &err))
+            fail_msg("%s", err.msg);
+        struct ops parts = *b.be->ops;
+        double as_one[N * V], as_parts[N * V];
+        float *end = mem_zero(2 * state_count(&dims), sizeof *end);
+        run_logits(&b, tokens, N, 1, as_one, end);
+        parts.norm_mix = NULL;
+        parts.time_step = NULL;
+        b.be->ops = &parts;
+        run_logits(&b, tokens, N, 1, as_parts, end + state_count(&dims));
+        assert_memory_equal(as_one, as_parts, sizeof as_one);
+        assert_memory_equal(end, end + state_count(&dims), state_count(&dims) * sizeof *end);
+        assert_true(max_difference(as_one, as_one + V, V) > 1e-3); // they do say something
+        free(end);
+        bench_close(&b);
+    }
+}
+
 static void the_wrong_model_is_refused_naming_both_sides(void **state) {
     (void)state;
     struct error err;
@@ -703,6 +735,7 @@ int main(void) {
         cmocka_unit_test(reverse_takes_the_recorded_choices),
         cmocka_unit_test(the_trained_byte_model_writes_the_recorded_text),
         cmocka_unit_test(interleaved_equals_alone),
+        cmocka_unit_test(ops_as_one_give_the_bits_of_their_parts),
         cmocka_unit_test(a_saved_model_is_the_same_model),
         cmocka_unit_test(the_wrong_model_is_refused_naming_both_sides),
         cmocka_unit_test(writer_and_scorer_agree),

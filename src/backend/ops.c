@@ -383,42 +383,38 @@ void op_norm_mix(struct backend *be, struct tensor m, struct tensor shift_out, s
     be->ops->norm_mix(be, m, shift_out, z, x, w, b, eps, shift_in, mix, batch);
 }
 
-void time_step_parts(struct backend *be, struct tensor o, struct tensor v_out, struct tensor state,
-                     struct tensor u, struct tensor y, struct tensor rkv, struct tensor lora,
-                     struct tensor v_first, struct tensor key_vecs, struct tensor read_vecs,
-                     const struct batch *b, int H) {
-    const struct tensor r = tensor_at(rkv, RKV_R), g = tensor_at(lora, LORA_G);
-    op_key_prep(be, u, rkv, lora, v_first, key_vecs, H);
-    if (tensor_is(v_out)) op_copy(be, v_out, tensor_at(u, U_V));
-    op_wkv7(be, y, state, tensor_none(), r, u, state, b, H);
-    op_readout(be, o, y, r, u, g, read_vecs, H);
+void time_step_parts(struct backend *be, const struct time_step *t, const struct batch *b, int H) {
+    const struct tensor r = tensor_at(t->rkv, RKV_R), g = tensor_at(t->lora, LORA_G);
+    op_key_prep(be, t->u, t->rkv, t->lora, t->v_first, t->key_vecs, H);
+    if (tensor_is(t->v_out)) op_copy(be, t->v_out, tensor_at(t->u, U_V));
+    op_wkv7(be, t->y, t->state, tensor_none(), r, t->u, t->state, b, H);
+    op_readout(be, t->o, t->y, r, t->u, g, t->read_vecs, H);
 }
 
-void op_time_step(struct backend *be, struct tensor o, struct tensor v_out, struct tensor state,
-                  struct tensor u, struct tensor y, struct tensor rkv, struct tensor lora,
-                  struct tensor v_first, struct tensor key_vecs, struct tensor read_vecs,
-                  const struct batch *b, int H) {
+void op_time_step(struct backend *be, const struct time_step *t, const struct batch *b, int H) {
+    const char *op = "time_step";
+    const size_t R = t->rkv.dim[1], C = t->rkv.dim[2];
+    const enum dtype in = narrow(be, t->rkv);
     if (!be->ops->time_step) {
-        time_step_parts(be, o, v_out, state, u, y, rkv, lora, v_first, key_vecs, read_vecs, b, H);
+        time_step_parts(be, t, b, H);
         return;
     }
-    const size_t R = rkv.dim[1], C = rkv.dim[2];
-    require("time_step", H > 0 && C % (size_t)H == 0, "H divides C");
-    want("time_step", "o", o, narrow(be, o), 2, R, C, 0);
-    maybe("time_step", "v_out", v_out, be->real, 2, R, C, 0);
-    require("time_step", tensor_is(state), "the state is absent");
-    require("time_step", b->longest <= 1, "a span has more than one row");
-    want_state("time_step", be, state, C, H);
-    want("time_step", "u", u, rkv.dtype, 3, U_COUNT, R, C);
-    want("time_step", "y", y, rkv.dtype, 2, R, C, 0);
-    want("time_step", "rkv", rkv, narrow(be, rkv), 3, RKV_COUNT, R, C);
-    want("time_step", "lora", lora, rkv.dtype, 3, LORA_COUNT, R, C);
-    maybe("time_step", "v_first", v_first, be->real, 2, R, C, 0);
-    want("time_step", "key_vecs", key_vecs, be->real, 2, KEY_COUNT, C, 0);
-    want("time_step", "read_vecs", read_vecs, be->real, 2, READ_COUNT, C, 0);
-    want_batch("time_step", b, R);
-    trace("time_step", o);
-    be->ops->time_step(be, o, v_out, state, u, y, rkv, lora, v_first, key_vecs, read_vecs, b, H);
+    require(op, H > 0 && C % (size_t)H == 0, "H divides C");
+    want(op, "o", t->o, narrow(be, t->o), 2, R, C, 0);
+    maybe(op, "v_out", t->v_out, be->real, 2, R, C, 0);
+    require(op, tensor_is(t->state), "the state is absent");
+    require(op, b->longest <= 1, "a span has more than one row");
+    want_state(op, be, t->state, C, H);
+    want(op, "u", t->u, in, 3, U_COUNT, R, C);
+    want(op, "y", t->y, in, 2, R, C, 0);
+    want(op, "rkv", t->rkv, in, 3, RKV_COUNT, R, C);
+    want(op, "lora", t->lora, in, 3, LORA_COUNT, R, C);
+    maybe(op, "v_first", t->v_first, be->real, 2, R, C, 0);
+    want(op, "key_vecs", t->key_vecs, be->real, 2, KEY_COUNT, C, 0);
+    want(op, "read_vecs", t->read_vecs, be->real, 2, READ_COUNT, C, 0);
+    want_batch(op, b, R);
+    trace(op, t->o);
+    be->ops->time_step(be, t, b, H);
 }
 
 void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, struct tensor logits,

@@ -194,26 +194,23 @@ static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shi
     cuda_shift_mix(be, m, shift_out, z, shift_in, mix, batch);
 }
 
-static void cuda_time_step(struct backend *be, struct tensor o, struct tensor v_out,
-                           struct tensor state, struct tensor u, struct tensor y, struct tensor rkv,
-                           struct tensor lora, struct tensor v_first, struct tensor key_vecs,
-                           struct tensor read_vecs, const struct batch *b, int H) {
-    const struct step_args p = {.o = dev(o),
-                                .v_out = dev(v_out),
-                                .state = dev(state),
-                                .rkv = dev(rkv),
-                                .lora = dev(lora),
-                                .v_first = dev(v_first),
-                                .key_vecs = dev(key_vecs),
-                                .read_vecs = dev(read_vecs),
+static void cuda_time_step(struct backend *be, const struct time_step *t, const struct batch *b,
+                           int H) {
+    const struct step_args p = {.o = dev(t->o),
+                                .v_out = dev(t->v_out),
+                                .state = dev(t->state),
+                                .rkv = dev(t->rkv),
+                                .lora = dev(t->lora),
+                                .v_first = dev(t->v_first),
+                                .key_vecs = dev(t->key_vecs),
+                                .read_vecs = dev(t->read_vecs),
                                 .span = dev(b->span),
-                                .R = rkv.dim[1],
-                                .C = rkv.dim[2],
+                                .R = t->rkv.dim[1],
+                                .C = t->rkv.dim[2],
                                 .H = H,
-                                .narrow_in = narrow(rkv),
-                                .narrow_out = narrow(o)};
-    if (b->longest == 1 && k_time_step(queue_of(be), &p)) return;
-    time_step_parts(be, o, v_out, state, u, y, rkv, lora, v_first, key_vecs, read_vecs, b, H);
+                                .narrow_in = narrow(t->rkv),
+                                .narrow_out = narrow(t->o)};
+    if (!k_time_step(queue_of(be), &p)) time_step_parts(be, t, b, H);
 }
 
 // ---- loss and sampling -------------------------------------------------------------------------

@@ -137,6 +137,7 @@ bool k_time_step(struct queue *s, const struct step_args *p) {
                            (uintptr_t)p->read_vecs | (uintptr_t)p->o | (uintptr_t)p->state;
     if (p->C != (size_t)p->H * N || in % step || rest % 8) return false;
     const dim3 grid(p->H, (unsigned)p->R);
+    if (!p->R) return true;
     if (p->narrow_in)
         LAUNCH(time_step<uint16_t>, grid, STEP_THREADS, s, *p);
     else
