@@ -111,18 +111,15 @@ template <int N> static __global__ void __launch_bounds__(THREADS) xent(xent_arg
 
 // Numbers that fit into a block's shared memory beside the little that is there by name.
 static size_t most_kept() {
-    int bytes = 0;
 #ifdef CUDA_EMU
-    bytes = 20000; // so that the rest of a row is tried too
+    const int bytes = 20000; // so that the rest of a row is tried too
 #else
-    static int device_bytes = -1;
-    if (device_bytes < 0) {
-        int device = 0;
-        device_bytes = 0;
+    static thread_local const int bytes = [] { // a thread has one device
+        int device = 0, most = 0;
         cudaGetDevice(&device);
-        cudaDeviceGetAttribute(&device_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    }
-    bytes = device_bytes;
+        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        return most;
+    }();
 #endif
     const size_t room = bytes > 2048 ? (size_t)(bytes - 2048) / 4 : 0;
     return room / (4 * THREADS) * (4 * THREADS);
