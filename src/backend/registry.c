@@ -7,45 +7,22 @@
 #include "backend/ref/ref.h"
 #include "base/error.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int open_cpu(struct backend **out, int device, int num_threads, struct error *err) {
-    (void)device;
-    return cpu_open(out, num_threads, err);
-}
-
-static int open_ref(struct backend **out, int device, int num_threads, struct error *err) {
-    (void)device;
-    return ref_f32_open(out, num_threads, err);
-}
-
-static int open_ref64(struct backend **out, int device, int num_threads, struct error *err) {
-    (void)device;
-    return ref_f64_open(out, num_threads, err);
-}
-
-#ifdef HAVE_CUDA
-static int open_cuda(struct backend **out, int device, int num_threads, struct error *err) {
-    (void)num_threads;
-    return cuda_open(out, device, err);
-}
-#endif
-
 // Which backends this program was built with; the only place that asks HAVE_CUDA or HAVE_WGPU.
 static const struct {
     const char *name;
-    int (*open)(struct backend **out, int device, int num_threads, struct error *err);
-    bool devices; // there may be several, chosen by id
+    int (*open)(struct backend **out, int num_threads, struct error *err);
+    int (*open_device)(struct backend **out, int device, struct error *err); // or this
 } table[] = {
-    {"cpu", open_cpu, false},
+    {"cpu", cpu_open, NULL},
 #ifdef HAVE_CUDA
-    {"cuda", open_cuda, true},
+    {"cuda", NULL, cuda_open},
 #endif
-    {"ref", open_ref, false},
-    {"ref64", open_ref64, false},
+    {"ref", ref_f32_open, NULL},
+    {"ref64", ref_f64_open, NULL},
 };
 
 enum { COUNT = sizeof table / sizeof table[0] };
@@ -62,10 +39,14 @@ static int device_of(const char *digits) {
     return n > 0 && n < 5 && !digits[n] ? atoi(digits) : -1;
 }
 
-int backend_open_device(struct backend **out, const char *name, int device, int num_threads,
-                        struct error *err) {
+// Where the first len bytes of name are in the table, -1: nowhere.
+static int find(const char *name, size_t len) {
     for (int i = 0; i < COUNT; i++)
-        if (strcmp(name, table[i].name) == 0) return table[i].open(out, device, num_threads, err);
+        if (strlen(table[i].name) == len && strncmp(name, table[i].name, len) == 0) return i;
+    return -1;
+}
+
+static int unknown(const char *name, struct error *err) {
     char known[128] = "";
     for (int i = 0; i < COUNT; i++) {
         const size_t len = strlen(known);
@@ -81,22 +62,25 @@ int backend_open_device(struct backend **out, const char *name, int device, int 
     return fail(err, E_ARG, "no backend is named \"%s\"; there are: %s", name, known);
 }
 
+int backend_open_device(struct backend **out, const char *name, int device, int num_threads,
+                        struct error *err) {
+    const int i = find(name, strlen(name));
+    if (i < 0) return unknown(name, err);
+    return table[i].open ? table[i].open(out, num_threads, err)
+                         : table[i].open_device(out, device, err);
+}
+
 int backend_open(struct backend **out, const char *name, int num_threads, struct error *err) {
     const char *colon = strchr(name, ':');
     if (!colon) return backend_open_device(out, name, 0, num_threads, err);
-    const int device = device_of(colon + 1);
-    for (int i = 0; i < COUNT; i++) {
-        const size_t len = strlen(table[i].name);
-        if ((size_t)(colon - name) != len || strncmp(name, table[i].name, len)) continue;
-        if (!table[i].devices)
-            return fail(err, E_ARG, "backend \"%s\": %s has no devices to choose from", name,
-                        table[i].name);
-        if (device < 0)
-            return fail(err, E_ARG, "backend \"%s\": wanted the device's number after the colon",
-                        name);
-        return table[i].open(out, device, num_threads, err);
-    }
-    return backend_open_device(out, name, 0, num_threads, err); // says which there are
+    const int i = find(name, (size_t)(colon - name)), device = device_of(colon + 1);
+    if (i < 0) return unknown(name, err);
+    if (!table[i].open_device)
+        return fail(err, E_ARG, "backend \"%s\": %s has no devices to choose from", name,
+                    table[i].name);
+    if (device < 0)
+        return fail(err, E_ARG, "backend \"%s\": wanted the device's number after the colon", name);
+    return table[i].open_device(out, device, err);
 }
 
 void backend_destroy(struct backend *be) {

@@ -30,11 +30,11 @@ int cuda_failed(struct cuda *c, cudaError_t e, const char *doing) {
     return -1;
 }
 
-void cuda_enter(const struct cuda *c) {
+cudaError_t cuda_enter(const struct cuda *c) {
     static _Thread_local int entered; // one more than the id; 0: none yet
-    if (entered == c->id + 1) return;
-    cudaSetDevice(c->id); // it was there when the backend was opened
-    entered = c->id + 1;
+    const cudaError_t e = entered == c->id + 1 ? cudaSuccess : cudaSetDevice(c->id);
+    if (e == cudaSuccess) entered = c->id + 1;
+    return e;
 }
 
 static int cuda_sync(struct backend *be, struct error *err) {
@@ -233,8 +233,7 @@ static int find_device(struct cuda *c, int id, struct error *err) {
         return fail(err, E_DEVICE, "no CUDA device %d: there %s %d, counted from 0", id,
                     count == 1 ? "is" : "are", count);
     c->id = id;
-    cuda_enter(c);
-    if ((e = cudaSetDevice(id)) != cudaSuccess ||
+    if ((e = cuda_enter(c)) != cudaSuccess ||
         (e = cudaGetDeviceProperties(&prop, id)) != cudaSuccess ||
         (e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)) != cudaSuccess)
         return fail(err, E_DEVICE, "CUDA device %d of %d: %s", id, count, cudaGetErrorString(e));

@@ -40,7 +40,7 @@ static inline void *dev(struct tensor t) {
 }
 
 // The runtime's current device is the thread's: a backend may be opened in one, used in another.
-void cuda_enter(const struct cuda *c);
+cudaError_t cuda_enter(const struct cuda *c);
 
 // Every op goes through here.
 static inline struct queue *queue_of(struct backend *be) {
