@@ -157,8 +157,7 @@ void k_skinny(struct queue *s, const struct product_list *list) {
     }
 }
 
-// ---- FMA: many rows
-// ---------------------------------------------------------------------------------
+// ---- FMA: many rows -----------------------------------------------------------------------------
 
 // Element (k, o) of w.
 __device__ static float weight_at(const matrix &w, size_t k, size_t o, bool narrow) {

@@ -54,8 +54,7 @@ __device__ void sum_products(float *to, const float (&x)[2][4], const float (&y)
     }
 }
 
-// ---- the next chunk, as it lies in memory
-// --------------------------------------------------------
+// ---- the next chunk, as it lies in memory -------------------------------------------------------
 
 // 16 bytes on their way to shared memory until stage_wait.
 __device__ void stage(void *to, const void *from) {
