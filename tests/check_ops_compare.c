@@ -378,7 +378,7 @@ static void law_parts(struct tally *t, const struct op_case *op, struct backend 
     char what[256] = "";
     int rc = 0;
     parts.norm_mix = NULL;
-    parts.time_step = NULL;
+    parts.recall = NULL;
     for (const struct size *s = op->sizes; s->R >= 0 && !rc; s++)
         for (int variant = 0; variant < op->variants && !rc; variant++) {
             struct run one, several;

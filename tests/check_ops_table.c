@@ -41,10 +41,29 @@ static struct arg *put_ids(struct call *c, const char *name,
     return a;
 }
 
+// Stands for an argument that is not there; t[] keeps its place.
+static void put_none(struct call *c, const char *name) {
+    *put(c, name, "i", 0, NULL, -1) = (struct arg){.name = name, .mode = "i", .row_axis = -1};
+}
+
 static struct arg *put_shift(struct call *c, const char *name, const char *mode) {
     struct arg *a = put(c, name, mode, 2, (size_t[]){(size_t)c->S, (size_t)c->size.C}, -1);
     a->slots = true;
     return a;
+}
+
+static void put_shift_out(struct call *c) {
+    if (c->bare)
+        put_none(c, "shift_out");
+    else
+        put_shift(c, "shift_out", c->aliased ? "+" : "=");
+}
+
+static void put_shift_in(struct call *c) { // or shift_out itself
+    if (c->bare)
+        put_none(c, "shift_in");
+    else
+        put_shift(c, "shift_in", "i")->shares = "shift_out";
 }
 
 static struct arg *put_state(struct call *c, const char *name, const char *mode) {
@@ -52,11 +71,6 @@ static struct arg *put_state(struct call *c, const char *name, const char *mode)
     struct arg *a = put(c, name, mode, 4, (size_t[]){(size_t)c->S, (size_t)c->H, N, N}, -1);
     a->slots = true;
     return a;
-}
-
-// Stands for an argument that is not there; t[] keeps its place.
-static void put_none(struct call *c, const char *name) {
-    *put(c, name, "i", 0, NULL, -1) = (struct arg){.name = name, .mode = "i", .row_axis = -1};
 }
 
 static void put_batch(struct call *c) {
@@ -143,15 +157,9 @@ static size_t mixes(const struct call *c) {
 
 static void shape_shift_mix(struct call *c) {
     put_planes(c, "m", "=", mixes(c))->narrow = c->variant & 2;
-    if (c->bare)
-        put_none(c, "shift_out");
-    else
-        put_shift(c, "shift_out", c->aliased ? "+" : "=");
+    put_shift_out(c);
     put_rows(c, "z", "i", (size_t)c->size.C);
-    if (c->bare)
-        put_none(c, "shift_in");
-    else
-        put_shift(c, "shift_in", "i")->shares = "shift_out";
+    put_shift_in(c);
     put_params(c, "mix", "i", mixes(c));
     put_batch(c);
 }
@@ -386,18 +394,12 @@ CALL(readout) {
 static void shape_norm_mix(struct call *c) {
     const size_t n = c->variant & 2 ? 1 : MIX_COUNT, C = (size_t)c->size.C;
     put_planes(c, "m", "=", n)->narrow = c->variant & 1;
-    if (c->bare)
-        put_none(c, "shift_out");
-    else
-        put_shift(c, "shift_out", c->aliased ? "+" : "=");
+    put_shift_out(c);
     put_rows(c, "z", "=", C);
     put_rows(c, "x", "i", C);
     put_vector(c, "w", "i", C);
     put_vector(c, "b", "i", C);
-    if (c->bare)
-        put_none(c, "shift_in");
-    else
-        put_shift(c, "shift_in", "i")->shares = "shift_out";
+    put_shift_in(c);
     put_params(c, "mix", "i", n);
     put_batch(c);
 }
@@ -405,7 +407,8 @@ CALL(norm_mix) {
     op_norm_mix(be, t[0], t[1], t[2], t[3], t[4], t[5], 1e-5, t[6], t[7], b);
 }
 
-static void shape_time_step(struct call *c) {
+// Spans of one row (.singles): longer ones are its parts everywhere.
+static void shape_recall(struct call *c) {
     const size_t C = (size_t)c->size.C;
     put_rows(c, "o", "=", C)->narrow = c->variant;
     if (c->bare)
@@ -425,18 +428,19 @@ static void shape_time_step(struct call *c) {
     put_params(c, "read_vecs", "i", READ_COUNT);
     put_batch(c);
 }
-CALL(time_step) {
-    const struct time_step step = {.o = t[0],
-                                   .v_out = t[1],
-                                   .state = t[2],
-                                   .u = t[3],
-                                   .y = t[4],
-                                   .rkv = t[5],
-                                   .lora = t[6],
-                                   .v_first = t[7],
-                                   .key_vecs = t[8],
-                                   .read_vecs = t[9]};
-    op_time_step(be, &step, b, c->H);
+CALL(recall) {
+    const struct recall r = {.o = t[0],
+                             .v_out = t[1],
+                             .state = t[2],
+                             .saved = tensor_none(),
+                             .u = t[3],
+                             .y = t[4],
+                             .rkv = t[5],
+                             .lora = t[6],
+                             .v_first = t[7],
+                             .key_vecs = t[8],
+                             .read_vecs = t[9]};
+    op_recall(be, &r, b, c->H);
 }
 
 static void shape_readout_bwd(struct call *c) {
@@ -685,7 +689,7 @@ const struct op_case op_cases[] = {
      .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
     {NAMED(norm_mix), .sizes = row_span_sizes, .bench = rows_bench, .variants = 8, .singles = 0xf0,
      .can_bare = true, .can_alias = true, .tolerance = 1e-6},
-    {NAMED(time_step), .sizes = step_sizes, .bench = step_bench, .variants = 2, .singles = 3,
+    {NAMED(recall), .sizes = step_sizes, .bench = step_bench, .variants = 2, .singles = 3,
      .can_bare = true, .tolerance = 5e-6},
     {NAMED(xent), .bench_variants = 2u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,
      .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 1e-6, .forward = "xent",

@@ -433,7 +433,7 @@ static void ops_as_one_give_the_bits_of_their_parts(void **unused) {
         float *end = mem_zero(2 * state_count(&dims), sizeof *end);
         run_logits(&b, tokens, N, 1, as_one, end);
         parts.norm_mix = NULL;
-        parts.time_step = NULL;
+        parts.recall = NULL;
         b.be->ops = &parts;
         run_logits(&b, tokens, N, 1, as_parts, end + state_count(&dims));
         assert_memory_equal(as_one, as_parts, sizeof as_one);

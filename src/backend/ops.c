@@ -25,7 +25,7 @@ static const struct {
     OP(embed),     OP(embed_bwd),     OP(gather_rows), OP(norm),          OP(norm_bwd),
     OP(shift_mix), OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x),  OP(matmul_bwd_w),
     OP(act),       OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd),  OP(wkv7),
-    OP(wkv7_bwd),  OP(readout),       OP(readout_bwd), SEVERAL(norm_mix), SEVERAL(time_step),
+    OP(wkv7_bwd),  OP(readout),       OP(readout_bwd), SEVERAL(norm_mix), SEVERAL(recall),
     OP(xent),      OP(sample),        OP(sumsq),       OP(adamw),         OP(fill),
     OP(copy),      OP(add),
 };
@@ -383,38 +383,34 @@ void op_norm_mix(struct backend *be, struct tensor m, struct tensor shift_out, s
     be->ops->norm_mix(be, m, shift_out, z, x, w, b, eps, shift_in, mix, batch);
 }
 
-void time_step_parts(struct backend *be, const struct time_step *t, const struct batch *b, int H) {
+void recall_parts(struct backend *be, const struct recall *t, const struct batch *b, int H) {
     const struct tensor r = tensor_at(t->rkv, RKV_R), g = tensor_at(t->lora, LORA_G);
     op_key_prep(be, t->u, t->rkv, t->lora, t->v_first, t->key_vecs, H);
     if (tensor_is(t->v_out)) op_copy(be, t->v_out, tensor_at(t->u, U_V));
-    op_wkv7(be, t->y, t->state, tensor_none(), r, t->u, t->state, b, H);
+    op_wkv7(be, t->y, t->state, t->saved, r, t->u, t->state, b, H);
     op_readout(be, t->o, t->y, r, t->u, g, t->read_vecs, H);
 }
 
-void op_time_step(struct backend *be, const struct time_step *t, const struct batch *b, int H) {
-    const char *op = "time_step";
+void op_recall(struct backend *be, const struct recall *t, const struct batch *b, int H) {
     const size_t R = t->rkv.dim[1], C = t->rkv.dim[2];
-    const enum dtype in = narrow(be, t->rkv);
-    if (!be->ops->time_step) {
-        time_step_parts(be, t, b, H);
+    if (!be->ops->recall) {
+        recall_parts(be, t, b, H);
         return;
     }
-    require(op, H > 0 && C % (size_t)H == 0, "H divides C");
-    want(op, "o", t->o, narrow(be, t->o), 2, R, C, 0);
-    maybe(op, "v_out", t->v_out, be->real, 2, R, C, 0);
-    require(op, tensor_is(t->state), "the state is absent");
-    require(op, b->longest <= 1, "a span has more than one row");
-    want_state(op, be, t->state, C, H);
-    want(op, "u", t->u, in, 3, U_COUNT, R, C);
-    want(op, "y", t->y, in, 2, R, C, 0);
-    want(op, "rkv", t->rkv, in, 3, RKV_COUNT, R, C);
-    want(op, "lora", t->lora, in, 3, LORA_COUNT, R, C);
-    maybe(op, "v_first", t->v_first, be->real, 2, R, C, 0);
-    want(op, "key_vecs", t->key_vecs, be->real, 2, KEY_COUNT, C, 0);
-    want(op, "read_vecs", t->read_vecs, be->real, 2, READ_COUNT, C, 0);
-    want_batch(op, b, R);
-    trace(op, t->o);
-    be->ops->time_step(be, t, b, H);
+    require("recall", H > 0 && C % (size_t)H == 0, "H divides C");
+    want("recall", "o", t->o, narrow(be, t->o), 2, R, C, 0);
+    maybe("recall", "v_out", t->v_out, be->real, 2, R, C, 0);
+    want_state("recall", be, t->state, C, H);
+    want("recall", "u", t->u, be->real, 3, U_COUNT, R, C);
+    want("recall", "y", t->y, be->real, 2, R, C, 0);
+    want("recall", "rkv", t->rkv, be->real, 3, RKV_COUNT, R, C);
+    want("recall", "lora", t->lora, be->real, 3, LORA_COUNT, R, C);
+    maybe("recall", "v_first", t->v_first, be->real, 2, R, C, 0);
+    want("recall", "key_vecs", t->key_vecs, be->real, 2, KEY_COUNT, C, 0);
+    want("recall", "read_vecs", t->read_vecs, be->real, 2, READ_COUNT, C, 0);
+    want_batch("recall", b, R);
+    trace("recall", t->o);
+    be->ops->recall(be, t, b, H);
 }
 
 void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, struct tensor logits,

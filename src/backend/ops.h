@@ -50,15 +50,16 @@ struct product {
     enum act act;      // said each time: 0 is ACT_TANH
 };
 
-// key_prep, wkv7 and readout, a token of every sequence.
-struct time_step {
+// key_prep, wkv7 and readout: what comes of the projections.
+struct recall {
     struct tensor o, v_out;  // ° (R,C) the gated readout; (R,C) the values, may be absent
-    struct tensor state;     // (S,H,N,N) goes on in place
+    struct tensor state;     // (S,H,N,N) goes on in place; absent: from zero, and not kept
+    struct tensor saved;     // as wkv7 has it; may be absent
     struct tensor rkv, lora; // as key_prep has them
     struct tensor v_first;   // the same
     struct tensor key_vecs;  // its (5,C)
     struct tensor read_vecs; // readout's (3,C)
-    struct tensor u, y;      // room for the parts, undefined afterwards
+    struct tensor u, y;      // what key_prep and wkv7 give; undefined afterwards without saved
 };
 
 struct ops {
@@ -164,8 +165,8 @@ struct ops {
     void (*norm_mix)(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
                      struct tensor x, struct tensor w, struct tensor b, double eps,
                      struct tensor shift_in, struct tensor mix, const struct batch *);
-    // What struct time_step says, for a batch whose spans are one row each.
-    void (*time_step)(struct backend *, const struct time_step *, const struct batch *, int H);
+    // What struct recall says.
+    void (*recall)(struct backend *, const struct recall *, const struct batch *, int H);
 
     // -- loss and sampling -----------------------------------------------------------------------
     // loss (O) = -log softmax(logits (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
@@ -236,9 +237,9 @@ void op_readout_bwd(struct backend *, struct tensor dy, struct tensor dr, struct
 void op_norm_mix(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
                  struct tensor x, struct tensor w, struct tensor b, double eps,
                  struct tensor shift_in, struct tensor mix, const struct batch *);
-void op_time_step(struct backend *, const struct time_step *, const struct batch *, int H);
+void op_recall(struct backend *, const struct recall *, const struct batch *, int H);
 // As the ops it stands for.
-void time_step_parts(struct backend *, const struct time_step *, const struct batch *, int H);
+void recall_parts(struct backend *, const struct recall *, const struct batch *, int H);
 void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
              struct tensor target, float scale, bool l2wrap);
 void op_sample(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,

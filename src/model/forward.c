@@ -52,34 +52,6 @@ static void linear(struct model *m, enum param_id id, int layer, struct tensor y
     op_matmul(m->be, &p, 1);
 }
 
-// What comes of the projections: keys, the recurrence, the readout.
-static void recall(struct model *m, int i, struct acts *a, struct tensor v_first,
-                   const struct batch *b, struct state *s) {
-    struct backend *be = m->be;
-    const struct tensor none = tensor_none(), r = tensor_at(a->rkv, RKV_R), wkv = slot_wkv(s, i);
-    const struct tensor key_vecs = model_vectors(m, P_W0, KEY_COUNT, i);
-    const struct tensor read_vecs = model_vectors(m, P_LNX_W, READ_COUNT, i);
-    const int H = m->dims.H;
-    if (s && b->longest == 1) {
-        const struct time_step t = {.o = a->o,
-                                    .v_out = i == 0 ? v_first : none,
-                                    .state = wkv,
-                                    .rkv = a->rkv,
-                                    .lora = a->lora,
-                                    .v_first = i > 0 ? v_first : none,
-                                    .key_vecs = key_vecs,
-                                    .read_vecs = read_vecs,
-                                    .u = a->u,
-                                    .y = a->y};
-        op_time_step(be, &t, b, H);
-        return;
-    }
-    op_key_prep(be, a->u, a->rkv, a->lora, i > 0 ? v_first : none, key_vecs, H);
-    if (i == 0) op_copy(be, v_first, tensor_at(a->u, U_V));
-    op_wkv7(be, a->y, wkv, a->saved, r, a->u, wkv, b, H);
-    op_readout(be, a->o, a->y, r, a->u, tensor_at(a->lora, LORA_G), read_vecs, H);
-}
-
 void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, struct tensor x,
                    struct tensor v_first, const struct batch *b, struct state *s) {
     struct backend *be = m->be;
@@ -90,7 +62,18 @@ void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, 
                 model_vector(m, P_LN1_B, i), LN_EPS, slot_shift(s, i, 0),
                 model_vectors(m, P_X_R, MIX_COUNT, i), b);
     project(m, i, a);
-    recall(m, i, a, v_first, b, s);
+    const struct recall r = {.o = a->o,
+                             .v_out = i == 0 ? v_first : none,
+                             .state = slot_wkv(s, i),
+                             .saved = a->saved,
+                             .rkv = a->rkv,
+                             .lora = a->lora,
+                             .v_first = i > 0 ? v_first : none,
+                             .key_vecs = model_vectors(m, P_W0, KEY_COUNT, i),
+                             .read_vecs = model_vectors(m, P_LNX_W, READ_COUNT, i),
+                             .u = a->u,
+                             .y = a->y};
+    op_recall(be, &r, b, m->dims.H);
     linear(m, P_OUTPUT, i, a->x1, a->o, x, ACT_NONE);
 
     // channel mix

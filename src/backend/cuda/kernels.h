@@ -75,17 +75,16 @@ struct mix_args {
     bool narrow; // m is bf16
 };
 bool k_norm_mix(struct queue *s, const struct mix_args *p);
-struct step_args {
+struct recall_args {
     void *o;
     float *v_out, *state; // v_out may be NULL; the state goes on in place
-    const void *rkv, *lora;
-    const float *v_first, *key_vecs, *read_vecs; // v_first may be NULL
+    const float *rkv, *lora, *v_first, *key_vecs, *read_vecs; // v_first may be NULL
     const int32_t *span;
     size_t R, C;
     int H;
-    bool narrow_in, narrow_out; // rkv and lora, o are bf16
+    bool narrow; // o is bf16
 };
-bool k_time_step(struct queue *s, const struct step_args *p);
+bool k_recall(struct queue *s, const struct recall_args *p);
 
 // ---- wkv7.cu
 int k_wkv7_chunk(int N); // tokens between the states that training keeps

@@ -194,23 +194,22 @@ static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shi
     cuda_shift_mix(be, m, shift_out, z, shift_in, mix, batch);
 }
 
-static void cuda_time_step(struct backend *be, const struct time_step *t, const struct batch *b,
-                           int H) {
-    const struct step_args p = {.o = dev(t->o),
-                                .v_out = dev(t->v_out),
-                                .state = dev(t->state),
-                                .rkv = dev(t->rkv),
-                                .lora = dev(t->lora),
-                                .v_first = dev(t->v_first),
-                                .key_vecs = dev(t->key_vecs),
-                                .read_vecs = dev(t->read_vecs),
-                                .span = dev(b->span),
-                                .R = t->rkv.dim[1],
-                                .C = t->rkv.dim[2],
-                                .H = H,
-                                .narrow_in = narrow(t->rkv),
-                                .narrow_out = narrow(t->o)};
-    if (!k_time_step(queue_of(be), &p)) time_step_parts(be, t, b, H);
+static void cuda_recall(struct backend *be, const struct recall *t, const struct batch *b, int H) {
+    const struct recall_args p = {.o = dev(t->o),
+                                  .v_out = dev(t->v_out),
+                                  .state = dev(t->state),
+                                  .rkv = dev(t->rkv),
+                                  .lora = dev(t->lora),
+                                  .v_first = dev(t->v_first),
+                                  .key_vecs = dev(t->key_vecs),
+                                  .read_vecs = dev(t->read_vecs),
+                                  .span = dev(b->span),
+                                  .R = t->rkv.dim[1],
+                                  .C = t->rkv.dim[2],
+                                  .H = H,
+                                  .narrow = narrow(t->o)};
+    const bool step = b->longest == 1 && tensor_is(t->state) && !tensor_is(t->saved);
+    if (!step || !k_recall(queue_of(be), &p)) recall_parts(be, t, b, H);
 }
 
 // ---- loss and sampling -------------------------------------------------------------------------
@@ -293,7 +292,7 @@ const struct ops cuda_ops = {
     .readout = cuda_readout,
     .readout_bwd = cuda_readout_bwd,
     .norm_mix = cuda_norm_mix,
-    .time_step = cuda_time_step,
+    .recall = cuda_recall,
     .xent = cuda_xent,
     .sample = cuda_sample,
     .sumsq = cuda_sumsq,

@@ -15,11 +15,10 @@ enum { N = 64, QUAD = 4, NJ = N / QUAD, STEP_THREADS = QUAD * N };
 enum { V_R = U_B + 1, VECTORS };
 
 // Warp 0: what the recurrence reads of this token.
-template <class T>
-__device__ static void prepare_step(float (&vec)[VECTORS][N], const step_args &p, size_t row) {
+__device__ static void prepare_token(float (&vec)[VECTORS][N], const recall_args &p, size_t row) {
     constexpr int VEC = 2, NL = 1;
     const size_t C = p.C, plane = p.R * C, h = blockIdx.x * (size_t)N, at = row * C + h;
-    const T *rkv = (const T *)p.rkv + at, *lora = (const T *)p.lora + at;
+    const float *rkv = p.rkv + at, *lora = p.lora + at;
     TAKE(k, rkv + RKV_K * plane);
     TAKE(v, rkv + RKV_V * plane);
     TAKE(r, rkv + RKV_R * plane);
@@ -49,18 +48,18 @@ __device__ static void prepare_step(float (&vec)[VECTORS][N], const step_args &p
 }
 
 // Warp 0: y, gated. What it reads besides is on its way while the others are at the state.
-template <class T> struct reader {
+struct reader {
     static constexpr int VEC = 2, NL = 1;
     head<VEC, NL> g, weight, bias, r_k;
 
-    __device__ void ask(const step_args &p, size_t row) {
+    __device__ void ask(const recall_args &p, size_t row) {
         const size_t C = p.C, h = blockIdx.x * (size_t)N;
-        g.take((const T *)p.lora + LORA_G * p.R * C + row * C + h, N);
+        g.take(p.lora + LORA_G * p.R * C + row * C + h, N);
         weight.take(p.read_vecs + READ_WEIGHT * C + h, N);
         bias.take(p.read_vecs + READ_BIAS * C + h, N);
         r_k.take(p.read_vecs + READ_RK * C + h, N);
     }
-    __device__ void read(const float (&vec)[VECTORS][N], const float *now, const step_args &p,
+    __device__ void read(const float (&vec)[VECTORS][N], const float *now, const recall_args &p,
                          size_t row) const {
         TAKE(y, now);
         TAKE(r, vec[V_R]);
@@ -68,14 +67,14 @@ template <class T> struct reader {
         TAKE(v, vec[U_V]);
         read_head(y, r, k, v, g, weight, bias, r_k, N);
         const size_t at = row * p.C + blockIdx.x * (size_t)N;
-        if (p.narrow_out)
+        if (p.narrow)
             y.give((uint16_t *)p.o + at, N);
         else
             y.give((float *)p.o + at, N);
     }
 };
 
-template <class T> static __global__ void __launch_bounds__(STEP_THREADS) time_step(step_args p) {
+static __global__ void __launch_bounds__(STEP_THREADS) recall(recall_args p) {
     alignas(16) __shared__ float vec[VECTORS][N];
     alignas(16) __shared__ float part[2][QUAD][N];
     const int tid = threadIdx.x, i = tid % N, q = tid / N;
@@ -89,34 +88,28 @@ template <class T> static __global__ void __launch_bounds__(STEP_THREADS) time_s
         prefetch(vecs + tid / 2 * p.C + blockIdx.x * (size_t)N + tid % 2 * 32);
     }
     begin_kernel();
-    float S[NJ];
+    float4 S[NJ / 4];
 #pragma unroll
-    for (int n = 0; n < NJ; n++) S[n] = state[(n / 4 * 16 + 4 * q + n % 4) * N + i];
-    reader<T> out;
+    for (int m = 0; m < NJ / 4; m++) S[m] = load_row(state + i, N, 16 * m + 4 * q);
+    reader out;
     if (tid < 32) {
         out.ask(p, row);
-        prepare_step<T>(vec, p, row);
+        prepare_token(vec, p, row);
     }
     __syncthreads();
     const float4(*four)[N / 4] = (const float4(*)[N / 4]) vec;
     float4 sums = make_float4(0, 0, 0, 0), ys = sums;
 #pragma unroll
-    for (int m = 0; m < NJ / 4; m++)
-        add_products(sums, make_float4(S[4 * m], S[4 * m + 1], S[4 * m + 2], S[4 * m + 3]),
-                     four[U_A][4 * m + q]);
+    for (int m = 0; m < NJ / 4; m++) add_products(sums, S[m], four[U_A][4 * m + q]);
     part[0][q][i] = (sums.x + sums.y) + (sums.z + sums.w);
     __syncthreads();
     const float s = (part[0][0][i] + part[0][1][i]) + (part[0][2][i] + part[0][3][i]);
     const float v = vec[U_V][i];
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++) {
-        const float4 w = four[U_W][4 * m + q], b = four[U_B][4 * m + q], x = four[U_K][4 * m + q];
-        float4 to;
-        to.x = fmaf(S[4 * m], w.x, fmaf(s, b.x, v * x.x));
-        to.y = fmaf(S[4 * m + 1], w.y, fmaf(s, b.y, v * x.y));
-        to.z = fmaf(S[4 * m + 2], w.z, fmaf(s, b.z, v * x.z));
-        to.w = fmaf(S[4 * m + 3], w.w, fmaf(s, b.w, v * x.w));
-        add_products(ys, to, four[V_R][4 * m + q]);
+        const int c = 4 * m + q;
+        const float4 to = next_state(S[m], four[U_W][c], s, four[U_B][c], v, four[U_K][c]);
+        add_products(ys, to, four[V_R][c]);
         store_row(state + i, N, 16 * m + 4 * q, to);
     }
     part[1][q][i] = (ys.x + ys.y) + (ys.z + ys.w);
@@ -130,17 +123,11 @@ template <class T> static __global__ void __launch_bounds__(STEP_THREADS) time_s
     out.read(vec, now, p, row);
 }
 
-bool k_time_step(struct queue *s, const struct step_args *p) {
-    const size_t step = p->narrow_in ? 4 : 8; // a lane's two numbers
-    const uintptr_t in = (uintptr_t)p->rkv | (uintptr_t)p->lora | p->R * p->C * step / 2;
-    const uintptr_t rest = (uintptr_t)p->v_first | (uintptr_t)p->v_out | (uintptr_t)p->key_vecs |
-                           (uintptr_t)p->read_vecs | (uintptr_t)p->o | (uintptr_t)p->state;
-    if (p->C != (size_t)p->H * N || in % step || rest % 8) return false;
-    const dim3 grid(p->H, (unsigned)p->R);
-    if (!p->R) return true;
-    if (p->narrow_in)
-        LAUNCH(time_step<uint16_t>, grid, STEP_THREADS, s, *p);
-    else
-        LAUNCH(time_step<float>, grid, STEP_THREADS, s, *p);
+bool k_recall(struct queue *s, const struct recall_args *p) {
+    const uintptr_t all = (uintptr_t)p->rkv | (uintptr_t)p->lora | (uintptr_t)p->v_first |
+                          (uintptr_t)p->v_out | (uintptr_t)p->key_vecs | (uintptr_t)p->read_vecs |
+                          (uintptr_t)p->o | (uintptr_t)p->state;
+    if (p->C != (size_t)p->H * N || all % 8) return false; // a lane has two numbers
+    if (p->R) LAUNCH(recall, dim3(p->H, (unsigned)p->R), STEP_THREADS, s, *p);
     return true;
 }

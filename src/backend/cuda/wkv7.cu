@@ -81,11 +81,6 @@ __device__ static float fetch(const wkv7_args &a, int kind, size_t t, size_t at,
     return kind == U_W ? decay_of(x) : x;
 }
 
-// Columns j to j+3 of a row; in memory a state is [column][row]. Eight rows of a warp lie together.
-__device__ static float4 load_row(const float *state, int N, int j) {
-    return make_float4(state[j * N], state[(j + 1) * N], state[(j + 2) * N], state[(j + 3) * N]);
-}
-
 // ---- forward -----------------------------------------------------------------------------------
 
 // Rows do not know of each other, so SPLIT blocks can share a head where there are few heads.
@@ -143,10 +138,7 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
                 if (EXACT || m < N / 16) {
                     const float4 w = vec4[k][U_W][4 * m + q], b = vec4[k][U_B][4 * m + q],
                                  x = vec4[k][U_K][4 * m + q];
-                    S[m].x = fmaf(S[m].x, w.x, fmaf(s, b.x, v * x.x));
-                    S[m].y = fmaf(S[m].y, w.y, fmaf(s, b.y, v * x.y));
-                    S[m].z = fmaf(S[m].z, w.z, fmaf(s, b.z, v * x.z));
-                    S[m].w = fmaf(S[m].w, w.w, fmaf(s, b.w, v * x.w));
+                    S[m] = next_state(S[m], w, s, b, v, x);
                     add_products(ys, S[m], vec4[k][V_R][4 * m + q]);
                 }
             const float y = quad_sum((ys.x + ys.y) + (ys.z + ys.w));

@@ -21,7 +21,11 @@ __device__ static inline float decay_of(float omega) {
     return expf(-c0 * sigmoid(omega));
 }
 
-// Columns j to j+3 of a row; in memory a state is [column][row].
+// Columns j to j+3 of a row; in memory a state is [column][row]. Eight rows of a warp lie together.
+__device__ static inline float4 load_row(const float *state, int N, int j) {
+    return make_float4(state[j * N], state[(j + 1) * N], state[(j + 2) * N], state[(j + 3) * N]);
+}
+
 __device__ static inline void store_row(float *state, int N, int j, float4 x) {
     state[j * N] = x.x;
     state[(j + 1) * N] = x.y;
@@ -34,4 +38,12 @@ __device__ static inline void add_products(float4 &sum, float4 x, float4 y) {
     sum.y = fmaf(x.y, y.y, sum.y);
     sum.z = fmaf(x.z, y.z, sum.z);
     sum.w = fmaf(x.w, y.w, sum.w);
+}
+
+// S = S ⊙ w + s b + v k, four columns of a row: one order of operations, the same bits everywhere.
+__device__ static inline float4 next_state(float4 S, float4 w, float s, float4 b, float v,
+                                           float4 k) {
+    return make_float4(fmaf(S.x, w.x, fmaf(s, b.x, v * k.x)), fmaf(S.y, w.y, fmaf(s, b.y, v * k.y)),
+                       fmaf(S.z, w.z, fmaf(s, b.z, v * k.z)),
+                       fmaf(S.w, w.w, fmaf(s, b.w, v * k.w)));
 }
