@@ -99,7 +99,7 @@ TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 CHECK_OPS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/check_ops*.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-.PHONY: all test check fuzz fmt sizes vocab install clean demo layering
+.PHONY: all test run-tests check fuzz fmt sizes vocab install clean demo layering
 
 # Only the plain build leaves ./rwkv: a build with sanitizers must not take its place.
 all: $(if $(filter build,$(BUILD)),rwkv,$(BUILD)/rwkv)
@@ -180,7 +180,13 @@ $(BUILD)/tests/test_serve: $(BUILD)/tests/test_serve.o $(BUILD)/tests/fake_engin
 $(BUILD)/tests/check_ops: $(CHECK_OPS) $(BUILD)/librwkv.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-test: all $(TESTS) $(if $(CHECK_OPS),$(BUILD)/tests/check_ops)
+# Like `make demo`, installs what is missing; then make looks again at what there is.
+test:
+	@for need in stddef stdarg stdint setjmp cmocka; do echo "#include <$$need.h>"; done | \
+	    $(CC) $(CPPFLAGS) -fsyntax-only -xc - 2>/dev/null || ./setup.sh test
+	@$(MAKE) --no-print-directory run-tests
+
+run-tests: all $(TESTS) $(if $(CHECK_OPS),$(BUILD)/tests/check_ops)
 	@BUILD=$(BUILD) tests/run.sh
 
 check:

@@ -1,20 +1,23 @@
 #!/bin/sh
-# Installs the Debian packages that are missing. Usage: ./setup.sh demo|dev
+# Installs the Debian packages that are missing. Usage: ./setup.sh demo|test|dev
 #   demo  what `make` and `make demo` need
-#   dev   that, and what `make test`, `make check`, `make fuzz`, `make fmt` and `make vocab` need
+#   test  that, and what `make test` needs
+#   dev   that, and what `make check`, `make fuzz`, `make fmt`, `make vocab` and .ci/run need
 set -eu
 
 demo="gcc make libc6-dev libjansson-dev libxxhash-dev libuv1-dev curl bible-kjv
       bible-kjv-text"
-dev="$demo git pkg-config libcmocka-dev clang g++ llvm clang-format libclang-rt-14-dev strace zstd
-     golang-github-burntsushi-toml-dev python3 python3-venv chromium gcc-aarch64-linux-gnu
+test="$demo pkg-config libcmocka-dev strace zstd golang-github-burntsushi-toml-dev python3
+      python3-venv chromium"
+dev="$test git clang g++ llvm clang-format libclang-rt-14-dev gcc-aarch64-linux-gnu
      libc6-dev-arm64-cross qemu-user"
 
 case "${1-}" in
 demo) wanted=$demo ;;
+test) wanted=$test ;;
 dev) wanted=$dev ;;
 *)
-    sed -n '2,4s/^# //p' "$0" >&2
+    sed -n '2,5s/^# //p' "$0" >&2
     exit 2
     ;;
 esac
