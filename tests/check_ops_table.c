@@ -186,11 +186,18 @@ CALL(shift_mix_bwd) {
 // ---- matrices ----------------------------------------------------------------------------------
 
 // Variants: stored (O,K) or (K,O), in one of the precisions; of matmul from SPARSE on the same with
-// inputs that are mostly zero, from ACTS on the activations, from NARROW on bf16 x, bf16 y, both.
-// Of the gradients from 6 on: bf16 dy, the other bf16, both.
+// inputs that are mostly zero, from ACTS on the activations, from NARROW on bf16 x, bf16 y, both,
+// and both with the activations. Of the gradients from 6 on: bf16 dy, the other bf16, both.
 enum { PRECISIONS = 5, SPARSE = 2 * PRECISIONS, ACTS = 2 * SPARSE, NARROW = ACTS + 3 };
+enum { NARROW_ACTS = NARROW + 3, MATMULS = NARROW_ACTS + 3 };
 static int narrow_bits(const struct call *c, int first) {
-    return c->variant < first ? 0 : c->variant - first + 1;
+    const int n = c->variant < first ? 0 : c->variant - first + 1;
+    return n < 3 ? n : 3;
+}
+static enum act act_of(const struct call *c) {
+    if (c->variant >= NARROW_ACTS) return (enum act)(c->variant - NARROW_ACTS);
+    const bool has = c->variant >= ACTS && c->variant < NARROW;
+    return has ? (enum act)(c->variant - ACTS) : ACT_NONE;
 }
 static const struct precision precisions[] = {
     {DT_F32, DT_F32}, {DT_BF16, DT_F32}, {DT_BF16, DT_BF16}, {DT_INT8, DT_F32}, {DT_INT4, DT_F32}};
@@ -213,7 +220,10 @@ static void put_add(struct call *c, const char *with, size_t cols) {
 
 static void shape_matmul(struct call *c) {
     const int narrow = narrow_bits(c, NARROW);
-    put_rows(c, "y", c->aliased ? "+" : "=", (size_t)c->size.V)->narrow = narrow & 2;
+    struct arg *y = put_rows(c, "y", c->aliased ? "+" : "=", (size_t)c->size.V);
+    y->narrow = narrow & 2;
+    // Rounded, an error that a square doubles, and rounded again.
+    if (act_of(c) != ACT_NONE) y->rounding = 3.0 / 256;
     struct arg *x = put_rows(c, "x", "i", (size_t)c->size.C);
     x->narrow = narrow & 1;
     if (c->variant >= SPARSE) x->value = c->variant < ACTS ? value_mostly_zero : value_faint;
@@ -224,11 +234,7 @@ static void shape_matmul(struct call *c) {
     put_weight(c, false);
 }
 CALL(matmul) {
-    static const enum act narrow[] = {ACT_NONE, ACT_NONE, ACT_RELU2};
-    const enum act act = c->variant < ACTS     ? ACT_NONE
-                         : c->variant < NARROW ? (enum act)(c->variant - ACTS)
-                                               : narrow[c->variant - NARROW];
-    op_matmul(be, &(struct product){t[0], t[1], w, t[2], act}, 1);
+    op_matmul(be, &(struct product){t[0], t[1], w, t[2], act_of(c)}, 1);
 }
 
 static void shape_matmul_bwd_x(struct call *c) {
@@ -278,10 +284,19 @@ CALL(act_bwd) {
 
 // ---- time mix ----------------------------------------------------------------------------------
 
+// rkv and lora; from variant 1 on they and what else lies between products are bf16.
+static void put_projections(struct call *c) {
+    struct arg *a = put_planes(c, "rkv", "i", RKV_COUNT);
+    a->value = value_rkv;
+    a->narrow = c->variant;
+    a = put_planes(c, "lora", "i", LORA_COUNT);
+    a->value = value_gate_input;
+    a->narrow = c->variant;
+}
+
 static void shape_key_prep(struct call *c) {
-    put_planes(c, "u", "=", U_COUNT);
-    put_planes(c, "rkv", "i", RKV_COUNT)->value = value_rkv;
-    put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
+    put_planes(c, "u", "=", U_COUNT)->narrow = c->variant;
+    put_projections(c);
     if (c->bare)
         put_none(c, "v_first");
     else
@@ -300,9 +315,8 @@ static void shape_key_prep_bwd(struct call *c) {
     else
         put_rows(c, "dv_first", "+", (size_t)c->size.C);
     put_params(c, "dvecs", "+", KEY_COUNT);
-    put_planes(c, "du", "i", U_COUNT);
-    put_planes(c, "rkv", "i", RKV_COUNT)->value = value_rkv;
-    put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
+    put_planes(c, "du", "i", U_COUNT)->narrow = c->variant;
+    put_projections(c);
     if (c->bare)
         put_none(c, "v_first");
     else
@@ -377,14 +391,18 @@ CALL(wkv7_bwd) {
     op_wkv7_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], b, c->H);
 }
 
-static void shape_readout(struct call *c) {
+static void put_read_inputs(struct call *c) {
     const size_t C = (size_t)c->size.C;
-    put_rows(c, "o", "=", C)->narrow = c->variant;
-    put_rows(c, "y", "i", C);
-    put_rows(c, "r", "i", C);
-    put_planes(c, "u", "i", U_COUNT);
-    put_rows(c, "g", "i", C);
+    put_rows(c, "y", "i", C)->narrow = c->variant;
+    put_rows(c, "r", "i", C)->narrow = c->variant;
+    put_planes(c, "u", "i", U_COUNT)->narrow = c->variant;
+    put_rows(c, "g", "i", C)->narrow = c->variant;
     put_params(c, "vecs", "i", READ_COUNT);
+}
+
+static void shape_readout(struct call *c) {
+    put_rows(c, "o", "=", (size_t)c->size.C)->narrow = c->variant;
+    put_read_inputs(c);
 }
 CALL(readout) {
     op_readout(be, t[0], t[1], t[2], t[3], t[4], t[5], c->H);
@@ -416,10 +434,9 @@ static void shape_recall(struct call *c) {
     else
         put_rows(c, "v_out", "=", C);
     put_state(c, "state", "+");
-    put_planes(c, "u", "~", U_COUNT);
-    put_rows(c, "y", "~", C);
-    put_planes(c, "rkv", "i", RKV_COUNT)->value = value_rkv;
-    put_planes(c, "lora", "i", LORA_COUNT)->value = value_gate_input;
+    put_planes(c, "u", "~", U_COUNT)->narrow = c->variant;
+    put_rows(c, "y", "~", C)->narrow = c->variant;
+    put_projections(c);
     if (c->bare)
         put_none(c, "v_first");
     else
@@ -445,17 +462,13 @@ CALL(recall) {
 
 static void shape_readout_bwd(struct call *c) {
     const size_t C = (size_t)c->size.C;
-    put_rows(c, "dy", "=", C);
-    put_rows(c, "dr", "=", C);
-    put_planes(c, "du", ".==..", U_COUNT);
+    put_rows(c, "dy", "=", C)->narrow = c->variant;
+    put_rows(c, "dr", "=", C)->narrow = c->variant;
+    put_planes(c, "du", ".==..", U_COUNT)->narrow = c->variant;
     put_rows(c, "dg", "=", C)->narrow = c->variant;
     put_params(c, "dvecs", "+", READ_COUNT);
     put_rows(c, "do", "i", C)->narrow = c->variant;
-    put_rows(c, "y", "i", C);
-    put_rows(c, "r", "i", C);
-    put_planes(c, "u", "i", U_COUNT);
-    put_rows(c, "g", "i", C);
-    put_params(c, "vecs", "i", READ_COUNT);
+    put_read_inputs(c);
 }
 CALL(readout_bwd) {
     op_readout_bwd(be, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], c->H);
@@ -549,7 +562,7 @@ CALL(copy) {
 }
 
 static void shape_add(struct call *c) {
-    put_rows(c, "y", "+", (size_t)c->size.C);
+    put_rows(c, "y", "+", (size_t)c->size.C)->narrow = c->variant;
     put_rows(c, "x", "i", (size_t)c->size.C);
 }
 CALL(add) {
@@ -662,8 +675,8 @@ const struct op_case op_cases[] = {
     {NAMED(shift_mix_bwd), .sizes = span_sizes, .bench = rows_bench, .variants = 4,
      .can_bare = true, .tolerance = 1e-6, .forward = "shift_mix"},
     {NAMED(matmul), .bench_variants = 0x155u, .sizes = product_sizes, .bench = product_bench,
-     .variants = NARROW + 3, .rowwise = true, .can_bare = true, .can_alias = true,
-     .tolerance = 4e-6, .flops = flops_matmul},
+     .variants = MATMULS, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 4e-6,
+     .flops = flops_matmul},
     {NAMED(matmul_bwd_x), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
      .variants = 9, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
      .forward = "matmul", .flops = flops_matmul},
@@ -673,7 +686,7 @@ const struct op_case op_cases[] = {
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .flops = flops_act},
     {NAMED(act_bwd), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 6,
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .forward = "act"},
-    {NAMED(key_prep), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 1, .rowwise = true,
+    {NAMED(key_prep), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2, .rowwise = true,
      .can_bare = true, .tolerance = 1e-6, .flops = flops_key_prep},
     {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
      .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
@@ -702,7 +715,7 @@ const struct op_case op_cases[] = {
      .rowwise = true},
     {NAMED(copy), .bench_variants = 19u, .sizes = flat_sizes, .bench = flat_bench, .variants = 16,
      .rowwise = true},
-    {NAMED(add), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .rowwise = true,
+    {NAMED(add), .sizes = flat_sizes, .bench = flat_bench, .variants = 2, .rowwise = true,
      .tolerance = 1e-7},
 };
 

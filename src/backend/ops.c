@@ -251,9 +251,9 @@ void op_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct t
 void op_key_prep(struct backend *be, struct tensor u, struct tensor rkv, struct tensor lora,
                  struct tensor v_first, struct tensor vecs, int H) {
     const size_t R = u.dim[1], C = u.dim[2];
-    want("key_prep", "u", u, be->real, 3, U_COUNT, R, C);
-    want("key_prep", "rkv", rkv, be->real, 3, RKV_COUNT, R, C);
-    want("key_prep", "lora", lora, be->real, 3, LORA_COUNT, R, C);
+    want("key_prep", "u", u, narrow(be, u), 3, U_COUNT, R, C);
+    want("key_prep", "rkv", rkv, u.dtype, 3, RKV_COUNT, R, C);
+    want("key_prep", "lora", lora, u.dtype, 3, LORA_COUNT, R, C);
     maybe("key_prep", "v_first", v_first, be->real, 2, R, C, 0);
     want("key_prep", "vecs", vecs, be->real, 2, KEY_COUNT, C, 0);
     require("key_prep", H > 0 && C % (size_t)H == 0, "H divides C");
@@ -266,11 +266,12 @@ void op_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora
                      struct tensor rkv, struct tensor lora, struct tensor v_first,
                      struct tensor vecs, int H) {
     const size_t R = du.dim[1], C = du.dim[2];
-    want("key_prep_bwd", "drkv", drkv, narrow(be, drkv), 3, RKV_COUNT, R, C);
-    want("key_prep_bwd", "dlora", dlora, drkv.dtype, 3, LORA_COUNT, R, C);
+    want("key_prep_bwd", "du", du, narrow(be, du), 3, U_COUNT, R, C);
+    want("key_prep_bwd", "drkv", drkv, du.dtype, 3, RKV_COUNT, R, C);
+    want("key_prep_bwd", "dlora", dlora, du.dtype, 3, LORA_COUNT, R, C);
     want("key_prep_bwd", "dvecs", dvecs, be->real, 2, KEY_COUNT, C, 0);
-    want("key_prep_bwd", "rkv", rkv, be->real, 3, RKV_COUNT, R, C);
-    want("key_prep_bwd", "lora", lora, be->real, 3, LORA_COUNT, R, C);
+    want("key_prep_bwd", "rkv", rkv, du.dtype, 3, RKV_COUNT, R, C);
+    want("key_prep_bwd", "lora", lora, du.dtype, 3, LORA_COUNT, R, C);
     require("key_prep_bwd", tensor_is(v_first) == tensor_is(dv_first),
             "v_first and dv_first come together");
     maybe("key_prep_bwd", "v_first", v_first, be->real, 2, R, C, 0);
@@ -335,11 +336,11 @@ void op_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct 
 void op_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
                 struct tensor u, struct tensor g, struct tensor vecs, int H) {
     const size_t R = y.dim[0], C = y.dim[1];
-    want("readout", "o", o, narrow(be, o), 2, R, C, 0);
-    want("readout", "y", y, be->real, 2, R, C, 0);
-    want("readout", "r", r, be->real, 2, R, C, 0);
-    want("readout", "u", u, be->real, 3, U_COUNT, R, C);
-    want("readout", "g", g, be->real, 2, R, C, 0);
+    want("readout", "o", o, y.dtype, 2, R, C, 0);
+    want("readout", "y", y, narrow(be, y), 2, R, C, 0);
+    want("readout", "r", r, y.dtype, 2, R, C, 0);
+    want("readout", "u", u, y.dtype, 3, U_COUNT, R, C);
+    want("readout", "g", g, y.dtype, 2, R, C, 0);
     want("readout", "vecs", vecs, be->real, 2, READ_COUNT, C, 0);
     require("readout", H > 0 && C % (size_t)H == 0, "H divides C");
     trace("readout", o);
@@ -350,12 +351,16 @@ void op_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr, stru
                     struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
                     struct tensor r, struct tensor u, struct tensor g, struct tensor vecs, int H) {
     const size_t R = y.dim[0], C = y.dim[1];
-    want("readout_bwd", "dy", dy, be->real, 2, R, C, 0);
-    want("readout_bwd", "dr", dr, be->real, 2, R, C, 0);
-    want("readout_bwd", "du", du, be->real, 3, U_COUNT, R, C);
-    want("readout_bwd", "dg", dg, narrow(be, dg), 2, R, C, 0);
+    want("readout_bwd", "y", y, narrow(be, y), 2, R, C, 0);
+    want("readout_bwd", "r", r, y.dtype, 2, R, C, 0);
+    want("readout_bwd", "u", u, y.dtype, 3, U_COUNT, R, C);
+    want("readout_bwd", "g", g, y.dtype, 2, R, C, 0);
+    want("readout_bwd", "dy", dy, y.dtype, 2, R, C, 0);
+    want("readout_bwd", "dr", dr, y.dtype, 2, R, C, 0);
+    want("readout_bwd", "du", du, y.dtype, 3, U_COUNT, R, C);
+    want("readout_bwd", "dg", dg, y.dtype, 2, R, C, 0);
     want("readout_bwd", "dvecs", dvecs, be->real, 2, READ_COUNT, C, 0);
-    want("readout_bwd", "do", d_o, dg.dtype, 2, R, C, 0);
+    want("readout_bwd", "do", d_o, y.dtype, 2, R, C, 0);
     require("readout_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
     trace("readout_bwd", dy);
     be->ops->readout_bwd(be, dy, dr, du, dg, dvecs, d_o, y, r, u, g, vecs, H);
@@ -393,18 +398,19 @@ void recall_parts(struct backend *be, const struct recall *t, const struct batch
 
 void op_recall(struct backend *be, const struct recall *t, const struct batch *b, int H) {
     const size_t R = t->rkv.dim[1], C = t->rkv.dim[2];
+    const enum dtype in = narrow(be, t->rkv);
     if (!be->ops->recall) {
         recall_parts(be, t, b, H);
         return;
     }
     require("recall", H > 0 && C % (size_t)H == 0, "H divides C");
-    want("recall", "o", t->o, narrow(be, t->o), 2, R, C, 0);
+    want("recall", "o", t->o, in, 2, R, C, 0);
     maybe("recall", "v_out", t->v_out, be->real, 2, R, C, 0);
     want_state("recall", be, t->state, C, H);
-    want("recall", "u", t->u, be->real, 3, U_COUNT, R, C);
-    want("recall", "y", t->y, be->real, 2, R, C, 0);
-    want("recall", "rkv", t->rkv, be->real, 3, RKV_COUNT, R, C);
-    want("recall", "lora", t->lora, be->real, 3, LORA_COUNT, R, C);
+    want("recall", "u", t->u, in, 3, U_COUNT, R, C);
+    want("recall", "y", t->y, in, 2, R, C, 0);
+    want("recall", "rkv", t->rkv, in, 3, RKV_COUNT, R, C);
+    want("recall", "lora", t->lora, in, 3, LORA_COUNT, R, C);
     maybe("recall", "v_first", t->v_first, be->real, 2, R, C, 0);
     want("recall", "key_vecs", t->key_vecs, be->real, 2, KEY_COUNT, C, 0);
     want("recall", "read_vecs", t->read_vecs, be->real, 2, READ_COUNT, C, 0);
@@ -469,7 +475,8 @@ void op_copy(struct backend *be, struct tensor y, struct tensor x) {
 }
 
 void op_add(struct backend *be, struct tensor y, struct tensor x) {
-    require("add", tensor_count(y) == tensor_count(x) && y.dtype == be->real && x.dtype == be->real,
+    require("add",
+            tensor_count(y) == tensor_count(x) && y.dtype == narrow(be, y) && x.dtype == be->real,
             "y and x have the same count");
     trace("add", y);
     be->ops->add(be, y, x);

@@ -55,11 +55,11 @@ struct recall {
     struct tensor o, v_out;  // ° (R,C) the gated readout; (R,C) the values, may be absent
     struct tensor state;     // (S,H,N,N) goes on in place; absent: from zero, and not kept
     struct tensor saved;     // as wkv7 has it; may be absent
-    struct tensor rkv, lora; // as key_prep has them
+    struct tensor rkv, lora; // ° as key_prep has them, in the storage of o
     struct tensor v_first;   // the same
     struct tensor key_vecs;  // its (5,C)
     struct tensor read_vecs; // readout's (3,C)
-    struct tensor u, y;      // what key_prep and wkv7 give; undefined afterwards without saved
+    struct tensor u, y;      // ° what key_prep and wkv7 give; undefined afterwards without saved
 };
 
 struct ops {
@@ -96,7 +96,8 @@ struct ops {
     // -- matrices --------------------------------------------------------------------------------
     // For each of n products y° (R,O) = f(add + x° (R,K) · W). Σ runs over k upward, in an order
     // that does not depend on R, over x rounded as the weight says. Terms of x = 0 may be left out.
-    // There is no add where y is DT_BF16, and y and x may be that only with weights of bf16 inputs.
+    // There is no add where y is DT_BF16, and the product is rounded before f and f(it) again; y
+    // and x may be that only with weights of bf16 inputs.
     void (*matmul)(struct backend *, const struct product *products, int n);
     // dx° (R,K) = add + dy° (R,O) · Wᵀ, dy rounded likewise; add is stored like dx. The weight
     // was created with `trained`.
@@ -114,16 +115,17 @@ struct ops {
                     enum act f);
 
     // -- time mix --------------------------------------------------------------------------------
-    // From rkv (3,R,C), lora (4,R,C) and vecs (5,C) the inputs of wkv7, u (5,R,C), per head of N:
+    // From rkv° (3,R,C), lora° (4,R,C) and vecs (5,C) the inputs of wkv7, u° (5,R,C), all three in
+    // one storage, per head of N:
     //   U_W ω = w0 + lora_w (the decay logit);  a = σ(a0 + lora_a)
     //   U_V v = v' + (v_first - v') σ(v0 + lora_v), v' = rkv_v; v_first (R,C) absent: v = v'
     //   κ = k' k_k / max(‖k' k_k‖₂, 1e-12), k' = rkv_k;  U_A = -κ;  U_B = κ a
     //   U_K k = k' (1 + (a-1) k_a)
     void (*key_prep)(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,
                      struct tensor v_first, struct tensor vecs, int H);
-    // drkv°[K], drkv[V] = …; dlora°[W], dlora[A] = …, dlora[V] = … (zeros if v_first is absent);
-    // both in one storage. dv_first (R,C) += if present; dvecs (5,C) +=. drkv[R] and dlora[G] are
-    // left alone.
+    // drkv°[K], drkv[V] = …; dlora°[W], dlora[A] = …, dlora[V] = … (zeros if v_first is absent),
+    // stored like du°, rkv° and lora°. dv_first (R,C) += if present; dvecs (5,C) +=. drkv[R] and
+    // dlora[G] are left alone.
     void (*key_prep_bwd)(struct backend *, struct tensor drkv, struct tensor dlora,
                          struct tensor dv_first, struct tensor dvecs, struct tensor du,
                          struct tensor rkv, struct tensor lora, struct tensor v_first,
@@ -147,11 +149,12 @@ struct ops {
                      struct tensor dstate_out, const struct batch *, int H);
 
     // o° (R,C) = (GN(y) · weight + bias + (Σ_{j in head} r_j k_j r_k_j) v) · g; GN per head,
-    // population variance, ε = 64e-5. u supplies k and v; g (R,C) is lora[G]; vecs (3,C).
+    // population variance, ε = 64e-5. u° supplies k and v; g° (R,C) is lora[G]; vecs (3,C). y°, r°,
+    // u and g in the storage of o.
     void (*readout)(struct backend *, struct tensor o, struct tensor y, struct tensor r,
                     struct tensor u, struct tensor g, struct tensor vecs, int H);
-    // dy, dr, du[K], du[V], dg° = …; dvecs (3,C) +=. The other planes of du are left alone. do° is
-    // stored like dg.
+    // dy°, dr°, du°[K], du[V], dg° = …; dvecs (3,C) +=. The other planes of du are left alone. All
+    // but dvecs and vecs in one storage.
     void (*readout_bwd)(struct backend *, struct tensor dy, struct tensor dr, struct tensor du,
                         struct tensor dg, struct tensor dvecs, struct tensor d_o, struct tensor y,
                         struct tensor r, struct tensor u, struct tensor g, struct tensor vecs,
@@ -191,7 +194,7 @@ struct ops {
     // -- memory ----------------------------------------------------------------------------------
     void (*fill)(struct backend *, struct tensor y, double value);    // any float storage
     void (*copy)(struct backend *, struct tensor y, struct tensor x); // converts between floats
-    // y += x.
+    // y° += x.
     void (*add)(struct backend *, struct tensor y, struct tensor x);
 };
 

@@ -45,6 +45,7 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
                            struct tensor v_first, const struct batch *b) {
     struct backend *be = m->be;
     const struct tensor none = tensor_none(), r = tensor_at(a->rkv, RKV_R);
+    const struct tensor dr = tensor_at(g->rkv, RKV_R);
     const int H = m->dims.H;
 
     // channel mix
@@ -59,16 +60,16 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
 
     // time mix
     linear_bwd(m, P_OUTPUT, i, g->o, g->x, a->o, none);
-    op_readout_bwd(be, g->y, g->r, g->u, tensor_at(g->lora, LORA_G),
+    op_readout_bwd(be, g->y, dr, g->u, tensor_at(g->lora, LORA_G),
                    vector_grad(m, P_LNX_W, READ_COUNT, i), g->o, a->y, r, a->u,
                    tensor_at(a->lora, LORA_G), model_vectors(m, P_LNX_W, READ_COUNT, i), H);
-    op_wkv7_bwd(be, g->r, g->u, none, g->y, r, a->u, a->saved, none, b, H);
+    op_wkv7_bwd(be, dr, g->u, none, g->y, r, a->u, a->saved, none, b, H);
     // Layer 0's values also serve every layer above.
     if (i == 0) op_add(be, tensor_at(g->u, U_V), g->v_first);
     op_key_prep_bwd(be, g->rkv, g->lora, i > 0 ? g->v_first : none,
                     vector_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
                     i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i), H);
-    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), g->r, tensor_at(a->m, MIX_R), none);
+    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), dr, tensor_at(a->m, MIX_R), none);
     linear_bwd(m, P_KEY, i, tensor_at(g->m, MIX_K), tensor_at(g->rkv, RKV_K),
                tensor_at(a->m, MIX_K), none);
     linear_bwd(m, P_VALUE, i, tensor_at(g->m, MIX_V), tensor_at(g->rkv, RKV_V),

@@ -22,7 +22,7 @@ static struct tensor planes(struct carver *c, enum dtype t, size_t n, size_t row
     return carve(c, t, 3, (size_t[]){n, rows, cols});
 }
 
-// `in` is the storage of what only products read.
+// `in` is the storage of what lies between products.
 static void acts_carve(struct acts *a, struct carver *c, const struct model *m, enum dtype in,
                        int rows, int spans, bool trained) {
     const struct dims *d = &m->dims;
@@ -30,14 +30,14 @@ static void acts_carve(struct acts *a, struct carver *c, const struct model *m, 
     const enum dtype t = m->be->real;
     a->z1 = matrix(c, t, R, C);
     a->m = planes(c, in, MIX_COUNT, R, C);
-    a->rkv = planes(c, t, RKV_COUNT, R, C);
+    a->rkv = planes(c, in, RKV_COUNT, R, C);
     a->hidden[LORA_W] = matrix(c, in, R, (size_t)d->Dw);
     a->hidden[LORA_A] = matrix(c, in, R, (size_t)d->Da);
     a->hidden[LORA_V] = matrix(c, in, R, (size_t)d->Dv);
     a->hidden[LORA_G] = matrix(c, in, R, (size_t)d->Dg);
-    a->lora = planes(c, t, LORA_COUNT, R, C);
-    a->u = planes(c, t, U_COUNT, R, C);
-    a->y = matrix(c, t, R, C);
+    a->lora = planes(c, in, LORA_COUNT, R, C);
+    a->u = planes(c, in, U_COUNT, R, C);
+    a->y = matrix(c, in, R, C);
     a->o = matrix(c, in, R, C);
     a->x1 = matrix(c, t, R, C);
     a->z2 = matrix(c, t, R, C);
@@ -56,14 +56,15 @@ static void grads_carve(struct grads *g, struct carver *c, const struct model *m
     const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C;
     const enum dtype t = m->be->real;
-    struct tensor *one[] = {&g->x, &g->v_first, &g->z, &g->y, &g->r};
+    struct tensor *one[] = {&g->x, &g->v_first, &g->z};
     for (size_t i = 0; i < sizeof one / sizeof one[0]; i++)
         *one[i] = carve(c, t, 2, (size_t[]){R, C});
+    g->y = carve(c, in, 2, (size_t[]){R, C});
     g->o = carve(c, in, 2, (size_t[]){R, C});
     g->m = carve(c, in, 3, (size_t[]){MIX_COUNT, R, C});
     g->rkv = carve(c, in, 3, (size_t[]){RKV_COUNT, R, C});
     g->lora = carve(c, in, 3, (size_t[]){LORA_COUNT, R, C});
-    g->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
+    g->u = carve(c, in, 3, (size_t[]){U_COUNT, R, C});
     const int width[LORA_COUNT] = {
         [LORA_W] = d->Dw, [LORA_A] = d->Da, [LORA_V] = d->Dv, [LORA_G] = d->Dg};
     for (int l = 0; l < LORA_COUNT; l++)

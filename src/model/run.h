@@ -7,17 +7,18 @@
 
 #define LN_EPS 1e-5
 
-// One layer's intermediates, in the order they come to be; names as in docs/math.md. What only
-// products read (°) is bf16 where the backend and the precision have it so, and so is its gradient.
+// One layer's intermediates, in the order they come to be; names as in docs/math.md. What lies
+// between products (°) is bf16 where the backend and the precision have it so, and so is its
+// gradient; the residual stream, its norms and what is summed over layers are not.
 struct acts {
     struct tensor z1;                 // (R,C) LN1(x)
     struct tensor m;                  // ° (6,R,C) token-shift mixes
-    struct tensor rkv;                // (3,R,C) projections
+    struct tensor rkv;                // ° (3,R,C) projections
     struct tensor hidden[LORA_COUNT]; // ° (R,D) after the activation
-    struct tensor lora;               // (4,R,C)
-    struct tensor u;                  // (5,R,C) inputs of wkv7
+    struct tensor lora;               // ° (4,R,C)
+    struct tensor u;                  // ° (5,R,C) inputs of wkv7
     struct tensor saved;              // what wkv7 keeps for its backward pass; training only
-    struct tensor y, o;               // (R,C) readings of the state; ° gated readout
+    struct tensor y, o;               // ° (R,C) readings of the state; gated readout
     struct tensor x1;                 // (R,C) residual stream after the time mix
     struct tensor z2;                 // (R,C) LN2(x1)
     struct tensor m2;                 // ° (1,R,C)
@@ -28,12 +29,11 @@ struct acts {
 struct grads {
     struct tensor x;                  // (R,C) ∂ℓ/∂(residual stream), travels down the layers
     struct tensor v_first;            // (R,C) summed over the layers above 0
-    struct tensor z, y;               // (R,C)
-    struct tensor o;                  // ° (R,C)
+    struct tensor z;                  // (R,C)
+    struct tensor y, o;               // ° (R,C)
     struct tensor m;                  // ° (6,R,C); plane 0 also serves the channel mix
-    struct tensor r;                  // (R,C)
-    struct tensor rkv, lora;          // ° (3 and 4,R,C); plane R of rkv is `r`, summed in f32
-    struct tensor u;                  // (5,R,C)
+    struct tensor rkv, lora;          // ° (3 and 4,R,C)
+    struct tensor u;                  // ° (5,R,C)
     struct tensor hidden[LORA_COUNT]; // ° (R,D)
     struct tensor h;                  // ° (R,F)
 };

@@ -6,45 +6,49 @@
 
 enum { WARPS = 4, THREADS = WARPS * 32, CHUNK_ROWS = 32 }; // CHUNK_ROWS: k_parts cuts so
 
-// LAUNCH by the width of a head; <VEC, NL> is what the kernel has first.
-#define BY_HEAD(kernel, N, twos, grid, s, ...)                                                     \
+// LAUNCH by the width of a head and by storage; <VEC, NL, T> is what the kernel has first.
+#define BY_WIDTH(kernel, T, N, twos, grid, s, ...)                                                 \
     do {                                                                                           \
         if ((N) == 64 && (twos))                                                                   \
-            LAUNCH((kernel<2, 1>), grid, THREADS, s, __VA_ARGS__);                                 \
-        else if ((N) <= 32)                                                                        \
-            LAUNCH((kernel<1, 1>), grid, THREADS, s, __VA_ARGS__);                                 \
+            LAUNCH((kernel<2, 1, T>), grid, THREADS, s, __VA_ARGS__);                              \
         else if ((N) <= 64)                                                                        \
-            LAUNCH((kernel<1, 2>), grid, THREADS, s, __VA_ARGS__);                                 \
+            LAUNCH((kernel<1, 2, T>), grid, THREADS, s, __VA_ARGS__);                              \
         else                                                                                       \
-            LAUNCH((kernel<1, 8>), grid, THREADS, s, __VA_ARGS__);                                 \
+            LAUNCH((kernel<1, 8, T>), grid, THREADS, s, __VA_ARGS__);                              \
+    } while (0)
+#define BY_HEAD(kernel, narrow, N, twos, grid, s, ...)                                             \
+    do {                                                                                           \
+        if (narrow)                                                                                \
+            BY_WIDTH(kernel, uint16_t, N, twos, grid, s, __VA_ARGS__);                             \
+        else                                                                                       \
+            BY_WIDTH(kernel, float, N, twos, grid, s, __VA_ARGS__);                                \
     } while (0)
 
 // ---- key_prep ----------------------------------------------------------------------------------
 
-template <int VEC, int NL>
-static __global__ void key_prep(float *u, const float *rkv, const float *lora, const float *v_first,
-                                const float *vecs, size_t R, size_t C, int H) {
+template <int VEC, int NL, class T> static __global__ void key_prep(key_args p) {
     begin_kernel();
-    const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5);
-    if (task >= R * H) return;
-    const int N = (int)(C / H);
-    const size_t r = task / H, h = task % H * N, plane = R * C, at = r * C + h;
-    TAKE(k, rkv + RKV_K * plane + at);
-    TAKE(v, rkv + RKV_V * plane + at);
-    TAKE(w, lora + LORA_W * plane + at);
-    TAKE(a, lora + LORA_A * plane + at);
+    const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5), C = p.C;
+    if (task >= p.R * p.H) return;
+    const int N = (int)(C / p.H);
+    const size_t h = task % p.H * N, plane = p.R * C, at = task / p.H * C + h;
+    const T *rkv = (const T *)p.rkv + at, *lora = (const T *)p.lora + at;
+    TAKE(k, rkv + RKV_K * plane);
+    TAKE(v, rkv + RKV_V * plane);
+    TAKE(w, lora + LORA_W * plane);
+    TAKE(a, lora + LORA_A * plane);
     head<VEC, NL> mixed = {}, first = {};
-    if (v_first) {
-        mixed.take(lora + LORA_V * plane + at, N);
-        first.take(v_first + at, N);
+    if (p.v_first) {
+        mixed.take(lora + LORA_V * plane, N);
+        first.take(p.v_first + at, N);
     }
-    TAKE(w0, vecs + KEY_W0 * C + h);
-    TAKE(a0, vecs + KEY_A0 * C + h);
-    TAKE(v0, vecs + KEY_V0 * C + h);
-    TAKE(k_k, vecs + KEY_KK * C + h);
-    TAKE(k_a, vecs + KEY_KA * C + h);
-    prepare(k, v, w, a, mixed, v_first ? &first : nullptr, w0, a0, v0, k_k, k_a);
-    u += at;
+    TAKE(w0, p.vecs + KEY_W0 * C + h);
+    TAKE(a0, p.vecs + KEY_A0 * C + h);
+    TAKE(v0, p.vecs + KEY_V0 * C + h);
+    TAKE(k_k, p.vecs + KEY_KK * C + h);
+    TAKE(k_a, p.vecs + KEY_KA * C + h);
+    prepare(k, v, w, a, mixed, p.v_first ? &first : nullptr, w0, a0, v0, k_k, k_a);
+    T *u = (T *)p.u + at;
     w.give(u + U_W * plane, N);
     k.give(u + U_K * plane, N);
     v.give(u + U_V * plane, N);
@@ -52,12 +56,9 @@ static __global__ void key_prep(float *u, const float *rkv, const float *lora, c
     mixed.give(u + U_B * plane, N);
 }
 
-void k_key_prep(struct queue *s, float *u, const float *rkv, const float *lora,
-                const float *v_first, const float *vecs, size_t R, size_t C, int H) {
-    const bool twos = in_fours(4, u, rkv, lora, v_first, vecs);
-    if (R)
-        BY_HEAD(key_prep, C / H, twos, blocks(R * H, WARPS), s, u, rkv, lora, v_first, vecs, R, C,
-                H);
+void k_key_prep(struct queue *s, const struct key_args *p) {
+    const bool twos = in_fours(4, p->u, p->rkv, p->lora, p->v_first, p->vecs);
+    if (p->R) BY_HEAD(key_prep, p->narrow, p->C / p->H, twos, blocks(p->R * p->H, WARPS), s, *p);
 }
 
 // The warps' sums of K vectors, in order, to this chunk's part (K,C) at head h.
@@ -78,16 +79,9 @@ __device__ static void store_sums(float *part, const head<VEC, NL> (&sum)[K], si
     }
 }
 
-struct key_bwd {
-    void *drkv, *dlora;
-    float *dv_first, *part;
-    const float *du, *rkv, *lora, *v_first, *vecs;
-    size_t R, C;
-    int H;
-};
-
 // Under the floor of 1e-12 the norm is a constant.
-template <int VEC, int NL, class T> __device__ static void key_prep_bwd_as(const key_bwd &p) {
+template <int VEC, int NL, class T> static __global__ void key_prep_bwd(key_bwd_args p) {
+    begin_kernel();
     const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
     const size_t first = blockIdx.y * (size_t)CHUNK_ROWS;
@@ -99,17 +93,19 @@ template <int VEC, int NL, class T> __device__ static void key_prep_bwd_as(const
     head<VEC, NL> sum[KEY_COUNT] = {};
     for (size_t r = first + warp; r < end; r += WARPS) {
         const size_t at = r * C + h;
-        TAKE(k, p.rkv + RKV_K * plane + at);
-        TAKE(a, p.lora + LORA_A * plane + at);
-        TAKE(dw, p.du + U_W * plane + at);
-        TAKE(dk, p.du + U_K * plane + at);
-        TAKE(dv, p.du + U_V * plane + at);
-        TAKE(da, p.du + U_A * plane + at);
-        TAKE(db, p.du + U_B * plane + at);
+        const T *rkv = (const T *)p.rkv + at, *lora = (const T *)p.lora + at;
+        const T *du = (const T *)p.du + at;
+        TAKE(k, rkv + RKV_K * plane);
+        TAKE(a, lora + LORA_A * plane);
+        TAKE(dw, du + U_W * plane);
+        TAKE(dk, du + U_K * plane);
+        TAKE(dv, du + U_V * plane);
+        TAKE(da, du + U_A * plane);
+        TAKE(db, du + U_B * plane);
         head<VEC, NL> v = {}, gate = {}, v_first = {}, dv_first = {};
         if (p.v_first) {
-            v.take(p.rkv + RKV_V * plane + at, N);
-            gate.take(p.lora + LORA_V * plane + at, N);
+            v.take(rkv + RKV_V * plane, N);
+            gate.take(lora + LORA_V * plane, N);
             v_first.take(p.v_first + at, N);
             dv_first.take(p.dv_first + at, N);
         }
@@ -150,78 +146,43 @@ template <int VEC, int NL, class T> __device__ static void key_prep_bwd_as(const
     store_sums<KEY_COUNT, VEC, NL>(p.part + blockIdx.y * KEY_COUNT * C, sum, h, C, N);
 }
 
-template <int VEC, int NL> static __global__ void key_prep_bwd(key_bwd p) {
-    begin_kernel();
-    key_prep_bwd_as<VEC, NL, float>(p);
-}
-template <int VEC, int NL> static __global__ void key_prep_bwd_narrow(key_bwd p) {
-    begin_kernel();
-    key_prep_bwd_as<VEC, NL, uint16_t>(p);
-}
-
-void k_key_prep_bwd(struct queue *s, void *drkv, void *dlora, bool narrow, float *dv_first,
-                    float *dvecs, const float *du, const float *rkv, const float *lora,
-                    const float *v_first, const float *vecs, float *part, size_t R, size_t C,
-                    int H) {
-    if (!R) return;
-    const key_bwd p = {drkv, dlora, dv_first, part, du, rkv, lora, v_first, vecs, R, C, H};
-    const dim3 grid(H, (unsigned)k_parts(R));
-    const bool twos = in_fours(4, drkv, dlora, dv_first, du, rkv, lora, v_first, vecs);
-    if (narrow)
-        BY_HEAD(key_prep_bwd_narrow, C / H, twos, grid, s, p);
-    else
-        BY_HEAD(key_prep_bwd, C / H, twos, grid, s, p);
-    k_add_parts(s, dvecs, KEY_COUNT * C, nullptr, part, k_parts(R), KEY_COUNT * C);
+void k_key_prep_bwd(struct queue *s, const struct key_bwd_args *p) {
+    if (!p->R) return;
+    const size_t parts = k_parts(p->R), count = KEY_COUNT * p->C;
+    const dim3 grid(p->H, (unsigned)parts);
+    const bool twos =
+        in_fours(4, p->drkv, p->dlora, p->dv_first, p->du, p->rkv, p->lora, p->v_first, p->vecs);
+    BY_HEAD(key_prep_bwd, p->narrow, p->C / p->H, twos, grid, s, *p);
+    k_add_parts(s, p->dvecs, count, nullptr, p->part, parts, count);
 }
 
 // ---- readout -----------------------------------------------------------------------------------
 
-struct read {
-    void *o;
-    const float *y, *r, *u, *g, *vecs;
-    size_t R, C;
-    int H;
-    bool narrow;
-};
-
-template <int VEC, int NL> static __global__ void readout(read p) {
+template <int VEC, int NL, class T> static __global__ void readout(read_args p) {
     begin_kernel();
     const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5), C = p.C;
     if (task >= p.R * p.H) return;
     const int N = (int)(C / p.H);
     const size_t h = task % p.H * N, plane = p.R * C, at = task / p.H * C + h;
-    TAKE(y, p.y + at);
-    TAKE(r, p.r + at);
-    TAKE(k, p.u + U_K * plane + at);
-    TAKE(v, p.u + U_V * plane + at);
-    TAKE(g, p.g + at);
+    const T *u = (const T *)p.u + at;
+    TAKE(y, (const T *)p.y + at);
+    TAKE(r, (const T *)p.r + at);
+    TAKE(k, u + U_K * plane);
+    TAKE(v, u + U_V * plane);
+    TAKE(g, (const T *)p.g + at);
     TAKE(weight, p.vecs + READ_WEIGHT * C + h);
     TAKE(bias, p.vecs + READ_BIAS * C + h);
     TAKE(r_k, p.vecs + READ_RK * C + h);
     read_head(y, r, k, v, g, weight, bias, r_k, N);
-    if (p.narrow)
-        y.give((uint16_t *)p.o + at, N);
-    else
-        y.give((float *)p.o + at, N);
+    y.give((T *)p.o + at, N);
 }
 
-void k_readout(struct queue *s, void *o, bool narrow, const float *y, const float *r,
-               const float *u, const float *g, const float *vecs, size_t R, size_t C, int H) {
-    const read p = {o, y, r, u, g, vecs, R, C, H, narrow};
-    if (R) BY_HEAD(readout, C / H, in_fours(4, o, y, r, u, g, vecs), blocks(R * H, WARPS), s, p);
+void k_readout(struct queue *s, const struct read_args *p) {
+    const bool twos = in_fours(4, p->o, p->y, p->r, p->u, p->g, p->vecs);
+    if (p->R) BY_HEAD(readout, p->narrow, p->C / p->H, twos, blocks(p->R * p->H, WARPS), s, *p);
 }
 
-struct read_bwd {
-    float *dy, *dr, *du, *part;
-    void *dg;
-    const void *d_o;
-    const float *y, *r, *u, *g, *vecs;
-    size_t R, C;
-    int H;
-    bool narrow;
-};
-
-template <int VEC, int NL> static __global__ void readout_bwd(read_bwd p) {
+template <int VEC, int NL, class T> static __global__ void readout_bwd(read_bwd_args p) {
     begin_kernel();
     const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
@@ -233,16 +194,13 @@ template <int VEC, int NL> static __global__ void readout_bwd(read_bwd p) {
     head<VEC, NL> sum[READ_COUNT] = {};
     for (size_t t = first + warp; t < end; t += WARPS) {
         const size_t at = t * C + h;
-        TAKE(y, p.y + at);
-        TAKE(r, p.r + at);
-        TAKE(k, p.u + U_K * plane + at);
-        TAKE(v, p.u + U_V * plane + at);
-        head<VEC, NL> d;
-        if (p.narrow)
-            d.take((const uint16_t *)p.d_o + at, N);
-        else
-            d.take((const float *)p.d_o + at, N);
-        TAKE(g, p.g + at);
+        const T *u = (const T *)p.u + at;
+        TAKE(y, (const T *)p.y + at);
+        TAKE(r, (const T *)p.r + at);
+        TAKE(k, u + U_K * plane);
+        TAKE(v, u + U_V * plane);
+        TAKE(d, (const T *)p.d_o + at);
+        TAKE(g, (const T *)p.g + at);
         const float2 m = head_moments(y, N);
         const float beta = bonus(r, k, r_k);
         float dbeta = 0, sum_e = 0, sum_ex = 0;
@@ -267,24 +225,22 @@ template <int VEC, int NL> static __global__ void readout_bwd(read_bwd p) {
             k[i] = dbeta * k[i] * r_k[i];
             r[i] = dbeta * r[i] * r_k[i];
         }
-        y.give(p.dy + at, N);
-        k.give(p.dr + at, N);
-        r.give(p.du + U_K * plane + at, N);
-        v.give(p.du + U_V * plane + at, N);
-        if (p.narrow)
-            g.give((uint16_t *)p.dg + at, N);
-        else
-            g.give((float *)p.dg + at, N);
+        T *du = (T *)p.du + at;
+        y.give((T *)p.dy + at, N);
+        k.give((T *)p.dr + at, N);
+        r.give(du + U_K * plane, N);
+        v.give(du + U_V * plane, N);
+        g.give((T *)p.dg + at, N);
     }
     store_sums<READ_COUNT, VEC, NL>(p.part + blockIdx.y * READ_COUNT * C, sum, h, C, N);
 }
 
-void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, void *dg, bool narrow,
-                   float *dvecs, const void *d_o, const float *y, const float *r, const float *u,
-                   const float *g, const float *vecs, float *part, size_t R, size_t C, int H) {
-    if (!R) return;
-    const read_bwd p = {dy, dr, du, part, dg, d_o, y, r, u, g, vecs, R, C, H, narrow};
-    const dim3 grid(H, (unsigned)k_parts(R));
-    BY_HEAD(readout_bwd, C / H, in_fours(4, dy, dr, du, dg, d_o, y, r, u, g, vecs), grid, s, p);
-    k_add_parts(s, dvecs, READ_COUNT * C, nullptr, part, k_parts(R), READ_COUNT * C);
+void k_readout_bwd(struct queue *s, const struct read_bwd_args *p) {
+    if (!p->R) return;
+    const size_t parts = k_parts(p->R), count = READ_COUNT * p->C;
+    const dim3 grid(p->H, (unsigned)parts);
+    const bool twos =
+        in_fours(4, p->dy, p->dr, p->du, p->dg, p->d_o, p->y, p->r, p->u, p->g, p->vecs);
+    BY_HEAD(readout_bwd, p->narrow, p->C / p->H, twos, grid, s, *p);
+    k_add_parts(s, p->dvecs, count, nullptr, p->part, parts, count);
 }

@@ -35,7 +35,7 @@ void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float 
 void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const void *dm, bool narrow,
                      const float *z, const float *in, const float *mix, const int32_t *prev,
                      const int32_t *last, float *part, size_t n, size_t R, size_t C);
-void k_act(struct queue *s, void *y, bool narrow, const float *x, size_t n, int act);
+void k_act(struct queue *s, void *y, const void *x, bool narrow, size_t n, int act);
 void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool narrow, size_t n,
                int act);
 size_t k_parts(size_t R); // how many partial sums R rows are cut into
@@ -46,22 +46,47 @@ void k_add_parts(struct queue *s, float *out, size_t n, float *more, const float
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
 void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
-void k_add(struct queue *s, float *y, const float *x, size_t n);
+void k_add(struct queue *s, void *y, bool narrow, const float *x, size_t n);
 
-// ---- heads.cu
-void k_key_prep(struct queue *s, float *u, const float *rkv, const float *lora,
-                const float *v_first, const float *vecs, size_t R, size_t C, int H);
-// part: k_parts(R) · 5C.
-void k_key_prep_bwd(struct queue *s, void *drkv, void *dlora, bool narrow, float *dv_first,
-                    float *dvecs, const float *du, const float *rkv, const float *lora,
-                    const float *v_first, const float *vecs, float *part, size_t R, size_t C,
-                    int H);
-void k_readout(struct queue *s, void *o, bool narrow, const float *y, const float *r,
-               const float *u, const float *g, const float *vecs, size_t R, size_t C, int H);
-// part: k_parts(R) · 3C.
-void k_readout_bwd(struct queue *s, float *dy, float *dr, float *du, void *dg, bool narrow,
-                   float *dvecs, const void *d_o, const float *y, const float *r, const float *u,
-                   const float *g, const float *vecs, float *part, size_t R, size_t C, int H);
+// ---- heads.cu; `narrow`: all void pointers are bf16, else f32. Names as in ops.h.
+struct key_args {
+    void *u;
+    const void *rkv, *lora;
+    const float *v_first, *vecs; // v_first may be NULL
+    size_t R, C;
+    int H;
+    bool narrow;
+};
+void k_key_prep(struct queue *s, const struct key_args *p);
+struct key_bwd_args {
+    void *drkv, *dlora;
+    float *dv_first, *dvecs, *part; // part: k_parts(R) · 5C; dv_first may be NULL, with v_first
+    const void *du, *rkv, *lora;
+    const float *v_first, *vecs;
+    size_t R, C;
+    int H;
+    bool narrow;
+};
+void k_key_prep_bwd(struct queue *s, const struct key_bwd_args *p);
+struct read_args {
+    void *o;
+    const void *y, *r, *u, *g;
+    const float *vecs;
+    size_t R, C;
+    int H;
+    bool narrow;
+};
+void k_readout(struct queue *s, const struct read_args *p);
+struct read_bwd_args {
+    void *dy, *dr, *du, *dg;
+    float *dvecs, *part; // part: k_parts(R) · 3C
+    const void *d_o, *y, *r, *u, *g;
+    const float *vecs;
+    size_t R, C;
+    int H;
+    bool narrow;
+};
+void k_readout_bwd(struct queue *s, const struct read_bwd_args *p);
 
 // ---- norm.cu, step.cu: batches whose spans are one row each. Whether they can be done so; if not,
 // nothing has been.
@@ -82,7 +107,7 @@ struct recall_args {
     const int32_t *span;
     size_t R, C;
     int H;
-    bool narrow; // o is bf16
+    bool narrow; // rkv, lora and o are bf16
 };
 bool k_recall(struct queue *s, const struct recall_args *p);
 

@@ -35,27 +35,19 @@ static const uint16_t *rounded(struct cuda *c, struct tensor t) {
 }
 
 // y (R,O) = x (R,K) · W through cuBLASLt, whose matrices have contiguous columns: yᵀ = Wᵀ xᵀ.
-// Rounding is last: where something comes between, the product stays f32 on its way.
+// What f makes of it, it makes in place.
 static bool forward_lt(struct cuda *c, const struct product *p) {
     const struct weight *w = p->w;
     const struct matrix *m = matrix_of(w);
     const size_t R = p->x.dim[0], K = w->in, O = w->out;
     if (!c->lt || R <= SKINNY_ROWS || !is_narrow(w) || m->type != DT_BF16) return false;
-    const bool narrow = p->y.dtype == DT_BF16, through = narrow && p->act != ACT_NONE;
-    const size_t room = through ? whole(R * O * 4) : 0;
-    char *scratch = NULL;
-    const uint16_t *x = dev(p->x);
-    if (through || p->x.dtype != DT_BF16) {
-        if (!(scratch = cuda_scratch(c, room + R * K * 2))) return false;
-        if (p->x.dtype != DT_BF16) {
-            k_round_bf16(c->queue, (uint16_t *)(void *)(scratch + room), dev(p->x), R * K);
-            x = (const uint16_t *)(void *)(scratch + room);
-        }
-    }
-    const struct lt_out y = {through ? scratch : dev(p->y), O, dev(p->add), narrow && !through};
+    const bool narrow = p->y.dtype == DT_BF16;
+    const uint16_t *x = rounded(c, p->x);
+    if (!x) return false;
+    const struct lt_out y = {dev(p->y), O, dev(p->add), narrow};
     const struct lt_side a = {m->data, m->so == 1 ? m->sk : m->so, m->so != 1}, b = {x, K, false};
     if (!lt_multiply(c->lt, c->queue, y, a, b, true, O, R, K)) return false;
-    if (p->act != ACT_NONE) k_act(c->queue, dev(p->y), narrow, y.data, R * O, (int)p->act);
+    if (p->act != ACT_NONE) k_act(c->queue, dev(p->y), y.data, narrow, R * O, (int)p->act);
     return true;
 }
 
@@ -76,7 +68,8 @@ static struct product_args args_of(const struct product *p, const float *x) {
 }
 
 // What our own kernels cannot take or give as it is goes through scratch: integers' inputs are
-// rounded in groups, bf16 inputs become f32 again, and bf16 results are f32 first.
+// rounded in groups, bf16 inputs become f32 again, and bf16 results are f32 first: rounded before
+// f, as they are by the library.
 static size_t inputs_bytes(const struct product *p) {
     return is_integer(p->w) || p->x.dtype == DT_BF16 ? whole(tensor_count(p->x) * 4) : 0;
 }
@@ -116,7 +109,10 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
         if (!own[i]) continue;
         struct product_args args = args_of(p, own_inputs(c, p, scratch + used));
         const bool narrow = p->y.dtype == DT_BF16;
-        if (narrow) args.y = (float *)(void *)(scratch + used + inputs_bytes(p));
+        if (narrow) {
+            args.y = (float *)(void *)(scratch + used + inputs_bytes(p));
+            args.act = ACT_NONE;
+        }
         used += own_bytes(p);
         const bool together = !list.n || list.p[0].R == args.R;
         if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && together &&
@@ -124,7 +120,10 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
             list.p[list.n++] = args;
         else
             k_product(c->queue, &args);
-        if (narrow) k_round_bf16(c->queue, dev(p->y), args.y, args.R * args.O);
+        if (!narrow) continue;
+        k_round_bf16(c->queue, dev(p->y), args.y, args.R * args.O);
+        if (p->act != ACT_NONE)
+            k_act(c->queue, dev(p->y), dev(p->y), true, args.R * args.O, (int)p->act);
     }
     if (list.n) k_skinny(c->queue, &list);
 }

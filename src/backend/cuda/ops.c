@@ -70,7 +70,7 @@ static void cuda_shift_mix_bwd(struct backend *be, struct tensor dz, struct tens
 }
 
 static void cuda_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
-    k_act(queue_of(be), dev(y), false, dev(x), tensor_count(x), (int)f);
+    k_act(queue_of(be), dev(y), dev(x), false, tensor_count(x), (int)f);
 }
 
 static void cuda_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
@@ -82,8 +82,15 @@ static void cuda_act_bwd(struct backend *be, struct tensor dx, struct tensor dy,
 
 static void cuda_key_prep(struct backend *be, struct tensor u, struct tensor rkv,
                           struct tensor lora, struct tensor v_first, struct tensor vecs, int H) {
-    k_key_prep(queue_of(be), dev(u), dev(rkv), dev(lora), dev(v_first), dev(vecs), u.dim[1],
-               u.dim[2], H);
+    k_key_prep(queue_of(be), &(struct key_args){.u = dev(u),
+                                                .rkv = dev(rkv),
+                                                .lora = dev(lora),
+                                                .v_first = dev(v_first),
+                                                .vecs = dev(vecs),
+                                                .R = u.dim[1],
+                                                .C = u.dim[2],
+                                                .H = H,
+                                                .narrow = narrow(u)});
 }
 
 static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora,
@@ -92,9 +99,21 @@ static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct ten
                               struct tensor vecs, int H) {
     const size_t R = du.dim[1], C = du.dim[2];
     float *part = parts(be, R, KEY_COUNT * C, 0);
-    if (part)
-        k_key_prep_bwd(queue_of(be), dev(drkv), dev(dlora), narrow(drkv), dev(dv_first), dev(dvecs),
-                       dev(du), dev(rkv), dev(lora), dev(v_first), dev(vecs), part, R, C, H);
+    if (!part) return;
+    k_key_prep_bwd(queue_of(be), &(struct key_bwd_args){.drkv = dev(drkv),
+                                                        .dlora = dev(dlora),
+                                                        .dv_first = dev(dv_first),
+                                                        .dvecs = dev(dvecs),
+                                                        .part = part,
+                                                        .du = dev(du),
+                                                        .rkv = dev(rkv),
+                                                        .lora = dev(lora),
+                                                        .v_first = dev(v_first),
+                                                        .vecs = dev(vecs),
+                                                        .R = R,
+                                                        .C = C,
+                                                        .H = H,
+                                                        .narrow = narrow(du)});
 }
 
 static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tensor saved,
@@ -153,8 +172,16 @@ static void cuda_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du
 
 static void cuda_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
                          struct tensor u, struct tensor g, struct tensor vecs, int H) {
-    k_readout(queue_of(be), dev(o), narrow(o), dev(y), dev(r), dev(u), dev(g), dev(vecs), y.dim[0],
-              y.dim[1], H);
+    k_readout(queue_of(be), &(struct read_args){.o = dev(o),
+                                                .y = dev(y),
+                                                .r = dev(r),
+                                                .u = dev(u),
+                                                .g = dev(g),
+                                                .vecs = dev(vecs),
+                                                .R = y.dim[0],
+                                                .C = y.dim[1],
+                                                .H = H,
+                                                .narrow = narrow(y)});
 }
 
 static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor dr,
@@ -163,9 +190,23 @@ static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor
                              struct tensor g, struct tensor vecs, int H) {
     const size_t R = y.dim[0], C = y.dim[1];
     float *part = parts(be, R, READ_COUNT * C, 0);
-    if (part)
-        k_readout_bwd(queue_of(be), dev(dy), dev(dr), dev(du), dev(dg), narrow(dg), dev(dvecs),
-                      dev(d_o), dev(y), dev(r), dev(u), dev(g), dev(vecs), part, R, C, H);
+    if (!part) return;
+    k_readout_bwd(queue_of(be), &(struct read_bwd_args){.dy = dev(dy),
+                                                        .dr = dev(dr),
+                                                        .du = dev(du),
+                                                        .dg = dev(dg),
+                                                        .dvecs = dev(dvecs),
+                                                        .part = part,
+                                                        .d_o = dev(d_o),
+                                                        .y = dev(y),
+                                                        .r = dev(r),
+                                                        .u = dev(u),
+                                                        .g = dev(g),
+                                                        .vecs = dev(vecs),
+                                                        .R = R,
+                                                        .C = C,
+                                                        .H = H,
+                                                        .narrow = narrow(y)});
 }
 
 // ---- one row for each sequence -----------------------------------------------------------------
@@ -207,7 +248,7 @@ static void cuda_recall(struct backend *be, const struct recall *t, const struct
                                   .R = t->rkv.dim[1],
                                   .C = t->rkv.dim[2],
                                   .H = H,
-                                  .narrow = narrow(t->o)};
+                                  .narrow = narrow(t->rkv)};
     const bool step = b->longest == 1 && tensor_is(t->state) && !tensor_is(t->saved);
     if (!step || !k_recall(queue_of(be), &p)) recall_parts(be, t, b, H);
 }
@@ -269,7 +310,7 @@ static void cuda_copy(struct backend *be, struct tensor y, struct tensor x) {
 }
 
 static void cuda_add(struct backend *be, struct tensor y, struct tensor x) {
-    k_add(queue_of(be), dev(y), dev(x), tensor_count(y));
+    k_add(queue_of(be), dev(y), narrow(y), dev(x), tensor_count(y));
 }
 
 const struct ops cuda_ops = {

@@ -269,7 +269,7 @@ static unsigned element_blocks(size_t n) {
             LAUNCH((kernel<1>), element_blocks(n), ELEMENTS, s, __VA_ARGS__, n);                   \
     } while (0)
 
-template <int N, class T> __device__ static void act_all(T *y, const float *x, int act, size_t n) {
+template <int N, class T> __device__ static void act_all(T *y, const T *x, int act, size_t n) {
     EACH(i, n) {
         several<N> v = load<N>(x + i * N);
 #pragma unroll
@@ -279,16 +279,16 @@ template <int N, class T> __device__ static void act_all(T *y, const float *x, i
 }
 
 template <int N>
-static __global__ void act_each(void *y, bool narrow, const float *x, int act, size_t n) {
+static __global__ void act_each(void *y, const void *x, bool narrow, int act, size_t n) {
     begin_kernel();
     if (narrow)
-        act_all<N>((uint16_t *)y, x, act, n);
+        act_all<N>((uint16_t *)y, (const uint16_t *)x, act, n);
     else
-        act_all<N>((float *)y, x, act, n);
+        act_all<N>((float *)y, (const float *)x, act, n);
 }
 
-void k_act(struct queue *s, void *y, bool narrow, const float *x, size_t n, int act) {
-    if (n) GO_EACH(act_each, n, in_fours(n, y, x), y, narrow, x, act);
+void k_act(struct queue *s, void *y, const void *x, bool narrow, size_t n, int act) {
+    if (n) GO_EACH(act_each, n, in_fours(n, y, x), y, x, narrow, act);
 }
 
 template <int N, class T>
@@ -321,8 +321,7 @@ void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool na
     if (n) GO_EACH(act_bwd_each, n, fours, dx, dy, y, narrow, act);
 }
 
-template <int N> static __global__ void add_each(float *y, const float *x, size_t n) {
-    begin_kernel();
+template <int N, class T> __device__ static void add_all(T *y, const float *x, size_t n) {
     EACH(i, n) {
         several<N> v = load<N>(y + i * N);
         const several<N> u = load<N>(x + i * N);
@@ -332,8 +331,16 @@ template <int N> static __global__ void add_each(float *y, const float *x, size_
     }
 }
 
-void k_add(struct queue *s, float *y, const float *x, size_t n) {
-    if (n) GO_EACH(add_each, n, in_fours(n, y, x), y, x);
+template <int N> static __global__ void add_each(void *y, bool narrow, const float *x, size_t n) {
+    begin_kernel();
+    if (narrow)
+        add_all<N>((uint16_t *)y, x, n);
+    else
+        add_all<N>((float *)y, x, n);
+}
+
+void k_add(struct queue *s, void *y, bool narrow, const float *x, size_t n) {
+    if (n) GO_EACH(add_each, n, in_fours(n, y, x), y, narrow, x);
 }
 
 template <class T> static __global__ void fill_each(T *y, T value, size_t n) {
@@ -379,6 +386,8 @@ void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n)
     if (!n) return;
     if (to == T_BF16 && from == T_F32)
         k_round_bf16(s, (uint16_t *)y, (const float *)x, n);
+    else if (to == T_F32 && from == T_BF16)
+        k_widen_bf16(s, (float *)y, (const uint16_t *)x, n);
     else
         LAUNCH(copy_each, element_blocks(n), ELEMENTS, s, y, to, x, from, n);
 }

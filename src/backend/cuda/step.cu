@@ -10,15 +10,20 @@
 // A block has one head of one row. Bound by reading and writing the state, 32 KB: 256 sequences of
 // 12 heads take 34 us at 3 TB/s. Neighbouring threads have neighbouring rows of it, which lie
 // together; a thread's columns are those of wkv7_forward, and so is the order of its sums: the same
-// bits as the three ops give.
+// bits as the three ops give, which is why what they store in T is rounded to it here.
 enum { N = 64, QUAD = 4, NJ = N / QUAD, STEP_THREADS = QUAD * N };
 enum { V_R = U_B + 1, VECTORS };
 
+template <class T> __device__ static float stored(float x) {
+    return sizeof(T) == 2 ? bf16_round(x) : x;
+}
+
 // Warp 0: what the recurrence reads of this token.
+template <class T>
 __device__ static void prepare_token(float (&vec)[VECTORS][N], const recall_args &p, size_t row) {
     constexpr int VEC = 2, NL = 1;
     const size_t C = p.C, plane = p.R * C, h = blockIdx.x * (size_t)N, at = row * C + h;
-    const float *rkv = p.rkv + at, *lora = p.lora + at;
+    const T *rkv = (const T *)p.rkv + at, *lora = (const T *)p.lora + at;
     TAKE(k, rkv + RKV_K * plane);
     TAKE(v, rkv + RKV_V * plane);
     TAKE(r, rkv + RKV_R * plane);
@@ -35,6 +40,13 @@ __device__ static void prepare_token(float (&vec)[VECTORS][N], const recall_args
     TAKE(k_k, p.key_vecs + KEY_KK * C + h);
     TAKE(k_a, p.key_vecs + KEY_KA * C + h);
     prepare(k, v, w, a, b, p.v_first ? &first : nullptr, w0, a0, v0, k_k, k_a);
+    EACH(i) {
+        w[i] = stored<T>(w[i]);
+        k[i] = stored<T>(k[i]);
+        v[i] = stored<T>(v[i]);
+        a[i] = stored<T>(a[i]);
+        b[i] = stored<T>(b[i]);
+    }
     if (p.v_out) v.give(p.v_out + at, N);
     EACH(i) {
         const int c = head<VEC, NL>::column(0) + i;
@@ -48,13 +60,13 @@ __device__ static void prepare_token(float (&vec)[VECTORS][N], const recall_args
 }
 
 // Warp 0: y, gated. What it reads besides is on its way while the others are at the state.
-struct reader {
+template <class T> struct reader {
     static constexpr int VEC = 2, NL = 1;
     head<VEC, NL> g, weight, bias, r_k;
 
     __device__ void ask(const recall_args &p, size_t row) {
         const size_t C = p.C, h = blockIdx.x * (size_t)N;
-        g.take(p.lora + LORA_G * p.R * C + row * C + h, N);
+        g.take((const T *)p.lora + LORA_G * p.R * C + row * C + h, N);
         weight.take(p.read_vecs + READ_WEIGHT * C + h, N);
         bias.take(p.read_vecs + READ_BIAS * C + h, N);
         r_k.take(p.read_vecs + READ_RK * C + h, N);
@@ -62,19 +74,17 @@ struct reader {
     __device__ void read(const float (&vec)[VECTORS][N], const float *now, const recall_args &p,
                          size_t row) const {
         TAKE(y, now);
+        EACH(i) y[i] = stored<T>(y[i]);
         TAKE(r, vec[V_R]);
         TAKE(k, vec[U_K]);
         TAKE(v, vec[U_V]);
         read_head(y, r, k, v, g, weight, bias, r_k, N);
         const size_t at = row * p.C + blockIdx.x * (size_t)N;
-        if (p.narrow)
-            y.give((uint16_t *)p.o + at, N);
-        else
-            y.give((float *)p.o + at, N);
+        y.give((T *)p.o + at, N);
     }
 };
 
-static __global__ void __launch_bounds__(STEP_THREADS) recall(recall_args p) {
+template <class T> static __global__ void __launch_bounds__(STEP_THREADS) recall(recall_args p) {
     alignas(16) __shared__ float vec[VECTORS][N];
     alignas(16) __shared__ float part[2][QUAD][N];
     const int tid = threadIdx.x, i = tid % N, q = tid / N;
@@ -91,10 +101,10 @@ static __global__ void __launch_bounds__(STEP_THREADS) recall(recall_args p) {
     float4 S[NJ / 4];
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++) S[m] = load_row(state + i, N, 16 * m + 4 * q);
-    reader out;
+    reader<T> out;
     if (tid < 32) {
         out.ask(p, row);
-        prepare_token(vec, p, row);
+        prepare_token<T>(vec, p, row);
     }
     __syncthreads();
     const float4(*four)[N / 4] = (const float4(*)[N / 4]) vec;
@@ -124,10 +134,16 @@ static __global__ void __launch_bounds__(STEP_THREADS) recall(recall_args p) {
 }
 
 bool k_recall(struct queue *s, const struct recall_args *p) {
-    const uintptr_t all = (uintptr_t)p->rkv | (uintptr_t)p->lora | (uintptr_t)p->v_first |
-                          (uintptr_t)p->v_out | (uintptr_t)p->key_vecs | (uintptr_t)p->read_vecs |
-                          (uintptr_t)p->o | (uintptr_t)p->state;
-    if (p->C != (size_t)p->H * N || all % 8) return false; // a lane has two numbers
-    if (p->R) LAUNCH(recall, dim3(p->H, (unsigned)p->R), STEP_THREADS, s, *p);
+    const size_t step = p->narrow ? 4 : 8; // a lane's two numbers
+    const uintptr_t in = (uintptr_t)p->rkv | (uintptr_t)p->lora | p->R * p->C * step / 2;
+    const uintptr_t rest = (uintptr_t)p->v_first | (uintptr_t)p->v_out | (uintptr_t)p->key_vecs |
+                           (uintptr_t)p->read_vecs | (uintptr_t)p->o | (uintptr_t)p->state;
+    if (p->C != (size_t)p->H * N || in % step || rest % 8) return false;
+    const dim3 grid(p->H, (unsigned)p->R);
+    if (!p->R) return true;
+    if (p->narrow)
+        LAUNCH(recall<uint16_t>, grid, STEP_THREADS, s, *p);
+    else
+        LAUNCH(recall<float>, grid, STEP_THREADS, s, *p);
     return true;
 }
