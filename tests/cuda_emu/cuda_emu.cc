@@ -11,7 +11,8 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-enum { STACK = 256 << 10, MOST = 1024, WARP = 32 };
+enum { STACK = 256 << 10, WARP = 32, MOST_THREADS = 1024, MOST_BLOCKS = 8 };
+enum { MOST = MOST_THREADS * MOST_BLOCKS, SHARED = 232448 };
 
 struct fiber {
     ucontext_t context;
@@ -25,13 +26,25 @@ struct meeting { // of those that have to arrive before any goes on
     bool any, result;
 };
 
+struct running { // a block; those of a cluster run at once, one only where there is none
+    int alive, alive_in_warp[MOST_THREADS / WARP];
+    meeting block, warps[MOST_THREADS / WARP], groups[16];
+    uint64_t given[MOST_THREADS];
+    dim3 index;
+    char *shared;
+};
+
 fiber fibers[MOST];
 jmp_buf scheduler;
-int current, alive, alive_in_warp[MOST / WARP];
-meeting block, warps[MOST / WARP], groups[16];
-uint64_t given[MOST];
+running blocks[MOST_BLOCKS];
+int current, alive; // fiber; fibers left of the cluster
+meeting cluster;
 const std::function<void()> *job;
 uint64_t noise = 88172645463325252u;
+
+running &mine() {
+    return blocks[current / (int)blockDim.x];
+}
 
 void resume_scheduler() {
     if (_setjmp(fibers[current].at) == 0) _longjmp(scheduler, 1);
@@ -40,7 +53,8 @@ void resume_scheduler() {
 // A fiber that leaves is missed by nobody who waits.
 void leave() {
     alive--;
-    alive_in_warp[current / WARP]--;
+    mine().alive--;
+    mine().alive_in_warp[threadIdx.x / WARP]--;
 }
 
 void body() {
@@ -54,7 +68,8 @@ void body() {
 
 void run(int i) {
     current = i;
-    threadIdx = dim3((unsigned)i);
+    threadIdx = dim3((unsigned)i % blockDim.x);
+    blockIdx = mine().index;
     if (_setjmp(scheduler)) return;
     if (fibers[i].started) _longjmp(fibers[i].at, 1);
     fiber &f = fibers[i];
@@ -87,43 +102,66 @@ void meet(meeting &m, const int &expected) {
 
 } // namespace
 
+void emu_yield() {
+    resume_scheduler();
+}
+
 void emu_block_barrier() {
-    meet(block, alive);
+    meet(mine().block, mine().alive);
 }
 
 void emu_group_barrier(int id, int threads) {
-    meet(groups[id], threads);
+    meet(mine().groups[id], threads);
 }
 
 void emu_group_arrive(int id, int threads) {
-    groups[id].arrived++;
-    complete(groups[id], threads);
+    mine().groups[id].arrived++;
+    complete(mine().groups[id], threads);
+}
+
+void emu_cluster_barrier() {
+    meet(cluster, alive);
+}
+
+int emu_cluster_rank() {
+    return current / (int)blockDim.x;
+}
+
+char *emu_shared() {
+    return mine().shared;
+}
+
+void *emu_shared_of(const void *p, int rank) {
+    return blocks[rank].shared + ((const char *)p - mine().shared);
 }
 
 bool emu_block_or(bool x) {
-    block.any |= x;
-    meet(block, alive);
-    const bool result = block.result;
-    meet(block, alive);
+    running &b = mine();
+    b.block.any |= x;
+    meet(b.block, b.alive);
+    const bool result = b.block.result;
+    meet(b.block, b.alive);
     return result;
 }
 
-uint64_t emu_exchange(uint64_t mine, int from) {
-    const int warp = current / WARP;
-    given[current] = mine;
-    meet(warps[warp], alive_in_warp[warp]);
-    const uint64_t theirs = given[warp * WARP + from];
-    meet(warps[warp], alive_in_warp[warp]);
+uint64_t emu_exchange(uint64_t given, int from) {
+    running &b = mine();
+    const int thread = (int)threadIdx.x, warp = thread / WARP;
+    b.given[thread] = given;
+    meet(b.warps[warp], b.alive_in_warp[warp]);
+    const uint64_t theirs = b.given[warp * WARP + from];
+    meet(b.warps[warp], b.alive_in_warp[warp]);
     return theirs;
 }
 
 uint32_t emu_ballot(bool x) {
-    const int warp = current / WARP;
-    given[current] = x;
-    meet(warps[warp], alive_in_warp[warp]);
+    running &b = mine();
+    const int thread = (int)threadIdx.x, warp = thread / WARP;
+    b.given[thread] = x;
+    meet(b.warps[warp], b.alive_in_warp[warp]);
     uint32_t votes = 0;
-    for (int i = 0; i < WARP; i++) votes |= (uint32_t)(given[warp * WARP + i] & 1) << i;
-    meet(warps[warp], alive_in_warp[warp]);
+    for (int i = 0; i < WARP; i++) votes |= (uint32_t)(b.given[warp * WARP + i] & 1) << i;
+    meet(b.warps[warp], b.alive_in_warp[warp]);
     return votes;
 }
 
@@ -132,22 +170,32 @@ void emu_trap() {
     std::abort();
 }
 
-static void run_blocks(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
+static void start_block(running &b, unsigned index, int n) {
+    b.index = dim3(index % gridDim.x, index / gridDim.x);
+    b.alive = n;
+    b.block = {};
+    for (meeting &m : b.groups) m = {};
+    for (int w = 0; w * WARP < n; w++) {
+        b.alive_in_warp[w] = n - w * WARP < WARP ? n - w * WARP : WARP;
+        b.warps[w] = {};
+    }
+    if (!b.shared) b.shared = (char *)std::aligned_alloc(1024, SHARED);
+}
+
+static void run_blocks(dim3 grid, dim3 threads, unsigned together,
+                       const std::function<void()> &kernel) {
     static const char *const order = std::getenv("CUDA_EMU_ORDER");
-    const int n = (int)threads.x;
-    if (n > MOST || !n || !grid.x || !grid.y || grid.y > 65535) emu_trap();
+    const int n = (int)(threads.x * together);
+    if (threads.x > MOST_THREADS || !n || together > MOST_BLOCKS || !grid.x || !grid.y ||
+        grid.y > 65535 || grid.x % together)
+        emu_trap();
     gridDim = grid;
     blockDim = threads;
     job = &kernel;
-    for (unsigned b = 0; b < grid.x * grid.y; b++) {
-        blockIdx = dim3(b % grid.x, b / grid.x);
+    for (unsigned b = 0; b < grid.x * grid.y; b += together) {
+        for (unsigned i = 0; i < together; i++) start_block(blocks[i], b + i, (int)threads.x);
         alive = n;
-        block = {};
-        for (meeting &m : groups) m = {};
-        for (int w = 0; w * WARP < n; w++) {
-            alive_in_warp[w] = n - w * WARP < WARP ? n - w * WARP : WARP;
-            warps[w] = {};
-        }
+        cluster = {};
         for (int i = 0; i < n; i++) fibers[i].done = false;
         for (int round = 0; alive; round++) {
             if (round > 100000000) emu_trap(); // they wait for each other
@@ -165,17 +213,18 @@ static void run_blocks(dim3 grid, dim3 threads, const std::function<void()> &ker
 struct cuda_emu_graph {
     struct node {
         dim3 grid, threads;
+        unsigned together;
         std::function<void()> kernel;
     };
     std::vector<node> nodes;
 };
 static cuda_emu_graph *captured;
 
-void emu_launch(dim3 grid, dim3 threads, const std::function<void()> &kernel) {
+void emu_launch(dim3 grid, dim3 threads, unsigned cluster, const std::function<void()> &kernel) {
     if (captured)
-        captured->nodes.push_back({grid, threads, kernel});
+        captured->nodes.push_back({grid, threads, cluster, kernel});
     else
-        run_blocks(grid, threads, kernel);
+        run_blocks(grid, threads, cluster, kernel);
 }
 
 // ---- the runtime -------------------------------------------------------------------------------
@@ -184,7 +233,7 @@ extern "C" {
 void cuda_emu_call(void (*work)(const void *payload), const void *payload, size_t bytes) {
     const std::vector<char> copy((const char *)payload, (const char *)payload + bytes);
     if (captured)
-        captured->nodes.push_back({dim3(0), dim3(0), [work, copy] { work(copy.data()); }});
+        captured->nodes.push_back({dim3(0), dim3(0), 1, [work, copy] { work(copy.data()); }});
     else
         work(copy.data());
 }
@@ -257,7 +306,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned lon
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
     for (const auto &n : e->nodes)
         if (n.grid.x)
-            run_blocks(n.grid, n.threads, n.kernel);
+            run_blocks(n.grid, n.threads, n.together, n.kernel);
         else
             n.kernel();
     return cudaSuccess;

@@ -36,14 +36,21 @@ static inline float4 make_float4(float x, float y, float z, float w) {
 #define __host__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-void emu_launch(dim3 grid, dim3 block, const std::function<void()> &kernel);
+// Blocks of a cluster, neighbours along x, run at once.
+void emu_launch(dim3 grid, dim3 block, unsigned cluster, const std::function<void()> &kernel);
 
+void emu_yield(); // lets the others go on: for those who wait for memory to change
 void emu_block_barrier();
 void emu_group_barrier(int id, int threads); // of so many threads, id 1 to 15
 void emu_group_arrive(int id, int threads);  // without waiting
+void emu_cluster_barrier();
+int emu_cluster_rank();
+char *emu_shared();                                // the block's, whose size a launch says
+void *emu_shared_of(const void *shared, int rank); // the same place in another block's
 bool emu_block_or(bool x);
 // Every lane of the warp gives 8 bytes and takes those of lane `from`.
 uint64_t emu_exchange(uint64_t mine, int from);

@@ -242,6 +242,8 @@ static int find_device(struct cuda *c, int id, struct error *err) {
         return fail(err, E_UNSUPPORTED, "%s has compute capability %d.%d, expected 8.0 or later",
                     c->device, prop.major, prop.minor);
     c->hopper = prop.major >= 9;
+    c->tiles = prop.major == 9; // sm_90a is that and no later one
+    c->processors = prop.multiProcessorCount;
     return 0;
 }
 

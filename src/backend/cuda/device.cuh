@@ -20,7 +20,7 @@
 template <class... P> struct launched {
     struct header {
         void (*kernel)(P...);
-        unsigned grid[2], block, shared, overlap;
+        unsigned grid[2], block, shared, overlap, cluster;
     };
 
     static constexpr size_t whole(size_t bytes) { return (bytes + 7) / 8 * 8; }
@@ -30,19 +30,34 @@ template <class... P> struct launched {
         return n;
     }
 
+    template <class T> static T copied(const char *from) {
+        T x;
+        std::memcpy(&x, from, sizeof x);
+        return x;
+    }
+
     template <size_t... I>
     static void start(const header &h, char *const *slot, cudaStream_t stream,
                       std::index_sequence<I...>) {
 #ifdef CUDA_EMU
         (void)stream;
-        const std::tuple<P...> args(*(P *)slot[I]...);
-        emu_launch(dim3(h.grid[0], h.grid[1]), dim3(h.block),
+        const std::tuple<P...> args(copied<P>(slot[I])...);
+        emu_launch(dim3(h.grid[0], h.grid[1]), dim3(h.block), h.cluster,
                    [kernel = h.kernel, args] { std::apply(kernel, args); });
 #else
         void *args[] = {(void *)slot[I]...};
-        cudaLaunchAttribute overlap = {};
-        overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        overlap.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchAttribute attrs[2] = {};
+        unsigned n = 0;
+        if (h.overlap) {
+            attrs[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+            attrs[n++].val.programmaticStreamSerializationAllowed = 1;
+        }
+        if (h.cluster > 1) {
+            attrs[n].id = cudaLaunchAttributeClusterDimension;
+            attrs[n].val.clusterDim.x = h.cluster;
+            attrs[n].val.clusterDim.y = attrs[n].val.clusterDim.z = 1;
+            n++;
+        }
         cudaLaunchConfig_t config = {};
         config.gridDim = dim3(h.grid[0], h.grid[1]);
         config.blockDim = dim3(h.block);
@@ -51,8 +66,8 @@ template <class... P> struct launched {
             cudaFuncSetAttribute((const void *)h.kernel,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)h.shared);
         config.stream = stream;
-        config.attrs = &overlap;
-        config.numAttrs = h.overlap ? 1 : 0;
+        config.attrs = attrs;
+        config.numAttrs = n;
         cudaLaunchKernelExC(&config, (const void *)h.kernel, args);
 #endif
     }
@@ -66,14 +81,23 @@ template <class... P> struct launched {
     }
 };
 
-// shared: bytes of SHARED_BYTES in the kernel.
+// shared: bytes of SHARED_BYTES in the kernel. cluster: blocks that run at once and see each
+// other's, neighbours along x.
+struct launch_shape {
+    dim3 grid, block;
+    size_t shared;
+    unsigned cluster;
+};
+
 template <class... P, class... A>
-static void launch_with(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
-                        A... args) {
+static void launch_shaped(struct queue *q, void (*kernel)(P...), const launch_shape &s,
+                          const A &...args) {
     using l = launched<P...>;
     alignas(8) char bytes[l::total()] = {};
     const typename l::header h = {
-        kernel, {grid.x, grid.y}, block.x, (unsigned)shared, (unsigned)queue_overlaps(q)};
+        kernel,    {s.grid.x, s.grid.y}, s.block.x, (unsigned)s.shared, (unsigned)queue_overlaps(q),
+        s.cluster,
+    };
     std::memcpy(bytes, &h, sizeof h);
     char *at = bytes + l::whole(sizeof h);
     auto put = [&](const auto &x) {
@@ -84,14 +108,20 @@ static void launch_with(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 b
     queue_add(q, l::play, bytes, sizeof bytes);
 }
 
+template <class... P, class... A>
+static void launch_with(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                        const A &...args) {
+    launch_shaped(q, kernel, {grid, block, shared, 1}, args...);
+}
+
 #define LAUNCH(kernel, grid, block, queue, ...)                                                    \
     launch_with(queue, kernel, grid, block, 0, __VA_ARGS__)
 
 // Shared memory whose size the launch says.
 #ifdef CUDA_EMU
-#define SHARED_BYTES(name) alignas(16) static char name[227 << 10]
+#define SHARED_BYTES(name) char *name = emu_shared()
 #else
-#define SHARED_BYTES(name) extern __shared__ __align__(16) char name[]
+#define SHARED_BYTES(name) extern __shared__ __align__(1024) char name[]
 #endif
 
 // As in backend/dtype.h and ops.h; cuda.c asserts that they agree.

@@ -21,7 +21,14 @@ struct cuda {
     const void *rounded_of;
     uint16_t *rounded;
     size_t rounded_count;
-    struct lt *lt;     // NULL: our own kernels do all products
+    struct lt *lt;  // NULL: our own kernels do all products
+    int processors; // multiprocessors
+    bool tiles;     // many.cu runs here
+    struct mapped { // what it wants to know of inputs, by address
+        const void *data;
+        size_t rows, cols;
+        struct tile_map map;
+    } mapped[64];
     char trouble[300]; // the first thing that went wrong in an op; sync says it
 };
 
@@ -70,6 +77,8 @@ struct cuda_weight {
     void *data; // our own memory; NULL: trained and f32, read in place
     size_t bytes;
     struct matrix m;
+    struct tile_map map;
+    bool mapped; // many.cu can take it
 };
 
 // matmul.c

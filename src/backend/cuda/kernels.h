@@ -189,6 +189,31 @@ struct product_list {
 void k_skinny(struct queue *s, const struct product_list *list);
 // Any number of rows and any strides. The same bits as k_skinny gives.
 void k_product(struct queue *s, const struct product_args *p);
+
+// ---- tile_map.c, many.cu: more rows of bf16, on Hopper
+// How a matrix of bf16 (rows, cols) in device memory is copied by tiles of `box` rows and 64
+// columns: the driver's own words, or those of the emulator.
+struct tile_map {
+    uint64_t opaque[16];
+};
+// Whether it can be.
+bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch);
+enum { BOX_ROWS = 64 };
+struct many_product {
+    struct tile_map x, w; // (R,K); (K,O), or (O,K) if by_output
+    void *y;              // (R,O)
+    const float *add;     // (R,O) or NULL
+    int K, O, act;
+    int narrow, by_output, fixed; // y is bf16; as said; as above. No padding: lists are compared
+};
+struct many_list {
+    struct many_product p[MAX_PRODUCTS];
+    int n, R;
+    int processors; // multiprocessors of the device
+};
+// Sums run over k in stretches that depend on the products alone, whatever R is.
+void k_many(struct queue *s, const struct many_list *list);
+
 // y = bf16(x); y = x as integers with a scale a group gives them back.
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);
 void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n);

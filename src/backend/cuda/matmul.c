@@ -51,6 +51,49 @@ static bool forward_lt(struct cuda *c, const struct product *p) {
     return true;
 }
 
+// Up to so many rows our own kernel does several products at once, and what is made of them.
+enum { MANY_ROWS = 1024 };
+
+static bool in_sixteens(const void *p) {
+    return (uintptr_t)p % 16 == 0;
+}
+
+static const struct tile_map *map_of(struct cuda *c, struct tensor x) {
+    const size_t R = x.dim[0], K = x.dim[1];
+    const uintptr_t at = (uintptr_t)dev(x);
+    struct mapped *m = &c->mapped[(at / 256 + R) % (sizeof c->mapped / sizeof c->mapped[0])];
+    if (m->data == dev(x) && m->rows == R && m->cols == K) return &m->map;
+    if (!tile_map_make(&m->map, dev(x), R, K, K * sizeof(uint16_t))) return NULL;
+    m->data = dev(x);
+    m->rows = R;
+    m->cols = K;
+    return &m->map;
+}
+
+// Adds it to the list, if it can be done so.
+static bool add_many(struct cuda *c, struct many_list *list, const struct product *p) {
+    const struct cuda_weight *w = (const struct cuda_weight *)p->w;
+    const size_t R = p->x.dim[0];
+    const struct tile_map *x;
+    if (!c->lt || R <= SKINNY_ROWS || R > MANY_ROWS || !w->mapped || !is_narrow(p->w) ||
+        p->x.dtype != DT_BF16 || !in_sixteens(dev(p->y)) || !in_sixteens(dev(p->add)) ||
+        (list->n && list->R != (int)R) || !(x = map_of(c, p->x)))
+        return false;
+    list->R = (int)R;
+    list->processors = c->processors;
+    list->p[list->n++] = (struct many_product){.x = *x,
+                                               .w = w->map,
+                                               .y = dev(p->y),
+                                               .add = dev(p->add),
+                                               .K = (int)p->w->in,
+                                               .O = (int)p->w->out,
+                                               .act = (int)p->act,
+                                               .narrow = p->y.dtype == DT_BF16,
+                                               .by_output = w->m.so != 1,
+                                               .fixed = !p->w->trained};
+    return true;
+}
+
 static struct product_args args_of(const struct product *p, const float *x) {
     const struct weight *w = p->w;
     return (struct product_args){.y = dev(p->y),
@@ -93,14 +136,17 @@ static const float *own_inputs(struct cuda *c, const struct product *p, char *sc
 void cuda_matmul(struct backend *be, const struct product *products, int n) {
     struct cuda *c = cuda_of(be);
     struct product_list list = {.n = 0};
+    struct many_list many = {.n = 0};
     bool own[MAX_PRODUCTS];
     c->rounded_of = NULL;
     size_t bytes = 0, used = 0;
     assert(n <= MAX_PRODUCTS);
     for (int i = 0; i < n; i++) {
-        own[i] = products[i].x.dim[0] && !forward_lt(c, &products[i]);
+        own[i] = products[i].x.dim[0] && !add_many(c, &many, &products[i]) &&
+                 !forward_lt(c, &products[i]);
         if (own[i]) bytes += own_bytes(&products[i]);
     }
+    if (many.n) k_many(c->queue, &many);
     // Each product's scratch apart, since the launch that reads it comes last.
     char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
     if (bytes && !scratch) return;

@@ -127,6 +127,10 @@ struct weight *cuda_weight_create(struct backend *be, struct tensor src, enum we
         w->m.data = w->data = data;
         w->m.scale = scales ? (const float *)(const void *)((char *)data + w->bytes) : NULL;
     }
+    const size_t rows = w->m.so == 1 ? K : O, cols = w->m.so == 1 ? O : K,
+                 ld = w->m.so == 1 ? w->m.sk : w->m.so;
+    w->mapped = c->tiles && w->data && p.stored == DT_BF16 &&
+                tile_map_make(&w->map, w->data, rows, cols, ld * sizeof(uint16_t));
     cuda_weight_refresh(be, &w->base, src);
     return &w->base;
 }

@@ -1,0 +1,282 @@
+// Hopper's asynchronous machinery (sm_90a): tiles of matrices that a barrier in shared memory
+// announces, products of four warps straight out of shared memory, and clusters of blocks that see
+// each other's. Kernels that use it have a body under HOPPER only.
+//
+// A tile lies in shared memory in rows of 128 bytes, 64 bf16, at a multiple of 1024; of each
+// address bits 4 to 6 are interchanged with bits 7 to 9 (exclusive or), so that neither rows nor
+// columns meet in a bank.
+#pragma once
+#include "device.cuh"
+
+#include "kernels.h"
+
+#if defined(CUDA_EMU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER 1
+#endif
+
+enum { TILE_WIDTH = 64, TILE_PITCH = 2 * TILE_WIDTH };
+
+#ifdef HOPPER
+
+// ---- barriers ----------------------------------------------------------------------------------
+
+// Passes from phase to phase when all who are expected have arrived and all bytes that were
+// announced have come.
+struct phase_barrier {
+    uint64_t bits;
+};
+
+#ifdef CUDA_EMU
+struct emu_phase { // as phase_barrier's bits
+    int16_t expected, missing;
+    int32_t bytes : 31;
+    uint32_t odd : 1;
+};
+static inline emu_phase &emu_of(phase_barrier &b) {
+    return *(emu_phase *)&b;
+}
+static inline void emu_advance(emu_phase &p) {
+    if (p.missing || p.bytes) return;
+    p.missing = p.expected;
+    p.odd ^= 1;
+}
+#else
+__device__ static inline uint32_t shared_at(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+#endif
+
+__device__ static inline void barrier_init(phase_barrier &b, int expected) {
+#ifdef CUDA_EMU
+    b.bits = 0;
+    emu_of(b).expected = emu_of(b).missing = (int16_t)expected;
+#else
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(&b)), "r"(expected));
+#endif
+}
+
+// After all barrier_init of a thread, before the block meets.
+__device__ static inline void barriers_ready() {
+#ifndef CUDA_EMU
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+__device__ static inline void barrier_arrive(phase_barrier &b) {
+#ifdef CUDA_EMU
+    emu_of(b).missing--;
+    emu_advance(emu_of(b));
+#else
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(&b)) : "memory");
+#endif
+}
+
+// Arrives, and announces so many bytes.
+__device__ static inline void barrier_expect(phase_barrier &b, uint32_t bytes) {
+#ifdef CUDA_EMU
+    emu_of(b).bytes += (int32_t)bytes;
+    barrier_arrive(b);
+#else
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(&b)),
+                 "r"(bytes)
+                 : "memory");
+#endif
+}
+
+// Waits for the end of a phase: the first one has parity 0.
+__device__ static inline void barrier_wait(phase_barrier &b, uint32_t parity) {
+#ifdef CUDA_EMU
+    while (emu_of(b).odd == parity) emu_yield();
+#else
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@done bra.uni out;\n"
+                 "bra.uni again;\n"
+                 "out:\n"
+                 "}" ::"r"(shared_at(&b)),
+                 "r"(parity)
+                 : "memory");
+#endif
+}
+
+// ---- tiles -------------------------------------------------------------------------------------
+
+#ifdef CUDA_EMU
+// Where a byte of shared memory lies that comes `at` bytes behind a tile's beginning.
+static inline char *emu_swizzled(const char *tile, size_t at) {
+    const uintptr_t u = (uintptr_t)tile + at;
+    return (char *)(u ^ ((u >> 7 & 7) << 4));
+}
+#endif
+
+// The tile of matrix m (kernels.h) from (row, col) on, col a multiple of 64; what lies outside of
+// the matrix is zero. One thread asks for it; all its bytes count for b.
+__device__ static inline void tile_load(void *to, const tile_map *m, int row, int col,
+                                        phase_barrier &b) {
+#ifdef CUDA_EMU
+    for (int r = 0; r < (int)m->opaque[4]; r++)
+        for (int c = 0; c < TILE_WIDTH; c++) {
+            uint16_t x = 0;
+            if ((uint64_t)(row + r) < m->opaque[1] && (uint64_t)(col + c) < m->opaque[2])
+                x = *(const uint16_t *)((const char *)m->opaque[0] +
+                                        (size_t)(row + r) * m->opaque[3] + (size_t)(col + c) * 2);
+            *(uint16_t *)emu_swizzled((char *)to, (size_t)r * TILE_PITCH + (size_t)c * 2) = x;
+        }
+    emu_of(b).bytes -= (int32_t)m->opaque[4] * TILE_PITCH;
+    emu_advance(emu_of(b));
+#else
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_at(to)),
+                 "l"(m), "r"(col), "r"(row), "r"(shared_at(&b))
+                 : "memory");
+#endif
+}
+
+// One side of a product in shared memory. Rows of its tiles are M (or N), 64 numbers of k each, or
+// they are `turned`: rows are k, 64 numbers of M (or N) each, and every 64 of those are a tile of
+// 64 rows. At a step of 16 in k it begins 32 bytes, or 16 rows, later.
+struct tile_side {
+    const char *at;
+};
+__device__ static inline tile_side side_step(tile_side s, int step, bool turned) {
+    return {s.at + step * (turned ? 16 * TILE_PITCH : 32)};
+}
+
+#ifdef CUDA_EMU
+static inline float emu_side(tile_side s, bool turned, int row, int k) {
+    const size_t at = turned ? (size_t)(row / 64 * 64 + k) * TILE_PITCH + (size_t)(row % 64) * 2
+                             : (size_t)row * TILE_PITCH + (size_t)k * 2;
+    return bf16_value(*(const uint16_t *)emu_swizzled(s.at, at));
+}
+#else
+// Groups of 8 rows are 1024 bytes apart, tiles of 64 columns 8192.
+__device__ static inline uint64_t descriptor(tile_side s, bool turned) {
+    const uint64_t swizzle_128 = (uint64_t)1 << 62, apart = (uint64_t)(1024 >> 4) << 32;
+    const uint64_t tiles = (uint64_t)((turned ? 8192 : 16) >> 4) << 16;
+    return swizzle_128 | apart | tiles | (shared_at(s.at) >> 4 & 0x3fff);
+}
+#endif
+
+// ---- products of four warps --------------------------------------------------------------------
+
+// Sums are a lane's as in mma.cuh: warp w of the four has rows 16w to 16w + 15; d[4n + e] is row g
+// + 8(e / 2), column 8n + 2q + e % 2, for lane 4g + q.
+
+__device__ static inline void products_begin() { // before the first one that uses new registers
+#ifndef CUDA_EMU
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ static inline void products_commit() {
+#ifndef CUDA_EMU
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Until at most LEFT of the commits are not done.
+template <int LEFT> __device__ static inline void products_wait() {
+#ifdef CUDA_EMU
+    __syncwarp(); // lanes go together there
+#else
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+
+#ifdef CUDA_EMU
+template <bool TA, bool TB, int SUMS>
+static inline void emu_multiply(float (&d)[SUMS], tile_side a, tile_side b, bool add) {
+    const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
+    for (int i = 0; i < SUMS; i++) {
+        const int row = 16 * warp + lane / 4 + 8 * (i % 4 / 2);
+        const int col = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+        double sum = 0;
+        for (int k = 0; k < 16; k++)
+            sum += (double)emu_side(a, TA, row, k) * (double)emu_side(b, TB, col, k);
+        d[i] = (float)((add ? (double)d[i] : 0) + sum);
+    }
+}
+#endif
+
+// d (64,N) = A (64,16) · B (16,N), or += it, for N of 64 and 128; TA, TB: a, b are turned.
+#define D8(i)                                                                                      \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+template <bool TA, bool TB>
+__device__ static inline void multiply_tiles(float (&d)[32], tile_side a, tile_side b, bool add) {
+#ifdef CUDA_EMU
+    emu_multiply<TA, TB>(d, a, b, add);
+#else
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "%32, %33, add, 1, 1, %35, %36;\n"
+                 "}"
+                 : D8(0), D8(8), D8(16), D8(24)
+                 : "l"(descriptor(a, TA)), "l"(descriptor(b, TB)), "r"((int)add), "n"(TA), "n"(TB));
+#endif
+}
+template <bool TA, bool TB>
+__device__ static inline void multiply_tiles(float (&d)[64], tile_side a, tile_side b, bool add) {
+#ifdef CUDA_EMU
+    emu_multiply<TA, TB>(d, a, b, add);
+#else
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "%64, %65, add, 1, 1, %67, %68;\n"
+                 "}"
+                 : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56)
+                 : "l"(descriptor(a, TA)), "l"(descriptor(b, TB)), "r"((int)add), "n"(TA), "n"(TB));
+#endif
+}
+#undef D8
+
+// ---- clusters ----------------------------------------------------------------------------------
+
+__device__ static inline int cluster_rank() {
+#ifdef CUDA_EMU
+    return emu_cluster_rank();
+#else
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return (int)rank;
+#endif
+}
+
+// All threads of the cluster's blocks; what they wrote before is seen after.
+__device__ static inline void cluster_barrier() {
+#ifdef CUDA_EMU
+    emu_cluster_barrier();
+#else
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+#endif
+}
+
+// Four numbers at the same place of another block's shared memory.
+__device__ static inline float4 load_of_rank(const float *p, int rank) {
+#ifdef CUDA_EMU
+    return *(const float4 *)emu_shared_of(p, rank);
+#else
+    uint32_t at;
+    float4 x;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_at(p)), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(at)
+                 : "memory");
+    return x;
+#endif
+}
+
+#endif // HOPPER

@@ -1,0 +1,53 @@
+// Descriptions of matrices that Hopper's copies of tiles want. The driver encodes them; it is asked
+// for the function, so that the program links without it.
+#include "backend/cuda/kernels.h"
+
+#ifdef CUDA_EMU
+bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch) {
+    if ((uintptr_t)data % 16 || pitch % 16 || !rows || !cols) return false;
+    *m = (struct tile_map){{(uintptr_t)data, rows, cols, pitch, BOX_ROWS}};
+    return true;
+}
+#else
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <string.h>
+
+_Static_assert(sizeof(struct tile_map) == sizeof(CUtensorMap), "tile_map holds the driver's");
+
+typedef CUresult encode_function(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                 const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                 const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+static encode_function *find_encode(void) {
+    static encode_function *_Atomic found;
+    encode_function *f = found;
+    if (f) return f;
+    void *at = NULL;
+    enum cudaDriverEntryPointQueryResult result;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &at, 12000, cudaEnableDefault,
+                                         &result) != cudaSuccess ||
+        result != cudaDriverEntryPointSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    memcpy(&f, &at, sizeof f);
+    found = f;
+    return f;
+}
+
+bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch) {
+    encode_function *encode = find_encode();
+    CUtensorMap map; // wants 64 bytes of alignment
+    if (!encode || (uintptr_t)data % 16 || pitch % 16 || !rows || !cols) return false;
+    if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)(uintptr_t)data,
+               (cuuint64_t[]){cols, rows}, (cuuint64_t[]){pitch}, (cuuint32_t[]){64, BOX_ROWS},
+               (cuuint32_t[]){1, 1}, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+        return false;
+    memcpy(m, &map, sizeof *m);
+    return true;
+}
+#endif
