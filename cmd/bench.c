@@ -96,7 +96,7 @@ static int bench_decode(struct bench *b, struct error *err) {
     int rc = -1;
     if (run_create(&run, b->model, (struct run_limits){B, B, B, 0, RUN_INFER}, err) ||
         feed_create(&feed, b->be, (struct feed_limits){B, B, B}, err) ||
-        state_create(&state, b->be, &b->dims, B, err))
+        state_create(&state, b->model, B, err))
         goto out;
     for (int i = 0; i < B; i++) rows[i] = i;
     for (int r = -1; r < b->repeat; r++) { // the first one warms up
@@ -113,7 +113,7 @@ static int bench_decode(struct bench *b, struct error *err) {
     b->work = (double)B * b->tokens;
     b->flops = 2 * matrix_params(&b->dims, true) * b->work;
     // All weights, and every sequence's state to and fro.
-    b->bytes = b->tokens * (weight_bytes(b, true) + 8.0 * B * (double)state_count(&b->dims));
+    b->bytes = b->tokens * (weight_bytes(b, true) + 2.0 * (double)state_bytes(b->model, B));
     rc = 0;
 out:
     run_destroy(run);
@@ -137,7 +137,7 @@ static int bench_prefill(struct bench *b, struct error *err) {
     int rc = -1;
     if (run_create(&run, b->model, (struct run_limits){B * T, B, B, 0, RUN_INFER}, err) ||
         feed_create(&feed, b->be, (struct feed_limits){B * T, B, B}, err) ||
-        state_create(&state, b->be, &b->dims, B, err))
+        state_create(&state, b->model, B, err))
         goto out;
     for (int i = 0; i < B; i++) {
         spans[i] = (struct span){.first = i * T, .len = T, .slot = i};
@@ -228,12 +228,14 @@ static void report(struct bench *b, const char *what) {
                                                : by_flops;
     const char *file = cli_string(b->args, "weights");
     const char *size = file ? file : cli_string(b->args, "size"),
-               *dtype = cli_string(b->args, "dtype");
+               *dtype = cli_string(b->args, "dtype"),
+               *states = b->model->options.half_states ? " (f16 states)" : "";
     if (!cli_flag(b->args, "json")) {
-        printf("%s %s %s, batch %d, tokens %d: %.1f tok/s (median of %d; %.3f ms, least %.3f ms), "
-               "%.1f GB/s, %.1f GFLOP/s",
-               what, size, dtype, b->batch, b->tokens, b->work / median, b->repeat, median * 1e3,
-               least * 1e3, b->bytes / median * 1e-9, b->flops / median * 1e-9);
+        printf(
+            "%s %s %s%s, batch %d, tokens %d: %.1f tok/s (median of %d; %.3f ms, least %.3f ms), "
+            "%.1f GB/s, %.1f GFLOP/s",
+            what, size, dtype, states, b->batch, b->tokens, b->work / median, b->repeat,
+            median * 1e3, least * 1e3, b->bytes / median * 1e-9, b->flops / median * 1e-9);
         if (floor > 0)
             printf("; %.0f %% of the limit (%.1f GB/s, %.0f GFLOP/s)", 100 * floor / median,
                    read * 1e-9, peak * 1e-9);
@@ -320,7 +322,10 @@ static int measure(const struct cli_args *args, const char *what, bool trained,
                       .tokens = (int)cli_int(args, "tokens"),
                       .repeat = (int)cli_int(args, "repeat")};
     const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype")),
-                                          .trained = trained};
+                                          .trained = trained,
+                                          .half_states =
+                                              !trained &&
+                                              strcmp(cli_string(args, "state-dtype"), "f16") == 0};
     b.seconds = mem_zero(3 * (size_t)b.repeat, sizeof *b.seconds);
     b.read = b.seconds + b.repeat;
     b.peak = b.read + b.repeat;
@@ -377,8 +382,8 @@ static int run_train(const struct cli_args *args, struct error *err) {
         {"json", .type = CLI_FLAG, .help = "print one JSON object"}, OPTION_BACKEND, OPTION_DTYPE, \
         OPTION_THREADS
 
-static const struct cli_option decode_options[] = {BENCH_OPTIONS("32"), {0}};
-static const struct cli_option prefill_options[] = {BENCH_OPTIONS("512"), {0}};
+static const struct cli_option decode_options[] = {BENCH_OPTIONS("32"), OPTION_STATE_DTYPE, {0}};
+static const struct cli_option prefill_options[] = {BENCH_OPTIONS("512"), OPTION_STATE_DTYPE, {0}};
 static const struct cli_option train_options[] = {
     BENCH_OPTIONS("512"),
     {"grad-checkpoint", .type = CLI_FLAG, .help = "compute layers again on the way back"},

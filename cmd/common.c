@@ -12,9 +12,16 @@ int vocab_open(struct tok **out, const char *name, struct error *err) {
     return 0;
 }
 
+struct model_options model_options_args(const struct cli_args *args) {
+    return (struct model_options){
+        .precision = precision_parse(cli_string(args, "dtype")),
+        .half_states = strcmp(cli_string(args, "state-dtype"), "f16") == 0,
+    };
+}
+
 int model_open_args(struct backend **be, struct model **m, const struct cli_args *args,
                     struct error *err) {
-    const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype"))};
+    const struct model_options options = model_options_args(args);
     if (backend_open(be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err))
         return -1;
     if (model_open(m, *be, cli_string(args, "weights"), options, err)) {

@@ -5,6 +5,7 @@
 #include "backend/backend.h"
 
 struct model;
+struct model_options;
 struct tok;
 
 // The vocabulary file of that name; "bytes" is the built-in one.
@@ -31,11 +32,20 @@ int vocab_open(struct tok **out, const char *name, struct error *err);
                          .help = "how matrices are stored and multiplied: bf16 rounds weights "    \
                                  "and inputs, bf16w the weights only"                              \
     }
+#define OPTION_STATE_DTYPE                                                                         \
+    {                                                                                              \
+        "state-dtype", "TYPE", .fallback = "f32", .choices = "f32|f16",                            \
+                               .help = "how sequences' states are stored; f16, on cuda, is "       \
+                                       "faster in large batches and rounds them at each step"      \
+    }
 #define OPTION_THREADS                                                                             \
     {                                                                                              \
         "threads", "N", .fallback = "0", .type = CLI_INT, .min = 0, .max = 1024,                   \
                         .help = "how many threads; 0 takes all processors"                         \
     }
+
+// What the options above say of a model that is not trained.
+struct model_options model_options_args(const struct cli_args *args);
 
 // A model on a backend by the options above. Both are to be closed: model first.
 int model_open_args(struct backend **be, struct model **m, const struct cli_args *args,

@@ -89,6 +89,7 @@ struct config_strings {
 struct infer_model {
     struct model_config model; // what model_cfg names
     const char *model_name, *model_cfg, *weights_path, *tokenizer_vocab_path, *dtype;
+    const char *state_dtype;
     int64_t device_type;
     struct config_ints device_ids;
     int64_t max_batch_size, paragraph_len, max_context_len;

@@ -238,6 +238,11 @@ static const struct config_key infer_model_keys[] = {
      .reloadable = true,
      .doc = "How the matrices are stored and multiplied: `bf16` rounds weights and inputs, `bf16w` "
             "the weights only; `int8` and `int4` work with integers in groups that have a scale"},
+    {"state_dtype", CONFIG_STRING, SERVED(state_dtype), "\"f32\"", .choices = "f32|f16",
+     .reloadable = true,
+     .doc =
+         "How the states of sequences are stored: `f16` takes half of the memory and of the time "
+         "that large batches spend on them, and rounds them after each step; CUDA only"},
     {"device_type", CONFIG_INT, SERVED(device_type), "0", .min = 0, .max = 4,
      .later = "the GPU backends", .reloadable = true,
      .doc = "Kind of WebGPU device: 0 discrete, 1 integrated, 2 virtual, 3 CPU, 4 default"},

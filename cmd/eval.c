@@ -217,6 +217,7 @@ static const struct cli_option options[] = {
      .help = "instead of a model: a table of counts of order 2 over this text, as a yardstick"},
     OPTION_BACKEND,
     OPTION_DTYPE,
+    OPTION_STATE_DTYPE,
     OPTION_THREADS,
     {0},
 };

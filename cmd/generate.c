@@ -108,6 +108,7 @@ static const struct cli_option options[] = {
     SAMPLING_OPTIONS,
     OPTION_BACKEND,
     OPTION_DTYPE,
+    OPTION_STATE_DTYPE,
     OPTION_THREADS,
     {0},
 };

@@ -82,6 +82,7 @@ static struct model_entry entry_of(const struct infer_config *c, const struct in
         .shape_path = m->model_cfg,
         .backend = c->backend,
         .dtype = m->dtype,
+        .half_states = strcmp(m->state_dtype, "f16") == 0,
         .device_ids = m->device_ids.at,
         .num_devices = m->device_ids.count,
         .num_threads = (int)c->num_threads,

@@ -83,7 +83,7 @@ static int print_logits(struct model *m, const int32_t *tokens, int count, struc
     const struct run_limits limits = {.rows = ROWS, .spans = 1, .outs = ROWS, .mode = RUN_INFER};
     if (run_create(&run, m, limits, err) ||
         feed_create(&feed, m->be, (struct feed_limits){ROWS, 1, ROWS}, err) ||
-        state_create(&state, m->be, &m->dims, 1, err))
+        state_create(&state, m, 1, err))
         goto out;
     state_zero(state, 0);
     for (int at = 0; at < count; at += ROWS) {
@@ -238,6 +238,7 @@ static const struct cli_option logits_options[] = {
     {"tokens", "IDS", .required = true, .help = "token ids, separated by spaces or commas"},
     OPTION_BACKEND,
     OPTION_DTYPE,
+    OPTION_STATE_DTYPE,
     OPTION_THREADS,
     {0},
 };

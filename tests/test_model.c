@@ -148,7 +148,7 @@ static void run_logits(struct bench *b, const int32_t *tokens, int n, int chunk,
     for (int i = 0; i < n; i++) rows[i] = i;
     assert_int_equal(run_create(&run, b->m, (struct run_limits){n, 1, n, 0, RUN_INFER}, &err), 0);
     assert_int_equal(feed_create(&feed, b->be, (struct feed_limits){n, 1, n}, &err), 0);
-    assert_int_equal(state_create(&state, b->be, &b->m->dims, 2, &err), 0);
+    assert_int_equal(state_create(&state, b->m, 2, &err), 0);
     for (int i = 0; i < n; i += chunk) {
         const struct span span = {.len = n - i < chunk ? n - i : chunk, .slot = 1, .pos = i};
         feed_set(feed, &span, 1, tokens + i, rows, span.len, NULL);
@@ -359,7 +359,7 @@ static void interleaved_equals_alone(void **unused) {
     struct error err;
     assert_int_equal(run_create(&run, b.m, (struct run_limits){64, 3, 64, 0, RUN_INFER}, &err), 0);
     assert_int_equal(feed_create(&feed, b.be, (struct feed_limits){64, 3, 64}, &err), 0);
-    assert_int_equal(state_create(&state, b.be, &b.m->dims, 5, &err), 0);
+    assert_int_equal(state_create(&state, b.m, 5, &err), 0);
     int done[SEQS] = {0};
     for (;;) {
         struct span spans[SEQS];

@@ -142,7 +142,8 @@ struct backend_class {
     // From so many rows on, tensors that are only inputs of products with weights of this precision
     // are better DT_BF16 (ops.h says which can be), rounded where they arise; 0: never.
     int (*narrow_from)(const struct backend *be, struct precision precision);
-    int head_rows; // rows of logits at a time that training likes; each costs 6 V bytes or less
+    bool half_states; // states of wkv7 and recall may be DT_F16 (ops.h)
+    int head_rows;    // rows of logits at a time that training likes; each costs 6 V bytes or less
 };
 
 // Every weight begins with this: what ops.c checks shapes against.

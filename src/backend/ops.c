@@ -285,9 +285,10 @@ void op_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora
 static void want_state(const char *op, const struct backend *be, struct tensor s, size_t C, int H) {
     if (!tensor_is(s)) return;
     const size_t N = C / (size_t)H;
+    const bool half = s.dtype == DT_F16 && be->class->half_states;
     require(op,
-            s.dtype == be->real && s.ndim == 4 && s.dim[1] == (size_t)H && s.dim[2] == N &&
-                s.dim[3] == N,
+            (half || s.dtype == be->real) && s.ndim == 4 && s.dim[1] == (size_t)H &&
+                s.dim[2] == N && s.dim[3] == N,
             "a state is not (S,H,N,N)");
 }
 

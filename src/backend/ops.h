@@ -53,7 +53,7 @@ struct product {
 // key_prep, wkv7 and readout: what comes of the projections.
 struct recall {
     struct tensor o, v_out;  // ° (R,C) the gated readout; (R,C) the values, may be absent
-    struct tensor state;     // (S,H,N,N) goes on in place; absent: from zero, and not kept
+    struct tensor state;     // (S,H,N,N) as wkv7's, goes on in place; absent: from zero, not kept
     struct tensor saved;     // as wkv7 has it; may be absent
     struct tensor rkv, lora; // ° as key_prep has them, in the storage of o
     struct tensor v_first;   // the same
@@ -136,7 +136,8 @@ struct ops {
     //   w = exp(-c₀ σ(ω));  s_i = Σ_j S_ij a_j;  S_ij = S_ij w_j + s_i b_j + v_i k_j;  y_i = Σ_j
     //   S_ij r_j
     // y°, r°, u° (R,C), all in one storage. state_in (S,H,N,N)[slot], zeros if absent; state_out,
-    // if present, receives the state after each span; both may be the same tensor. `saved` (bytes,
+    // if present, receives the state after each span; both may be the same tensor, and where the
+    // backend has `half_states` they may be DT_F16, rounded after each span. `saved` (bytes,
     // wkv7_saved_bytes; absent in inference) keeps what wkv7_bwd wants.
     void (*wkv7)(struct backend *, struct tensor y, struct tensor state_out, struct tensor saved,
                  struct tensor r, struct tensor u, struct tensor state_in, const struct batch *,

@@ -259,7 +259,8 @@ static int open_checked(struct weights **out, struct dims *d, const struct engin
 }
 
 static struct model_options options_of(const struct engine_spec *spec) {
-    return (struct model_options){.precision = precision_parse(spec->dtype)};
+    return (struct model_options){.precision = precision_parse(spec->dtype),
+                                  .half_states = spec->half_states};
 }
 
 int engine_plan(uint64_t *bytes, const struct engine_spec *spec, struct engine_limits limits,
@@ -273,6 +274,7 @@ int engine_plan(uint64_t *bytes, const struct engine_spec *spec, struct engine_l
         backend_open_device(&be, spec->backend, spec->device_id, 1, err))
         goto out;
     m.be = be;
+    m.options = options_of(spec);
     *bytes = model_bytes(be, &m.dims, options_of(spec)) + slots_bytes(&m, limits) + tok_memory(tok);
     rc = 0;
 out:

@@ -28,6 +28,7 @@ struct engine_spec {
     const char *vocab_path; // "bytes": the built-in vocabulary
     const char *backend;    // "cpu"
     const char *dtype;      // one of PRECISION_NAMES
+    bool half_states;       // sequences' states are f16
     int device_id;
     int num_threads; // 0: all
     // The shape that the configuration promises; the weights must have it.

@@ -95,7 +95,7 @@ static int room_create(struct room *r, struct model *m, struct engine_limits l, 
     carve_room(r, &plan, (size_t)m->dims.V);
     if (run_create(&r->run, m, n, err) ||
         feed_create(&r->feed, m->be, (struct feed_limits){n.rows, n.spans, n.outs}, err) ||
-        state_create(&r->state, m->be, &m->dims, slots, err) ||
+        state_create(&r->state, m, slots, err) ||
         !(r->memory = buffer_create(m->be, plan.used, err))) {
         room_free(r);
         return -1;
@@ -109,8 +109,7 @@ uint64_t slots_bytes(const struct model *m, struct engine_limits l) {
     struct room r = {.slots = l.max_batch_size};
     struct carver plan = {0};
     carve_room(&r, &plan, (size_t)m->dims.V);
-    return run_bytes(m, run_limits_for(l, r.slots)) +
-           state_bytes(m->be, &m->dims, r.slots) + plan.used;
+    return run_bytes(m, run_limits_for(l, r.slots)) + state_bytes(m, r.slots) + plan.used;
 }
 
 // The lists on the host's side.

@@ -62,6 +62,9 @@ int model_create(struct model **out, struct backend *be, const struct dims *d,
         return fail(err, E_UNSUPPORTED, "weights stored as %s are not supported; %s are",
                     dtype_name(stored),
                     options.trained ? "f32 and bf16" : "f32, bf16, int8 and int4");
+    if (options.half_states && !be->class->half_states)
+        return fail(err, E_UNSUPPORTED, "the backend %s keeps states in %s; f16 is for cuda",
+                    be->name, dtype_name(be->real));
     int rc = -1;
     struct model *m = mem_zero(1, sizeof *m);
     m->be = be;

@@ -10,6 +10,7 @@ struct model_options {
     struct precision precision; // of the large matrices; int8 and int4 leave the LoRA matrices and
                                 // the embedding in bf16; trained: DT_F32 or DT_BF16
     bool trained;               // keeps master parameters and gradients
+    bool half_states; // states of sequences are f16 and not the backend's own; not every one can
 };
 
 // Owner: one thread at a time. Read-only after loading unless trained.

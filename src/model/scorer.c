@@ -37,7 +37,7 @@ int scorer_create(struct scorer **out, struct model *m, struct error *err) {
     const struct run_limits limits = {.rows = ROWS, .spans = 1, .outs = ROWS, .mode = RUN_INFER};
     if (run_create(&s->run, m, limits, err) ||
         feed_create(&s->feed, m->be, (struct feed_limits){ROWS, 1, ROWS}, err) ||
-        state_create(&s->state, m->be, &m->dims, 1, err))
+        state_create(&s->state, m, 1, err))
         goto bad;
     *out = s;
     return 0;
@@ -76,9 +76,11 @@ static void score_some(struct scorer *s, const int32_t *tokens, size_t at, int l
 
 void scorer_run(struct scorer *s, const int32_t *tokens, size_t n, double *losses, bool *hits) {
     state_zero(s->state, 0);
-    for (size_t at = 0; at + 1 < n; at += ROWS) {
+    // States that are rounded after each step are rounded after each token, as in decoding.
+    const size_t most = s->model->options.half_states ? 1 : ROWS;
+    for (size_t at = 0; at + 1 < n; at += most) {
         const size_t left = n - 1 - at;
-        score_some(s, tokens + at, at, (int)(left < ROWS ? left : ROWS), losses + at,
+        score_some(s, tokens + at, at, (int)(left < most ? left : most), losses + at,
                    hits ? hits + at : NULL);
     }
 }

@@ -3,31 +3,33 @@
 #include "backend/ops.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "model/model.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static void lay_out(struct carver *c, const struct backend *be, const struct dims *d, int slots,
-                    struct tensor *shift, struct tensor *wkv) {
+static void lay_out(struct carver *c, const struct model *m, int slots, struct tensor *shift,
+                    struct tensor *wkv) {
+    const struct dims *d = &m->dims;
+    const enum dtype t = m->be->real;
     const size_t L = (size_t)d->L, S = (size_t)slots, C = (size_t)d->C, H = (size_t)d->H;
-    *shift = carve(c, be->real, 4, (size_t[]){L, 2, S, C});
-    *wkv = carve(c, be->real, 5, (size_t[]){L, S, H, C / H, C / H});
+    *shift = carve(c, t, 4, (size_t[]){L, 2, S, C});
+    *wkv = carve(c, m->options.half_states ? DT_F16 : t, 5, (size_t[]){L, S, H, C / H, C / H});
 }
 
-size_t state_bytes(const struct backend *be, const struct dims *d, int slots) {
+size_t state_bytes(const struct model *m, int slots) {
     struct carver c = {0};
     struct tensor shift, wkv;
-    lay_out(&c, be, d, slots, &shift, &wkv);
+    lay_out(&c, m, slots, &shift, &wkv);
     return c.used;
 }
 
-int state_create(struct state **out, struct backend *be, const struct dims *d, int slots,
-                 struct error *err) {
-    struct buffer *memory = buffer_create(be, state_bytes(be, d, slots), err);
+int state_create(struct state **out, const struct model *m, int slots, struct error *err) {
+    struct buffer *memory = buffer_create(m->be, state_bytes(m, slots), err);
     if (!memory) return fail_in(err, "%d state slots", slots);
     struct state *s = mem_zero(1, sizeof *s);
-    *s = (struct state){.be = be, .dims = *d, .slots = slots, .memory = memory};
-    lay_out(&(struct carver){.buf = memory}, be, d, slots, &s->shift, &s->wkv);
+    *s = (struct state){.be = m->be, .dims = m->dims, .slots = slots, .memory = memory};
+    lay_out(&(struct carver){.buf = memory}, m, slots, &s->shift, &s->wkv);
     *out = s;
     return 0;
 }

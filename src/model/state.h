@@ -4,7 +4,9 @@
 #include "backend/backend.h"
 #include "model/params.h"
 
-// Slots of many sequences. One owner thread.
+struct model;
+
+// Slots of many sequences, stored as the model's options say. One owner thread.
 struct state {
     struct backend *be;
     struct dims dims;
@@ -14,10 +16,9 @@ struct state {
     struct tensor wkv;   // (L, S, H, N, N): [key][value]
 };
 
-int state_create(struct state **out, struct backend *be, const struct dims *d, int slots,
-                 struct error *err);
+int state_create(struct state **out, const struct model *m, int slots, struct error *err);
 void state_destroy(struct state *s); // NULL is fine
-size_t state_bytes(const struct backend *be, const struct dims *d, int slots);
+size_t state_bytes(const struct model *m, int slots);
 
 void state_zero(struct state *s, int slot);
 // Between states of one model, or inside one.

@@ -40,7 +40,7 @@ int writer_create(struct writer **out, struct model *m, struct error *err) {
     const struct run_limits limits = {.rows = CHUNK, .spans = 1, .outs = 1, .mode = RUN_INFER};
     if (run_create(&w->run, m, limits, err) ||
         feed_create(&w->feed, m->be, (struct feed_limits){CHUNK, 1, 1}, err) ||
-        state_create(&w->state, m->be, &m->dims, 1, err))
+        state_create(&w->state, m, 1, err))
         goto bad;
     writer_reset(w);
     *out = w;

@@ -24,7 +24,7 @@ bool entry_same(const struct model_entry *a, const struct model_entry *b) {
     return same_text(a->name, b->name) && same_text(a->weights_path, b->weights_path) &&
            same_text(a->vocab_path, b->vocab_path) && same_text(a->shape_path, b->shape_path) &&
            same_text(a->backend, b->backend) && same_text(a->dtype, b->dtype) &&
-           a->num_devices == b->num_devices &&
+           a->half_states == b->half_states && a->num_devices == b->num_devices &&
            !memcmp(a->device_ids, b->device_ids, a->num_devices * sizeof *a->device_ids) &&
            a->num_threads == b->num_threads && a->L == b->L && a->C == b->C && a->H == b->H &&
            a->V == b->V;
@@ -59,6 +59,7 @@ static struct engine_spec spec_of(const struct model_entry *e, size_t device) {
                                 .vocab_path = e->vocab_path,
                                 .backend = e->backend,
                                 .dtype = e->dtype,
+                                .half_states = e->half_states,
                                 .device_id = (int)e->device_ids[device],
                                 .num_threads = e->num_threads,
                                 .L = e->L,

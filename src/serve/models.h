@@ -9,6 +9,7 @@
 struct model_entry {
     const char *name;
     const char *weights_path, *vocab_path, *shape_path, *backend, *dtype;
+    bool half_states;
     const int64_t *device_ids;
     size_t num_devices;
     int num_threads;

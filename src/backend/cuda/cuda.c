@@ -216,6 +216,7 @@ static const struct backend_class cuda_class = {
     .wkv7_saved_bytes = cuda_wkv7_saved_bytes,
     .wkv7_grain = cuda_wkv7_grain,
     .narrow_from = cuda_narrow_from,
+    .half_states = true,
     .head_rows = 4096,
 };
 

@@ -239,10 +239,16 @@ __device__ static inline float bf16_high(uint32_t pair) {
 }
 
 __device__ inline float f16_value(uint16_t h) {
+#ifdef __CUDA_ARCH__
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+#else
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = h >> 10 & 31, man = h & 0x3ff;
     if (exp == 31) return __uint_as_float(sign | 0x7f800000 | man << 13);
     if (exp) return __uint_as_float(sign | (exp + 112) << 23 | man << 13);
     return __uint_as_float(sign | __float_as_uint((float)man * 5.9604644775390625e-8f)); // 2^-24
+#endif
 }
 
 __device__ inline uint16_t f16_bits(float f) {
@@ -254,6 +260,17 @@ __device__ inline uint16_t f16_bits(float f) {
     if (u < 0x38800000)                        // subnormal: the adder rounds at bit 2^-24
         return (uint16_t)(sign | (__float_as_uint(__uint_as_float(u) + 0.5f) - 0x3f000000));
     return (uint16_t)(sign | ((u - 0x38000000 + 0xfff + (u >> 13 & 1)) >> 13));
+}
+
+// Two as one word, rounded: x in the lower half.
+__device__ static inline uint32_t f16_pair(float x, float y) {
+#ifdef __CUDA_ARCH__
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+    return pair;
+#else
+    return f16_bits(x) | (uint32_t)f16_bits(y) << 16;
+#endif
 }
 
 __device__ inline double load_number(const void *p, int type, size_t i) {

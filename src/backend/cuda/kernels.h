@@ -101,13 +101,14 @@ struct mix_args {
 };
 bool k_norm_mix(struct queue *s, const struct mix_args *p);
 struct recall_args {
-    void *o;
-    float *v_out, *state; // v_out may be NULL; the state goes on in place
-    const float *rkv, *lora, *v_first, *key_vecs, *read_vecs; // v_first may be NULL
+    void *o, *state; // the state goes on in place
+    float *v_out;    // may be NULL
+    const void *rkv, *lora;
+    const float *v_first, *key_vecs, *read_vecs; // v_first may be NULL
     const int32_t *span;
     size_t R, C;
     int H;
-    bool narrow; // rkv, lora and o are bf16
+    bool narrow, half; // rkv, lora and o are bf16; the state is f16
 };
 bool k_recall(struct queue *s, const struct recall_args *p);
 
@@ -204,7 +205,8 @@ struct many_product {
     void *y;              // (R,O)
     const float *add;     // (R,O) or NULL
     int K, O, act;
-    int narrow, by_output, fixed; // y is bf16; as said; as above. No padding: lists are compared
+    int narrow, by_output, fixed; // y is bf16; as said; as above
+    uint64_t reserved[3];         // maps lie at multiples of 64, and lists are compared: no gaps
 };
 struct many_list {
     struct many_product p[MAX_PRODUCTS];

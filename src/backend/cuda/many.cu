@@ -25,14 +25,17 @@ struct many_args {
 template <int BN_, int GROUPS_> struct shape {
     enum {
         BN = BN_,
+        WIDE = BN < 128 ? BN : 128, // outputs of one instruction
+        PIECES = BN / WIDE,
         GROUPS = GROUPS_, // of four warps that multiply
         BM = 64 * GROUPS,
         CONSUMERS = 128 * GROUPS,
         THREADS = CONSUMERS + 32,
         TILE = BOX_ROWS * TILE_PITCH,
         STAGE = (GROUPS + BN / 64) * TILE,
-        STAGES = BN == 64 ? 4 : 3,
-        PITCH = BN + 4, // floats, of a row of sums
+        STAGES = BN == 64 || BN == 256 ? 4 : 3,
+        BLOCKS = BN == 256 ? 1 : 2, // on a multiprocessor
+        PITCH = BN + 4,             // floats, of a row of sums
         SUMS = BM * PITCH * 4,
         BYTES = STAGES * STAGE > SUMS ? STAGES *STAGE : SUMS,
         SHARED = BYTES + 2 * STAGES * 8,
@@ -59,6 +62,10 @@ template <class S> __device__ tile_of_product find_tile(const many_args &a) {
     t.end = blocks * (rank + 1) / a.split;
     return t;
 }
+
+template <class S> struct sums {
+    float d[S::PIECES][S::WIDE / 2]; // as hopper.cuh says, WIDE outputs each
+};
 
 template <class S> struct ring {
     char *tiles;
@@ -104,8 +111,7 @@ __device__ void load_tiles(const ring<S> &r, const many_product &p, const tile_o
 }
 
 // TB: the tiles of w have k down their rows.
-template <bool TB, class S>
-__device__ void multiply_all(float (&d)[S::BN / 2], const ring<S> &r, int steps) {
+template <bool TB, class S> __device__ void multiply_all(sums<S> &s, const ring<S> &r, int steps) {
     const int group = (int)threadIdx.x / 128;
     const bool first_lane = threadIdx.x % 32 == 0;
     for (int i = 0; i < steps; i++) {
@@ -115,7 +121,11 @@ __device__ void multiply_all(float (&d)[S::BN / 2], const ring<S> &r, int steps)
         products_begin();
 #pragma unroll
         for (int k = 0; k < TILE_WIDTH / 16; k++)
-            multiply_tiles<false, TB>(d, side_step(x, k, false), side_step(w, k, TB), i || k);
+#pragma unroll
+            for (int n = 0; n < S::PIECES; n++)
+                multiply_tiles<false, TB>(s.d[n], side_step(x, k, false),
+                                          side_step({w.at + n * S::WIDE * TILE_PITCH}, k, TB),
+                                          i || k);
         products_commit();
         products_wait<1>();
         if (i && first_lane) barrier_arrive(r.empty[(i - 1) % S::STAGES]);
@@ -124,15 +134,16 @@ __device__ void multiply_all(float (&d)[S::BN / 2], const ring<S> &r, int steps)
 }
 
 // A lane's sums to where the block adds them up.
-template <class S> __device__ void put_sums(float *sums, const float (&d)[S::BN / 2]) {
+template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    float *to = sums + (16 * warp + lane / 4) * S::PITCH + 2 * (lane % 4);
+    float *to = tile + (16 * warp + lane / 4) * S::PITCH + 2 * (lane % 4);
 #pragma unroll
     for (int n = 0; n < S::BN / 8; n++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
             *(float2 *)(to + 8 * half * S::PITCH + 8 * n) =
-                make_float2(d[4 * n + 2 * half], d[4 * n + 2 * half + 1]);
+                make_float2(s.d[n / (S::WIDE / 8)][4 * (n % (S::WIDE / 8)) + 2 * half],
+                            s.d[n / (S::WIDE / 8)][4 * (n % (S::WIDE / 8)) + 2 * half + 1]);
 }
 
 __device__ void finish_four(const many_product &p, size_t at, float4 sum, int left) {
@@ -164,14 +175,14 @@ __device__ void finish_four(const many_product &p, size_t at, float4 sum, int le
 
 // This block's rows of the tile: all stretches of k in order, and what is made of them.
 template <class S>
-__device__ void finish_rows(const float *sums, const many_args &a, const tile_of_product &t) {
+__device__ void finish_rows(const float *tile, const many_args &a, const tile_of_product &t) {
     enum { FOURS = S::BN / 4 };
     const many_product &p = a.p[t.which];
     const int rank = (int)blockIdx.x % a.split, rows = S::BM / a.split;
     for (int i = (int)threadIdx.x; i < rows * FOURS; i += S::THREADS) {
         const int row = rank * rows + i / FOURS, col = i % FOURS * 4;
         if (t.row + row >= a.R || t.col + col >= p.O) continue;
-        const float *at = sums + row * S::PITCH + col;
+        const float *at = tile + row * S::PITCH + col;
         float4 sum = a.split == 1 ? *(const float4 *)at : load_of_rank(at, 0);
         for (int other = 1; other < a.split; other++) {
             const float4 more = load_of_rank(at, other);
@@ -184,7 +195,7 @@ __device__ void finish_rows(const float *sums, const many_args &a, const tile_of
 #endif // HOPPER
 
 template <int BN, int GROUPS>
-__global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), 2)
+__global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUPS>::BLOCKS))
     multiply_many(const __grid_constant__ many_args a) {
 #ifdef HOPPER
     typedef shape<BN, GROUPS> S;
@@ -200,22 +211,20 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), 2)
         barriers_ready();
     }
     __syncthreads();
-    float d[BN / 2];
+    sums<S> mine;
     if (threadIdx.x < S::CONSUMERS) {
         const int steps = t.end - t.begin;
         if (p.by_output)
-            multiply_all<false>(d, r, steps);
+            multiply_all<false>(mine, r, steps);
         else
-            multiply_all<true>(d, r, steps);
-        if (!steps)
-#pragma unroll
-            for (int i = 0; i < BN / 2; i++) d[i] = 0;
+            multiply_all<true>(mine, r, steps);
+        if (!steps) mine = {};
     } else if (threadIdx.x == S::CONSUMERS) {
         load_tiles(r, p, t);
     }
     begin_kernel();
     __syncthreads(); // all tiles were used: sums take their place
-    if (threadIdx.x < S::CONSUMERS) put_sums<S>((float *)shared, d);
+    if (threadIdx.x < S::CONSUMERS) put_sums<S>((float *)shared, mine);
     if (a.split > 1)
         cluster_barrier();
     else
@@ -226,6 +235,8 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), 2)
     __trap();
 #endif
 }
+
+static_assert(sizeof(many_product) % 64 == 0, "maps lie at multiples of 64");
 
 template <int BN, int GROUPS> void start(struct queue *q, const many_list &list, int split) {
     typedef shape<BN, GROUPS> S;

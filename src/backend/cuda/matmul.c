@@ -6,6 +6,7 @@
 #include "backend/quant.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
 static bool is_integer(const struct weight *w) {
     return w->precision.stored == DT_INT8 || w->precision.stored == DT_INT4;
@@ -75,7 +76,7 @@ static bool add_many(struct cuda *c, struct many_list *list, const struct produc
     const struct cuda_weight *w = (const struct cuda_weight *)p->w;
     const size_t R = p->x.dim[0];
     const struct tile_map *x;
-    if (!c->lt || R <= SKINNY_ROWS || R > MANY_ROWS || !w->mapped || !is_narrow(p->w) ||
+    if (!c->lt || R <= SKINNY_ROWS || R > (size_t)(getenv("MANY") ? atoi(getenv("MANY")) : MANY_ROWS) || !w->mapped || !is_narrow(p->w) ||
         p->x.dtype != DT_BF16 || !in_sixteens(dev(p->y)) || !in_sixteens(dev(p->add)) ||
         (list->n && list->R != (int)R) || !(x = map_of(c, p->x)))
         return false;

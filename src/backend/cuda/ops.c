@@ -248,7 +248,8 @@ static void cuda_recall(struct backend *be, const struct recall *t, const struct
                                   .R = t->rkv.dim[1],
                                   .C = t->rkv.dim[2],
                                   .H = H,
-                                  .narrow = narrow(t->rkv)};
+                                  .narrow = narrow(t->rkv),
+                                  .half = t->state.dtype == DT_F16};
     const bool step = b->longest == 1 && tensor_is(t->state) && !tensor_is(t->saved);
     if (!step || !k_recall(queue_of(be), &p)) recall_parts(be, t, b, H);
 }

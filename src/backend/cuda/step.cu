@@ -7,11 +7,12 @@
 
 // ---- key_prep, the recurrence, readout ---------------------------------------------------------
 
-// A block has one head of one row. Bound by reading and writing the state, 32 KB: 256 sequences of
-// 12 heads take 34 us at 3 TB/s. Neighbouring threads have neighbouring rows of it, which lie
-// together; a thread's columns are those of wkv7_forward, and so is the order of its sums: the same
-// bits as the three ops give, which is why what they store in T is rounded to it here.
-enum { N = 64, QUAD = 4, NJ = N / QUAD, STEP_THREADS = QUAD * N };
+// A block has one head of one row, a warp a quarter of the columns, a lane two rows. Bound by
+// reading and writing the state, 32 KB, or 16 in f16: 256 sequences of 12 heads take 34 us, or 17,
+// at 3 TB/s, which wants many blocks a multiprocessor. A warp's columns are those of a thread of
+// wkv7_forward, and so is the order of its sums: the same bits as the three ops give, which is why
+// what they store in T is rounded to it here.
+enum { N = 64, QUAD = 4, NJ = N / QUAD, STEP_THREADS = QUAD * 32 };
 enum { V_R = U_B + 1, VECTORS };
 
 template <class T> __device__ static float stored(float x) {
@@ -84,53 +85,99 @@ template <class T> struct reader {
     }
 };
 
-template <class T> static __global__ void __launch_bounds__(STEP_THREADS) recall(recall_args p) {
+// Columns 16m + 4·warp + {0…3} of a lane's two rows. In memory a state is [column][row], so that a
+// warp's loads are whole lines.
+struct columns {
+    float4 x, y; // row 2·lane, row 2·lane + 1
+
+    template <class E> __device__ void take(const E *state) {
+        const float2 c0 = load_state(state), c1 = load_state(state + N),
+                     c2 = load_state(state + 2 * N), c3 = load_state(state + 3 * N);
+        x = make_float4(c0.x, c1.x, c2.x, c3.x);
+        y = make_float4(c0.y, c1.y, c2.y, c3.y);
+    }
+    template <class E> __device__ void give(E *state) const {
+        store_state(state, x.x, y.x);
+        store_state(state + N, x.y, y.y);
+        store_state(state + 2 * N, x.z, y.z);
+        store_state(state + 3 * N, x.w, y.w);
+    }
+};
+
+__device__ static float across(float4 x) {
+    return (x.x + x.y) + (x.z + x.w);
+}
+
+// A row's sum over the warps' quarters.
+__device__ static float2 sum_of(const float (&part)[QUAD][N], int row) {
+    const float2 a = *(const float2 *)&part[0][row], b = *(const float2 *)&part[1][row],
+                 c = *(const float2 *)&part[2][row], d = *(const float2 *)&part[3][row];
+    return make_float2((a.x + b.x) + (c.x + d.x), (a.y + b.y) + (c.y + d.y));
+}
+
+template <class T, class E>
+static __global__ void __launch_bounds__(STEP_THREADS, 6) recall(recall_args p) {
     alignas(16) __shared__ float vec[VECTORS][N];
     alignas(16) __shared__ float part[2][QUAD][N];
-    const int tid = threadIdx.x, i = tid % N, q = tid / N;
+    const int tid = threadIdx.x, row = 2 * (tid % 32), q = tid / 32;
     const int *span = p.span + 4 * blockIdx.y;
-    const size_t row = (size_t)span[0];
-    float *state = p.state + ((size_t)span[2] * p.H + blockIdx.x) * N * N;
-    prefetch(state + tid * (N * N / STEP_THREADS));      // half a line
-    constexpr int HALVES = 2 * (KEY_COUNT + READ_COUNT); // lines of parameters
+    const size_t token = (size_t)span[0];
+    E *state = (E *)p.state + ((size_t)span[2] * p.H + blockIdx.x) * N * N;
+    constexpr int LINES = N * N * (int)sizeof(E) / 128, // of a state, of parameters
+        HALVES = 2 * (KEY_COUNT + READ_COUNT);
+    if (tid < LINES) prefetch((const char *)state + tid * 128);
     if (tid < HALVES) {
         const float *vecs = tid < 2 * KEY_COUNT ? p.key_vecs : p.read_vecs - KEY_COUNT * p.C;
         prefetch(vecs + tid / 2 * p.C + blockIdx.x * (size_t)N + tid % 2 * 32);
     }
     begin_kernel();
-    float4 S[NJ / 4];
+    columns S[NJ / 4];
+    E *mine = state + 4 * q * N + row;
 #pragma unroll
-    for (int m = 0; m < NJ / 4; m++) S[m] = load_row(state + i, N, 16 * m + 4 * q);
+    for (int m = 0; m < NJ / 4; m++) S[m].take(mine + 16 * m * N);
     reader<T> out;
     if (tid < 32) {
-        out.ask(p, row);
-        prepare_token<T>(vec, p, row);
+        out.ask(p, token);
+        prepare_token<T>(vec, p, token);
     }
     __syncthreads();
     const float4(*four)[N / 4] = (const float4(*)[N / 4]) vec;
-    float4 sums = make_float4(0, 0, 0, 0), ys = sums;
+    float4 x = make_float4(0, 0, 0, 0), y = x;
 #pragma unroll
-    for (int m = 0; m < NJ / 4; m++) add_products(sums, S[m], four[U_A][4 * m + q]);
-    part[0][q][i] = (sums.x + sums.y) + (sums.z + sums.w);
+    for (int m = 0; m < NJ / 4; m++) {
+        const float4 a = four[U_A][4 * m + q];
+        add_products(x, S[m].x, a);
+        add_products(y, S[m].y, a);
+    }
+    *(float2 *)&part[0][q][row] = make_float2(across(x), across(y));
     __syncthreads();
-    const float s = (part[0][0][i] + part[0][1][i]) + (part[0][2][i] + part[0][3][i]);
-    const float v = vec[U_V][i];
+    const float2 s = sum_of(part[0], row), v = *(const float2 *)&vec[U_V][row];
+    x = y = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++) {
         const int c = 4 * m + q;
-        const float4 to = next_state(S[m], four[U_W][c], s, four[U_B][c], v, four[U_K][c]);
-        add_products(ys, to, four[V_R][c]);
-        store_row(state + i, N, 16 * m + 4 * q, to);
+        const float4 w = four[U_W][c], b = four[U_B][c], k = four[U_K][c], r = four[V_R][c];
+        const columns to = {next_state(S[m].x, w, s.x, b, v.x, k),
+                            next_state(S[m].y, w, s.y, b, v.y, k)};
+        add_products(x, to.x, r);
+        add_products(y, to.y, r);
+        to.give(mine + 16 * m * N);
     }
-    part[1][q][i] = (ys.x + ys.y) + (ys.z + ys.w);
+    *(float2 *)&part[1][q][row] = make_float2(across(x), across(y));
     __syncthreads();
     if (tid >= 32) return;
     float *now = part[0][0]; // nobody reads it any more
-#pragma unroll
-    for (int c = tid; c < N; c += 32)
-        now[c] = (part[1][0][c] + part[1][1][c]) + (part[1][2][c] + part[1][3][c]);
+    *(float2 *)&now[row] = sum_of(part[1], row);
     __syncwarp();
-    out.read(vec, now, p, row);
+    out.read(vec, now, p, token);
+}
+
+template <class T> static void start_recall(struct queue *s, const recall_args &p) {
+    const dim3 grid(p.H, (unsigned)p.R);
+    if (p.half)
+        LAUNCH((recall<T, uint16_t>), grid, STEP_THREADS, s, p);
+    else
+        LAUNCH((recall<T, float>), grid, STEP_THREADS, s, p);
 }
 
 bool k_recall(struct queue *s, const struct recall_args *p) {
@@ -139,11 +186,10 @@ bool k_recall(struct queue *s, const struct recall_args *p) {
     const uintptr_t rest = (uintptr_t)p->v_first | (uintptr_t)p->v_out | (uintptr_t)p->key_vecs |
                            (uintptr_t)p->read_vecs | (uintptr_t)p->o | (uintptr_t)p->state;
     if (p->C != (size_t)p->H * N || in % step || rest % 8) return false;
-    const dim3 grid(p->H, (unsigned)p->R);
     if (!p->R) return true;
     if (p->narrow)
-        LAUNCH(recall<uint16_t>, grid, STEP_THREADS, s, *p);
+        start_recall<uint16_t>(s, *p);
     else
-        LAUNCH(recall<float>, grid, STEP_THREADS, s, *p);
+        start_recall<float>(s, *p);
     return true;
 }

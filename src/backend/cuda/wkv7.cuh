@@ -47,3 +47,22 @@ __device__ static inline float4 next_state(float4 S, float4 w, float s, float4 b
                        fmaf(S.z, w.z, fmaf(s, b.z, v * k.z)),
                        fmaf(S.w, w.w, fmaf(s, b.w, v * k.w)));
 }
+
+// ---- numbers of a state, f32 or f16 ------------------------------------------------------------
+
+// Two neighbours. What f16 cannot hold becomes the largest that it can: an infinity would not go
+// away any more.
+__device__ static inline float2 load_state(const float *p) {
+    return *(const float2 *)p;
+}
+__device__ static inline void store_state(float *p, float x, float y) {
+    *(float2 *)p = make_float2(x, y);
+}
+__device__ static inline float2 load_state(const uint16_t *p) {
+    const uint32_t pair = *(const uint32_t *)p;
+    return make_float2(f16_value((uint16_t)pair), f16_value((uint16_t)(pair >> 16)));
+}
+__device__ static inline void store_state(uint16_t *p, float x, float y) {
+    *(uint32_t *)p =
+        f16_pair(fminf(fmaxf(x, -65504.0f), 65504.0f), fminf(fmaxf(y, -65504.0f), 65504.0f));
+}
