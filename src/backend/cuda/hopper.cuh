@@ -111,6 +111,15 @@ static inline char *emu_swizzled(const char *tile, size_t at) {
 }
 #endif
 
+// What the first copy would wait for.
+__device__ static inline void tile_map_fetch(const tile_map *m) {
+#ifdef CUDA_EMU
+    (void)m;
+#else
+    asm volatile("prefetch.tensormap [%0];" ::"l"(m) : "memory");
+#endif
+}
+
 // The tile of matrix m (kernels.h) from (row, col) on, col a multiple of 64; what lies outside of
 // the matrix is zero. One thread asks for it; all its bytes count for b.
 __device__ static inline void tile_load(void *to, const tile_map *m, int row, int col,

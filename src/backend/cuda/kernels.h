@@ -213,7 +213,6 @@ struct many_list {
     int n, R;
     int processors; // multiprocessors of the device
 };
-// Sums run over k in stretches that depend on the products alone, whatever R is.
 void k_many(struct queue *s, const struct many_list *list);
 
 // y = bf16(x); y = x as integers with a scale a group gives them back.

@@ -3,9 +3,6 @@
 // for tiles of x and W, a ring of them ahead, groups of four warps multiply, 64 rows each. Where
 // there are few tiles, `split` blocks of a cluster share one, a stretch of k each, and add them up
 // in order through each other's shared memory.
-//
-// Sums: a stretch of k upward, 16 at a time; then the stretches in order. How many there are
-// depends on the products alone, so a row has the same bits in any batch that comes here.
 #include "hopper.cuh"
 #include "vector.cuh"
 
@@ -19,8 +16,12 @@ struct many_args {
 #endif
     many_product p[MAX_PRODUCTS];
     int first_tile[MAX_PRODUCTS];
-    int R, row_tiles, split;
+    int R, row_tiles, split, stages;
 };
+static_assert(sizeof(many_product) % 64 == 0, "maps lie at multiples of 64");
+
+enum { TILE = BOX_ROWS * TILE_PITCH, MOST_STAGES = 12 };
+enum { BARRIERS = 2 * MOST_STAGES * 8 }; // bytes, behind the tiles
 
 template <int BN_, int GROUPS_> struct shape {
     enum {
@@ -31,14 +32,10 @@ template <int BN_, int GROUPS_> struct shape {
         BM = 64 * GROUPS,
         CONSUMERS = 128 * GROUPS,
         THREADS = CONSUMERS + 32,
-        TILE = BOX_ROWS * TILE_PITCH,
         STAGE = (GROUPS + BN / 64) * TILE,
-        STAGES = BN == 64 || BN == 256 ? 4 : 3,
-        BLOCKS = BN == 256 ? 1 : 2, // on a multiprocessor
+        BLOCKS = BN == 256 ? 1 : 2, // on a multiprocessor, at least
         PITCH = BN + 4,             // floats, of a row of sums
         SUMS = BM * PITCH * 4,
-        BYTES = STAGES * STAGE > SUMS ? STAGES *STAGE : SUMS,
-        SHARED = BYTES + 2 * STAGES * 8,
     };
 };
 
@@ -63,61 +60,75 @@ template <class S> __device__ tile_of_product find_tile(const many_args &a) {
     return t;
 }
 
+// A lane's sums, as hopper.cuh says, WIDE outputs each.
 template <class S> struct sums {
-    float d[S::PIECES][S::WIDE / 2]; // as hopper.cuh says, WIDE outputs each
+    float d[S::PIECES][S::WIDE / 2];
+
+    // Of row g + 8·half of the warp's, columns 8n + 2q and the next.
+    __device__ float2 pair(int n, int half) const {
+        constexpr int EIGHTS = S::WIDE / 8;
+        const float *x = &d[n / EIGHTS][4 * (n % EIGHTS) + 2 * half];
+        return make_float2(x[0], x[1]);
+    }
 };
 
+// Where tiles lie, and what is next in the ring.
 template <class S> struct ring {
     char *tiles;
     phase_barrier *full, *empty;
+    int stages, stage = 0;
+    uint32_t phase = 0;
 
-    __device__ explicit ring(char *shared)
-        : tiles(shared), full((phase_barrier *)(shared + S::BYTES)), empty(full + S::STAGES) {}
-    __device__ char *x(int stage) const { return tiles + stage * S::STAGE; }
-    __device__ char *w(int stage) const { return x(stage) + S::GROUPS * S::TILE; }
+    __device__ ring(char *shared, int stages)
+        : tiles(shared), full((phase_barrier *)(shared + stages * S::STAGE)),
+          empty(full + MOST_STAGES), stages(stages) {}
+    __device__ char *x() const { return tiles + stage * S::STAGE; }
+    __device__ char *w() const { return x() + S::GROUPS * TILE; }
+    __device__ void next() {
+        if (++stage < stages) return;
+        stage = 0;
+        phase ^= 1;
+    }
 };
 
 // One lane of the last warp: all tiles, in order.
 template <class S>
-__device__ void load_tiles(const ring<S> &r, const many_product &p, const tile_of_product &t) {
-    const auto load_w = [&](int stage, int block) {
-        barrier_expect(r.full[stage], S::STAGE);
+__device__ void load_tiles(ring<S> r, const many_product &p, const tile_of_product &t) {
+    const bool by_output = p.by_output;
+    const auto load_w = [&](const ring<S> &at, int block) {
+        barrier_expect(at.full[at.stage], S::STAGE);
         for (int i = 0; i < S::BN / 64; i++) {
-            char *to = r.w(stage) + i * S::TILE;
             const int o = t.col + 64 * i, k = block * TILE_WIDTH;
-            if (p.by_output)
-                tile_load(to, &p.w, o, k, r.full[stage]);
-            else
-                tile_load(to, &p.w, k, o, r.full[stage]);
+            tile_load(at.w() + i * TILE, &p.w, by_output ? o : k, by_output ? k : o,
+                      at.full[at.stage]);
         }
     };
-    const auto load_x = [&](int stage, int block) {
-        for (int i = 0; i < S::GROUPS; i++)
-            tile_load(r.x(stage) + i * S::TILE, &p.x, t.row + 64 * i, block * TILE_WIDTH,
-                      r.full[stage]);
-    };
     // Weights that were there long before come while the kernel before this one still runs.
-    int ahead = 0;
-    if (p.fixed)
-        for (; ahead < S::STAGES && t.begin + ahead < t.end; ahead++)
-            load_w(ahead, t.begin + ahead);
+    const int steps = t.end - t.begin;
+    const int most = !p.fixed ? 0 : steps < r.stages ? steps : r.stages;
+    ring<S> ahead = r;
+#pragma unroll 1
+    for (int i = 0; i < most; i++, ahead.next()) load_w(ahead, t.begin + i);
     begin_kernel();
-    for (int i = 0; t.begin + i < t.end; i++) {
-        const int stage = i % S::STAGES;
-        if (i >= S::STAGES) barrier_wait(r.empty[stage], (i / S::STAGES + 1) & 1);
-        if (i >= ahead) load_w(stage, t.begin + i);
-        load_x(stage, t.begin + i);
+#pragma unroll 1
+    for (int i = 0; i < steps; i++, r.next()) {
+        if (i >= r.stages) barrier_wait(r.empty[r.stage], r.phase ^ 1);
+        if (i >= most) load_w(r, t.begin + i);
+        for (int g = 0; g < S::GROUPS; g++)
+            tile_load(r.x() + g * TILE, &p.x, t.row + 64 * g, (t.begin + i) * TILE_WIDTH,
+                      r.full[r.stage]);
     }
 }
 
 // TB: the tiles of w have k down their rows.
-template <bool TB, class S> __device__ void multiply_all(sums<S> &s, const ring<S> &r, int steps) {
+template <bool TB, class S> __device__ void multiply_all(sums<S> &s, ring<S> r, int steps) {
     const int group = (int)threadIdx.x / 128;
     const bool first_lane = threadIdx.x % 32 == 0;
-    for (int i = 0; i < steps; i++) {
-        const int stage = i % S::STAGES;
-        barrier_wait(r.full[stage], i / S::STAGES & 1);
-        const tile_side x = {r.x(stage) + group * S::TILE}, w = {r.w(stage)};
+    int before = 0;
+#pragma unroll 1
+    for (int i = 0; i < steps; i++, r.next()) {
+        barrier_wait(r.full[r.stage], r.phase);
+        const tile_side x = {r.x() + group * TILE}, w = {r.w()};
         products_begin();
 #pragma unroll
         for (int k = 0; k < TILE_WIDTH / 16; k++)
@@ -128,12 +139,13 @@ template <bool TB, class S> __device__ void multiply_all(sums<S> &s, const ring<
                                           i || k);
         products_commit();
         products_wait<1>();
-        if (i && first_lane) barrier_arrive(r.empty[(i - 1) % S::STAGES]);
+        if (i && first_lane) barrier_arrive(r.empty[before]);
+        before = r.stage;
     }
     products_wait<0>();
 }
 
-// A lane's sums to where the block adds them up.
+// A lane's sums to where they are added up and taken from in rows.
 template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     float *to = tile + (16 * warp + lane / 4) * S::PITCH + 2 * (lane % 4);
@@ -141,54 +153,67 @@ template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
     for (int n = 0; n < S::BN / 8; n++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            *(float2 *)(to + 8 * half * S::PITCH + 8 * n) =
-                make_float2(s.d[n / (S::WIDE / 8)][4 * (n % (S::WIDE / 8)) + 2 * half],
-                            s.d[n / (S::WIDE / 8)][4 * (n % (S::WIDE / 8)) + 2 * half + 1]);
+            *(float2 *)(to + 8 * half * S::PITCH + 8 * n) = s.pair(n, half);
 }
 
-__device__ void finish_four(const many_product &p, size_t at, float4 sum, int left) {
-    float x[4] = {sum.x, sum.y, sum.z, sum.w};
-    const bool whole = left >= 4 && p.O % 4 == 0;
-    if (left > 4) left = 4;
-    if (p.add && whole) {
-        const several<4> before = load<4>(p.add + at);
-#pragma unroll
-        for (int e = 0; e < 4; e++) x[e] = before[e] + x[e];
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        if (p.add && !whole && e < left) x[e] = p.add[at + e] + x[e];
-        x[e] = activate(x[e], p.act);
-    }
-    const several<4> y = {{x[0], x[1], x[2], x[3]}};
-    if (whole && p.narrow)
-        store((uint16_t *)p.y + at, y);
-    else if (whole)
-        store((float *)p.y + at, y);
-    else
-        for (int e = 0; e < left; e++)
-            if (p.narrow)
-                ((uint16_t *)p.y)[at + e] = bf16_bits(x[e]);
-            else
-                ((float *)p.y)[at + e] = x[e];
-}
+// What becomes of sums. Held in registers, for stores could be to anywhere; and little code, for
+// every launch has to fetch it again.
+struct output {
+    void *y;
+    const float *add;
+    int R, O, act;
+    bool narrow;
 
-// This block's rows of the tile: all stretches of k in order, and what is made of them.
-template <class S>
-__device__ void finish_rows(const float *tile, const many_args &a, const tile_of_product &t) {
-    enum { FOURS = S::BN / 4 };
-    const many_product &p = a.p[t.which];
-    const int rank = (int)blockIdx.x % a.split, rows = S::BM / a.split;
-    for (int i = (int)threadIdx.x; i < rows * FOURS; i += S::THREADS) {
-        const int row = rank * rows + i / FOURS, col = i % FOURS * 4;
-        if (t.row + row >= a.R || t.col + col >= p.O) continue;
-        const float *at = tile + row * S::PITCH + col;
-        float4 sum = a.split == 1 ? *(const float4 *)at : load_of_rank(at, 0);
-        for (int other = 1; other < a.split; other++) {
-            const float4 more = load_of_rank(at, other);
-            sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+    __device__ output(const many_args &a, const many_product &p)
+        : y(p.y), add(p.add), R(a.R), O(p.O), act(p.act), narrow(p.narrow) {}
+
+    template <int N> __device__ void put(size_t at, several<N> x) const {
+        if (add) {
+            const several<N> before = load<N>(add + at);
+#pragma unroll
+            for (int e = 0; e < N; e++) x[e] = before[e] + x[e];
         }
-        finish_four(p, (size_t)(t.row + row) * p.O + t.col + col, sum, p.O - t.col - col);
+        if (act != A_NONE)
+#pragma unroll
+            for (int e = 0; e < N; e++) x[e] = activate(x[e], act);
+        if (narrow)
+            store((uint16_t *)y + at, x);
+        else
+            store((float *)y + at, x);
+    }
+};
+
+// This block's rows of the tile, four neighbours a thread: all stretches of k in order, and what is
+// made of them.
+template <class S>
+__device__ void finish_rows(const float *tile, int split, const output &out,
+                            const tile_of_product &t) {
+    enum { FOURS = S::BN / 4 };
+    const int rows = S::BM / split, first = (int)blockIdx.x % split * rows;
+    const bool fours = out.O % 4 == 0;
+#pragma unroll 1
+    for (int i = (int)threadIdx.x; i < rows * FOURS; i += S::THREADS) {
+        const int row = first + i / FOURS, col = i % FOURS * 4;
+        const float *from = tile + row * S::PITCH + col;
+        const int left = out.O - t.col - col;
+        if (t.row + row >= out.R || left <= 0) continue;
+        float4 sum = *(const float4 *)from;
+        if (split > 1) {
+            sum = load_of_rank(from, 0);
+#pragma unroll 1
+            for (int other = 1; other < split; other++) {
+                const float4 more = load_of_rank(from, other);
+                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+            }
+        }
+        const size_t at = (size_t)(t.row + row) * out.O + t.col + col;
+        if (fours) {
+            out.put<4>(at, {{sum.x, sum.y, sum.z, sum.w}});
+            continue;
+        }
+#pragma unroll 1
+        for (int e = 0; e < left && e < 4; e++)
+            out.put<1>(at + e, {{e == 0 ? sum.x : e == 1 ? sum.y : e == 2 ? sum.z : sum.w}});
     }
 }
 
@@ -200,17 +225,22 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUP
 #ifdef HOPPER
     typedef shape<BN, GROUPS> S;
     SHARED_BYTES(shared);
-    const ring<S> r(shared);
+    const ring<S> r(shared, a.stages);
     const tile_of_product t = find_tile<S>(a);
     const many_product &p = a.p[t.which];
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < S::STAGES; i++) {
+    if (threadIdx.x == S::CONSUMERS) {
+        tile_map_fetch(&p.w);
+        tile_map_fetch(&p.x);
+#pragma unroll 1
+        for (int i = 0; i < a.stages; i++) {
             barrier_init(r.full[i], 1);
             barrier_init(r.empty[i], S::CONSUMERS / 32);
         }
         barriers_ready();
     }
     __syncthreads();
+    const output out(a, p);
+    const int split = a.split;
     sums<S> mine;
     if (threadIdx.x < S::CONSUMERS) {
         const int steps = t.end - t.begin;
@@ -224,60 +254,108 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUP
     }
     begin_kernel();
     __syncthreads(); // all tiles were used: sums take their place
-    if (threadIdx.x < S::CONSUMERS) put_sums<S>((float *)shared, mine);
-    if (a.split > 1)
+    if (threadIdx.x < S::CONSUMERS) put_sums((float *)shared, mine);
+    if (split > 1)
         cluster_barrier();
     else
         __syncthreads();
-    finish_rows<S>((const float *)shared, a, t);
-    if (a.split > 1) cluster_barrier(); // nobody leaves while its sums are read
+    finish_rows<S>((const float *)shared, split, out, t);
+    if (split > 1) cluster_barrier(); // nobody leaves while its sums are read
 #else
     __trap();
 #endif
 }
 
-static_assert(sizeof(many_product) % 64 == 0, "maps lie at multiples of 64");
+// ---- which shape -------------------------------------------------------------------------------
 
-template <int BN, int GROUPS> void start(struct queue *q, const many_list &list, int split) {
+struct choice {
+    int BN, groups, split, tiles, row_tiles;
+    float cost; // clocks, as far as it is known what costs
+};
+
+int tiles_of(const many_list &list, int BN) {
+    int tiles = 0;
+    for (int i = 0; i < list.n; i++) tiles += (int)blocks((size_t)list.p[i].O, (size_t)BN);
+    return tiles;
+}
+
+// Of the tiles' rounds over the multiprocessors. A block of 64 k costs what it takes to multiply,
+// or to bring it in: some 55 bytes a clock, and none sooner than its latency over the ring's
+// length.
+void estimate(choice &c, const many_list &list) {
+    const int BM = 64 * c.groups, stage = (c.groups + c.BN / 64) * TILE;
+    int k = 0;
+    for (int i = 0; i < list.n; i++) k = k < list.p[i].K ? list.p[i].K : k;
+    c.row_tiles = (int)blocks((size_t)list.R, (size_t)BM);
+    c.tiles = tiles_of(list, c.BN) * c.row_tiles;
+    const int grid = c.tiles * c.split, each = c.BN == 256 ? 1 : 2;
+    const int rounds = (int)blocks((size_t)grid, (size_t)list.processors * each);
+    const int beside = grid > list.processors ? each : 1; // blocks that share a multiprocessor
+    const float steps = (float)(int)blocks((size_t)k, (size_t)(TILE_WIDTH * c.split));
+    const float multiply = 2.0f * (float)(c.groups * c.BN * beside);
+    const float bring = (float)(stage * beside) / 55,
+                wait = 1500.0f * (float)(stage * beside) / 200e3f;
+    const float step = fmaxf(fmaxf(multiply, bring), wait);
+    const float finish = 600 + (float)(c.BN * BM * beside) / 32 + (c.split > 1 ? 1800 : 0);
+    c.cost = (float)rounds * (1500 + steps * step + finish);
+}
+
+choice choose(const many_list &list) {
+    choice best = {};
+    static const int shapes[][2] = {{64, 1}, {64, 2}, {128, 2}, {256, 2}};
+    int k = list.p[0].K;
+    for (int i = 0; i < list.n; i++) k = k < list.p[i].K ? k : list.p[i].K;
+    for (const auto &s : shapes)
+        for (int split = 1; split <= 8; split *= 2) {
+            choice c = {s[0], s[1], split, 0, 0, 0};
+            if (split > 1 && k < 2 * split * TILE_WIDTH) break;
+            estimate(c, list);
+            if (!best.BN || c.cost < best.cost) best = c;
+        }
+    return best;
+}
+
+template <int BN, int GROUPS> void start(struct queue *q, const many_list &list, const choice &c) {
     typedef shape<BN, GROUPS> S;
+    enum { ROOM = 220 << 10 };
     many_args a = {};
     a.R = list.R;
-    a.row_tiles = (int)blocks((size_t)list.R, S::BM);
-    a.split = split;
-    int tiles = 0;
+    a.row_tiles = c.row_tiles;
+    a.split = c.split;
+    int tiles = 0, most = 1;
     for (int i = 0; i < MAX_PRODUCTS; i++) {
         a.first_tile[i] = i < list.n ? tiles : INT32_MAX;
         if (i >= list.n) continue;
         a.p[i] = list.p[i];
-        tiles += (int)blocks((size_t)list.p[i].O, BN) * a.row_tiles;
+        tiles += (int)blocks((size_t)list.p[i].O, BN) * c.row_tiles;
+        const int steps = (int)blocks((size_t)list.p[i].K, (size_t)(TILE_WIDTH * c.split));
+        if (steps > most) most = steps;
     }
+    // The whole ring for one block where each has a multiprocessor for itself.
+    const int grid = tiles * c.split, room = grid > list.processors ? ROOM / S::BLOCKS : ROOM;
+    a.stages = (room - (1 << 10)) / S::STAGE;
+    if (a.stages > most) a.stages = most;
+    if (a.stages > MOST_STAGES) a.stages = MOST_STAGES;
+    if (a.stages * S::STAGE < S::SUMS) a.stages = (S::SUMS + S::STAGE - 1) / S::STAGE;
     launch_shaped(q, multiply_many<BN, GROUPS>,
-                  {(unsigned)(tiles * split), S::THREADS, S::SHARED, (unsigned)split}, a);
+                  {(unsigned)grid, S::THREADS, (size_t)a.stages * S::STAGE + BARRIERS,
+                   (unsigned)c.split},
+                  a);
+}
+
+void start_chosen(struct queue *q, const many_list &list, const choice &c) {
+    if (c.BN == 64 && c.groups == 1)
+        start<64, 1>(q, list, c);
+    else if (c.BN == 64)
+        start<64, 2>(q, list, c);
+    else if (c.BN == 128)
+        start<128, 2>(q, list, c);
+    else
+        start<256, 2>(q, list, c);
 }
 
 } // namespace
 
-// As many blocks as multiprocessors for the fewest rows, each with two blocks of k at least.
-static int split_of(const many_list &list) {
-    int tiles = 0, k = list.p[0].K;
-    for (int i = 0; i < list.n; i++) {
-        tiles += (int)blocks((size_t)list.p[i].O, 64);
-        if (list.p[i].K < k) k = list.p[i].K;
-    }
-    int split = 1;
-    while (split < 4 && 2 * split * tiles <= list.processors + list.processors / 4 &&
-           k >= 4 * split * TILE_WIDTH)
-        split *= 2;
-    return split;
-}
-
 void k_many(struct queue *q, const struct many_list *list) {
-    const int split = split_of(*list);
-    int outputs = 0;
-    for (int i = 0; i < list->n; i++) outputs += list->p[i].O;
-    const bool wide = (long)outputs * list->R / (128 * 128) * split >= list->processors;
-    if (list->R <= 64)
-        wide ? start<128, 1>(q, *list, split) : start<64, 1>(q, *list, split);
-    else
-        wide ? start<128, 2>(q, *list, split) : start<64, 2>(q, *list, split);
+    start_chosen(q, *list, choose(*list));
 }
