@@ -16,7 +16,7 @@ struct many_args {
 #endif
     many_product p[MAX_PRODUCTS];
     int first_tile[MAX_PRODUCTS];
-    int R, row_tiles, split, stages;
+    int R, row_tiles, stages;
 };
 static_assert(sizeof(many_product) % 64 == 0, "maps lie at multiples of 64");
 
@@ -42,21 +42,18 @@ template <int BN_, int GROUPS_> struct shape {
 #ifdef HOPPER
 
 struct tile_of_product {
-    int which, row, col; // row and column of its first element
-    int begin, end;      // of its blocks of 64 k, this block's stretch
+    int which, row, col, steps; // of its first element; blocks of 64 k
 };
 
 template <class S> __device__ tile_of_product find_tile(const many_args &a) {
-    const int tile = (int)blockIdx.x / a.split, rank = (int)blockIdx.x % a.split;
+    const int tile = (int)blockIdx.x;
     tile_of_product t = {};
 #pragma unroll
     for (int i = 1; i < MAX_PRODUCTS; i++) t.which += tile >= a.first_tile[i];
     const int at = tile - a.first_tile[t.which];
-    const int blocks = (a.p[t.which].K + TILE_WIDTH - 1) / TILE_WIDTH;
     t.row = at % a.row_tiles * S::BM; // rows first: neighbours share weights
     t.col = at / a.row_tiles * S::BN;
-    t.begin = blocks * rank / a.split;
-    t.end = blocks * (rank + 1) / a.split;
+    t.steps = (a.p[t.which].K + TILE_WIDTH - 1) / TILE_WIDTH;
     return t;
 }
 
@@ -104,19 +101,17 @@ __device__ void load_tiles(ring<S> r, const many_product &p, const tile_of_produ
         }
     };
     // Weights that were there long before come while the kernel before this one still runs.
-    const int steps = t.end - t.begin;
-    const int most = !p.fixed ? 0 : steps < r.stages ? steps : r.stages;
+    const int most = !p.fixed ? 0 : t.steps < r.stages ? t.steps : r.stages;
     ring<S> ahead = r;
 #pragma unroll 1
-    for (int i = 0; i < most; i++, ahead.next()) load_w(ahead, t.begin + i);
+    for (int i = 0; i < most; i++, ahead.next()) load_w(ahead, i);
     begin_kernel();
 #pragma unroll 1
-    for (int i = 0; i < steps; i++, r.next()) {
+    for (int i = 0; i < t.steps; i++, r.next()) {
         if (i >= r.stages) barrier_wait(r.empty[r.stage], r.phase ^ 1);
-        if (i >= most) load_w(r, t.begin + i);
+        if (i >= most) load_w(r, i);
         for (int g = 0; g < S::GROUPS; g++)
-            tile_load(r.x() + g * TILE, &p.x, t.row + 64 * g, (t.begin + i) * TILE_WIDTH,
-                      r.full[r.stage]);
+            tile_load(r.x() + g * TILE, &p.x, t.row + 64 * g, i * TILE_WIDTH, r.full[r.stage]);
     }
 }
 
@@ -145,7 +140,7 @@ template <bool TB, class S> __device__ void multiply_all(sums<S> &s, ring<S> r, 
     products_wait<0>();
 }
 
-// A lane's sums to where they are added up and taken from in rows.
+// A lane's sums to where they are taken from in rows.
 template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     float *to = tile + (16 * warp + lane / 4) * S::PITCH + 2 * (lane % 4);
@@ -183,37 +178,24 @@ struct output {
     }
 };
 
-// This block's rows of the tile, four neighbours a thread: all stretches of k in order, and what is
-// made of them.
+// The tile in rows, four neighbours a thread.
 template <class S>
-__device__ void finish_rows(const float *tile, int split, const output &out,
-                            const tile_of_product &t) {
+__device__ void finish_rows(const float *tile, const output &out, const tile_of_product &t) {
     enum { FOURS = S::BN / 4 };
-    const int rows = S::BM / split, first = (int)blockIdx.x % split * rows;
     const bool fours = out.O % 4 == 0;
 #pragma unroll 1
-    for (int i = (int)threadIdx.x; i < rows * FOURS; i += S::THREADS) {
-        const int row = first + i / FOURS, col = i % FOURS * 4;
-        const float *from = tile + row * S::PITCH + col;
-        const int left = out.O - t.col - col;
+    for (int i = (int)threadIdx.x; i < S::BM * FOURS; i += S::THREADS) {
+        const int row = i / FOURS, col = i % FOURS * 4, left = out.O - t.col - col;
         if (t.row + row >= out.R || left <= 0) continue;
-        float4 sum = *(const float4 *)from;
-        if (split > 1) {
-            sum = load_of_rank(from, 0);
-#pragma unroll 1
-            for (int other = 1; other < split; other++) {
-                const float4 more = load_of_rank(from, other);
-                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-            }
-        }
+        const float *from = tile + row * S::PITCH + col;
         const size_t at = (size_t)(t.row + row) * out.O + t.col + col;
+        const float4 x = *(const float4 *)from;
         if (fours) {
-            out.put<4>(at, {{sum.x, sum.y, sum.z, sum.w}});
+            out.put<4>(at, {{x.x, x.y, x.z, x.w}});
             continue;
         }
 #pragma unroll 1
-        for (int e = 0; e < left && e < 4; e++)
-            out.put<1>(at + e, {{e == 0 ? sum.x : e == 1 ? sum.y : e == 2 ? sum.z : sum.w}});
+        for (int e = 0; e < left && e < 4; e++) out.put<1>(at + e, {{from[e]}});
     }
 }
 
@@ -240,27 +222,20 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUP
     }
     __syncthreads();
     const output out(a, p);
-    const int split = a.split;
     sums<S> mine;
     if (threadIdx.x < S::CONSUMERS) {
-        const int steps = t.end - t.begin;
         if (p.by_output)
-            multiply_all<false>(mine, r, steps);
+            multiply_all<false>(mine, r, t.steps);
         else
-            multiply_all<true>(mine, r, steps);
-        if (!steps) mine = {};
+            multiply_all<true>(mine, r, t.steps);
     } else if (threadIdx.x == S::CONSUMERS) {
         load_tiles(r, p, t);
     }
     begin_kernel();
     __syncthreads(); // all tiles were used: sums take their place
     if (threadIdx.x < S::CONSUMERS) put_sums((float *)shared, mine);
-    if (split > 1)
-        cluster_barrier();
-    else
-        __syncthreads();
-    finish_rows<S>((const float *)shared, split, out, t);
-    if (split > 1) cluster_barrier(); // nobody leaves while its sums are read
+    __syncthreads();
+    finish_rows<S>((const float *)shared, out, t);
 #else
     __trap();
 #endif
@@ -268,94 +243,53 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUP
 
 // ---- which shape -------------------------------------------------------------------------------
 
-struct choice {
-    int BN, groups, split, tiles, row_tiles;
-    float cost; // clocks, as far as it is known what costs
-};
-
-int tiles_of(const many_list &list, int BN) {
+static int tiles_of(const many_list &list, int BM, int BN) {
+    const int row_tiles = (int)blocks((size_t)list.R, (size_t)BM);
     int tiles = 0;
-    for (int i = 0; i < list.n; i++) tiles += (int)blocks((size_t)list.p[i].O, (size_t)BN);
+    for (int i = 0; i < list.n; i++)
+        tiles += (int)blocks((size_t)list.p[i].O, (size_t)BN) * row_tiles;
     return tiles;
 }
 
-// Of the tiles' rounds over the multiprocessors. A block of 64 k costs what it takes to multiply,
-// or to bring it in: some 55 bytes a clock, and none sooner than its latency over the ring's
-// length.
-void estimate(choice &c, const many_list &list) {
-    const int BM = 64 * c.groups, stage = (c.groups + c.BN / 64) * TILE;
-    int k = 0;
-    for (int i = 0; i < list.n; i++) k = k < list.p[i].K ? list.p[i].K : k;
-    c.row_tiles = (int)blocks((size_t)list.R, (size_t)BM);
-    c.tiles = tiles_of(list, c.BN) * c.row_tiles;
-    const int grid = c.tiles * c.split, each = c.BN == 256 ? 1 : 2;
-    const int rounds = (int)blocks((size_t)grid, (size_t)list.processors * each);
-    const int beside = grid > list.processors ? each : 1; // blocks that share a multiprocessor
-    const float steps = (float)(int)blocks((size_t)k, (size_t)(TILE_WIDTH * c.split));
-    const float multiply = 2.0f * (float)(c.groups * c.BN * beside);
-    const float bring = (float)(stage * beside) / 55,
-                wait = 1500.0f * (float)(stage * beside) / 200e3f;
-    const float step = fmaxf(fmaxf(multiply, bring), wait);
-    const float finish = 600 + (float)(c.BN * BM * beside) / 32 + (c.split > 1 ? 1800 : 0);
-    c.cost = (float)rounds * (1500 + steps * step + finish);
-}
-
-choice choose(const many_list &list) {
-    choice best = {};
-    static const int shapes[][2] = {{64, 1}, {64, 2}, {128, 2}, {256, 2}};
-    int k = list.p[0].K;
-    for (int i = 0; i < list.n; i++) k = k < list.p[i].K ? k : list.p[i].K;
-    for (const auto &s : shapes)
-        for (int split = 1; split <= 8; split *= 2) {
-            choice c = {s[0], s[1], split, 0, 0, 0};
-            if (split > 1 && k < 2 * split * TILE_WIDTH) break;
-            estimate(c, list);
-            if (!best.BN || c.cost < best.cost) best = c;
-        }
-    return best;
-}
-
-template <int BN, int GROUPS> void start(struct queue *q, const many_list &list, const choice &c) {
+template <int BN, int GROUPS> void start(struct queue *q, const many_list &list) {
     typedef shape<BN, GROUPS> S;
-    enum { ROOM = 220 << 10 };
+    enum { ROOM = (220 << 10) - BARRIERS };
     many_args a = {};
     a.R = list.R;
-    a.row_tiles = c.row_tiles;
-    a.split = c.split;
+    a.row_tiles = (int)blocks((size_t)list.R, S::BM);
     int tiles = 0, most = 1;
     for (int i = 0; i < MAX_PRODUCTS; i++) {
         a.first_tile[i] = i < list.n ? tiles : INT32_MAX;
         if (i >= list.n) continue;
+        const int steps = (int)blocks((size_t)list.p[i].K, TILE_WIDTH);
         a.p[i] = list.p[i];
-        tiles += (int)blocks((size_t)list.p[i].O, BN) * c.row_tiles;
-        const int steps = (int)blocks((size_t)list.p[i].K, (size_t)(TILE_WIDTH * c.split));
+        tiles += (int)blocks((size_t)list.p[i].O, BN) * a.row_tiles;
         if (steps > most) most = steps;
     }
     // The whole ring for one block where each has a multiprocessor for itself.
-    const int grid = tiles * c.split, room = grid > list.processors ? ROOM / S::BLOCKS : ROOM;
-    a.stages = (room - (1 << 10)) / S::STAGE;
+    a.stages = (tiles > list.processors ? ROOM / S::BLOCKS : ROOM) / S::STAGE;
     if (a.stages > most) a.stages = most;
     if (a.stages > MOST_STAGES) a.stages = MOST_STAGES;
-    if (a.stages * S::STAGE < S::SUMS) a.stages = (S::SUMS + S::STAGE - 1) / S::STAGE;
-    launch_shaped(q, multiply_many<BN, GROUPS>,
-                  {(unsigned)grid, S::THREADS, (size_t)a.stages * S::STAGE + BARRIERS,
-                   (unsigned)c.split},
-                  a);
-}
-
-void start_chosen(struct queue *q, const many_list &list, const choice &c) {
-    if (c.BN == 64 && c.groups == 1)
-        start<64, 1>(q, list, c);
-    else if (c.BN == 64)
-        start<64, 2>(q, list, c);
-    else if (c.BN == 128)
-        start<128, 2>(q, list, c);
-    else
-        start<256, 2>(q, list, c);
+    const int least = (S::SUMS + S::STAGE - 1) / S::STAGE;
+    if (a.stages < least) a.stages = least;
+    launch_with(q, multiply_many<BN, GROUPS>, (unsigned)tiles, S::THREADS,
+                (size_t)a.stages * S::STAGE + BARRIERS, a);
 }
 
 } // namespace
 
+// The smallest tiles of which two a multiprocessor are enough; where k is short, writing is what
+// takes time, and small ones are better for longer.
 void k_many(struct queue *q, const struct many_list *list) {
-    start_chosen(q, *list, choose(*list));
+    int k = 0;
+    for (int i = 0; i < list->n; i++) k = k < list->p[i].K ? list->p[i].K : k;
+    const int enough = list->processors * (k <= 256 ? 6 : 2);
+    if (tiles_of(*list, 64, 64) <= enough)
+        start<64, 1>(q, *list);
+    else if (tiles_of(*list, 128, 64) <= enough)
+        start<64, 2>(q, *list);
+    else if (tiles_of(*list, 128, 128) <= enough)
+        start<128, 2>(q, *list);
+    else
+        start<256, 2>(q, *list);
 }

@@ -230,6 +230,8 @@ static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shi
                                .C = x.dim[1],
                                .eps = (float)eps,
                                .narrow = narrow(m)};
+    // With a token of each sequence, kernels stay short however many there are.
+    queue_few(cuda_of(be)->queue, batch->longest == 1 || x.dim[0] <= SKINNY_ROWS);
     if (batch->longest == 1 && k_norm_mix(queue_of(be), &p)) return;
     cuda_norm(be, z, x, w, b, eps);
     cuda_shift_mix(be, m, shift_out, z, shift_in, mix, batch);

@@ -15,8 +15,9 @@ struct queue;
 // while the one before it runs (compute capability 9.0 on).
 struct queue *queue_create(cudaStream_t stream, int graphs, int overlap);
 int queue_overlaps(const struct queue *q);
-// Whether kernels may overlap from here on: with few rows they are short, and most of their time is
-// on the way; with many, the next one's blocks settle where there happens to be room first.
+// Whether kernels may overlap from here on: with few rows, or a token of each sequence, they are
+// short, and most of their time is on the way; else the next one's blocks settle where there
+// happens to be room first.
 void queue_few(struct queue *q, int few);
 void queue_destroy(struct queue *q); // NULL is fine; what was written down is dropped
 // play(payload, stream) is called later, perhaps more than once, perhaps never again for the same

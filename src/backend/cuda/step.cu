@@ -90,17 +90,26 @@ template <class T> struct reader {
 struct columns {
     float4 x, y; // row 2·lane, row 2·lane + 1
 
-    template <class E> __device__ void take(const E *state) {
-        const float2 c0 = load_state(state), c1 = load_state(state + N),
-                     c2 = load_state(state + 2 * N), c3 = load_state(state + 3 * N);
-        x = make_float4(c0.x, c1.x, c2.x, c3.x);
-        y = make_float4(c0.y, c1.y, c2.y, c3.y);
-    }
     template <class E> __device__ void give(E *state) const {
         store_state(state, x.x, y.x);
         store_state(state + N, x.y, y.y);
         store_state(state + 2 * N, x.z, y.z);
         store_state(state + 3 * N, x.w, y.w);
+    }
+};
+
+// The same as they came from memory: half as many registers for f16.
+template <class E> struct raw_columns {
+    state_pair<E> pair[4];
+
+    __device__ void take(const E *state) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) pair[c] = load_state(state + c * N);
+    }
+    __device__ columns wide() const {
+        const float2 a = state_wide(pair[0]), b = state_wide(pair[1]), c = state_wide(pair[2]),
+                     d = state_wide(pair[3]);
+        return {make_float4(a.x, b.x, c.x, d.x), make_float4(a.y, b.y, c.y, d.y)};
     }
 };
 
@@ -116,7 +125,8 @@ __device__ static float2 sum_of(const float (&part)[QUAD][N], int row) {
 }
 
 template <class T, class E>
-static __global__ void __launch_bounds__(STEP_THREADS, 6) recall(recall_args p) {
+static __global__ void __launch_bounds__(STEP_THREADS, sizeof(E) == 2 ? 7 : 6)
+    recall(recall_args p) {
     alignas(16) __shared__ float vec[VECTORS][N];
     alignas(16) __shared__ float part[2][QUAD][N];
     const int tid = threadIdx.x, row = 2 * (tid % 32), q = tid / 32;
@@ -131,7 +141,7 @@ static __global__ void __launch_bounds__(STEP_THREADS, 6) recall(recall_args p) 
         prefetch(vecs + tid / 2 * p.C + blockIdx.x * (size_t)N + tid % 2 * 32);
     }
     begin_kernel();
-    columns S[NJ / 4];
+    raw_columns<E> S[NJ / 4];
     E *mine = state + 4 * q * N + row;
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++) S[m].take(mine + 16 * m * N);
@@ -146,8 +156,9 @@ static __global__ void __launch_bounds__(STEP_THREADS, 6) recall(recall_args p) 
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++) {
         const float4 a = four[U_A][4 * m + q];
-        add_products(x, S[m].x, a);
-        add_products(y, S[m].y, a);
+        const columns from = S[m].wide();
+        add_products(x, from.x, a);
+        add_products(y, from.y, a);
     }
     *(float2 *)&part[0][q][row] = make_float2(across(x), across(y));
     __syncthreads();
@@ -157,8 +168,9 @@ static __global__ void __launch_bounds__(STEP_THREADS, 6) recall(recall_args p) 
     for (int m = 0; m < NJ / 4; m++) {
         const int c = 4 * m + q;
         const float4 w = four[U_W][c], b = four[U_B][c], k = four[U_K][c], r = four[V_R][c];
-        const columns to = {next_state(S[m].x, w, s.x, b, v.x, k),
-                            next_state(S[m].y, w, s.y, b, v.y, k)};
+        const columns from = S[m].wide();
+        const columns to = {next_state(from.x, w, s.x, b, v.x, k),
+                            next_state(from.y, w, s.y, b, v.y, k)};
         add_products(x, to.x, r);
         add_products(y, to.y, r);
         to.give(mine + 16 * m * N);

@@ -50,17 +50,23 @@ __device__ static inline float4 next_state(float4 S, float4 w, float s, float4 b
 
 // ---- numbers of a state, f32 or f16 ------------------------------------------------------------
 
-// Two neighbours. What f16 cannot hold becomes the largest that it can: an infinity would not go
-// away any more.
-__device__ static inline float2 load_state(const float *p) {
-    return *(const float2 *)p;
+// Two neighbours, as they lie in memory. What f16 cannot hold becomes the largest that it can: an
+// infinity would not go away any more.
+template <class E> struct state_pair_of { typedef float2 type; };
+template <> struct state_pair_of<uint16_t> { typedef uint32_t type; };
+template <class E> using state_pair = typename state_pair_of<E>::type;
+
+template <class E> __device__ static inline state_pair<E> load_state(const E *p) {
+    return *(const state_pair<E> *)p;
+}
+__device__ static inline float2 state_wide(float2 pair) {
+    return pair;
+}
+__device__ static inline float2 state_wide(uint32_t pair) {
+    return make_float2(f16_value((uint16_t)pair), f16_value((uint16_t)(pair >> 16)));
 }
 __device__ static inline void store_state(float *p, float x, float y) {
     *(float2 *)p = make_float2(x, y);
-}
-__device__ static inline float2 load_state(const uint16_t *p) {
-    const uint32_t pair = *(const uint32_t *)p;
-    return make_float2(f16_value((uint16_t)pair), f16_value((uint16_t)(pair >> 16)));
 }
 __device__ static inline void store_state(uint16_t *p, float x, float y) {
     *(uint32_t *)p =
