@@ -421,7 +421,7 @@ void check_laws(struct tally *t) {
                 law_again(t, op, s[k].be);
             if (op->rowwise) law_rows(t, op, s[k].be);
             if (op->singles) law_parts(t, op, s[k].be);
-            if (strcmp(op->name, "shift_mix") == 0)
+            if (strcmp(op->name, "shift_mix") == 0 || strcmp(op->name, "norm_mix") == 0)
                 law_spans(t, op, s[k].be, "shift_in", "shift_out");
             if (strcmp(op->name, "wkv7") == 0) law_spans(t, op, s[k].be, "state_in", "state_out");
         }

@@ -413,7 +413,7 @@ static void shape_norm_mix(struct call *c) {
     const size_t n = c->variant & 2 ? 1 : MIX_COUNT, C = (size_t)c->size.C;
     put_planes(c, "m", "=", n)->narrow = c->variant & 1;
     put_shift_out(c);
-    put_rows(c, "z", "=", C);
+    put_rows(c, "z", "~", C);
     put_rows(c, "x", "i", C);
     put_vector(c, "w", "i", C);
     put_vector(c, "b", "i", C);
@@ -423,6 +423,50 @@ static void shape_norm_mix(struct call *c) {
 }
 CALL(norm_mix) {
     op_norm_mix(be, t[0], t[1], t[2], t[3], t[4], t[5], 1e-5, t[6], t[7], b);
+}
+
+// Bits of a variant: bf16 dm and dx once more; one mix.
+static void shape_norm_mix_bwd(struct call *c) {
+    const size_t n = c->variant & 2 ? 1 : MIX_COUNT, C = (size_t)c->size.C;
+    put_rows(c, "dx", c->aliased ? "+" : "=", C);
+    if (c->variant & 1)
+        put_rows(c, "rounded", "=", C)->narrow = true;
+    else
+        put_none(c, "rounded");
+    put_vector(c, "dw", "+", C);
+    put_vector(c, "db", "+", C);
+    put_params(c, "dmix", "+", n);
+    put_planes(c, "dm", "i", n)->narrow = c->variant & 1;
+    put_rows(c, "x", "i", C);
+    put_vector(c, "w", "i", C);
+    put_vector(c, "b", "i", C);
+    put_params(c, "mix", "i", n);
+    if (c->bare)
+        put_none(c, "shift_in");
+    else
+        put_shift(c, "shift_in", "i");
+    put_add(c, "dx", C);
+    put_rows(c, "z", "~", C);
+    put_rows(c, "dz", "~", C);
+    put_batch(c);
+}
+CALL(norm_mix_bwd) {
+    const struct norm_mix_bwd p = {.dx = t[0],
+                                   .rounded = t[1],
+                                   .dw = t[2],
+                                   .db = t[3],
+                                   .dmix = t[4],
+                                   .dm = t[5],
+                                   .x = t[6],
+                                   .w = t[7],
+                                   .b = t[8],
+                                   .mix = t[9],
+                                   .shift_in = t[10],
+                                   .add = t[11],
+                                   .z = t[12],
+                                   .dz = t[13],
+                                   .eps = 1e-5};
+    op_norm_mix_bwd(be, &p, b);
 }
 
 // Spans of one row (.singles): longer ones are its parts everywhere.
@@ -601,10 +645,9 @@ static const struct size span_head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1}, 
                                               {18, 240, 80, 1}, {150, 64, 64, 1},  {1, 128, 64, 1},
                                               {52, 384, 64, 1}, {52, 1472, 64, 1}, END};
 // Widths of a warp's and of a block's rows, and some that neither takes.
-static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},
-                                             {5, 33, 11, 1},  {37, 100, 4, 1},
-                                             {3, 768, 64, 1}, {9, 1028, 4, 1},
-                                             {2, 4100, 4, 1}, END};
+static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
+                                             {37, 100, 4, 1}, {6, 500, 4, 1},  {11, 768, 64, 1},
+                                             {9, 1028, 4, 1}, {2, 4100, 4, 1}, END};
 static const struct size step_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {5, 48, 16, 1},   {1, 768, 64, 1},
                                          {37, 128, 64, 1}, {70, 64, 64, 1},
@@ -705,6 +748,8 @@ const struct op_case op_cases[] = {
      .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
     {NAMED(norm_mix), .sizes = row_span_sizes, .bench = rows_bench, .variants = 8, .singles = 0xf0,
      .can_bare = true, .can_alias = true, .tolerance = 1e-6},
+    {NAMED(norm_mix_bwd), .bench_variants = 15u, .sizes = row_span_sizes, .bench = rows_bench,
+     .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 3e-6, .forward = "norm_mix"},
     {NAMED(recall), .sizes = step_sizes, .bench = step_bench, .variants = 2, .singles = 3,
      .can_bare = true, .tolerance = 5e-6},
     {NAMED(xent), .bench_variants = 2u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,

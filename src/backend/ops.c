@@ -22,12 +22,12 @@ static const struct {
     size_t offset;
     bool several; // ops as one: may be NULL
 } op_table[] = {
-    OP(embed),     OP(embed_bwd),     OP(gather_rows), OP(norm),          OP(norm_bwd),
-    OP(shift_mix), OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x),  OP(matmul_bwd_w),
-    OP(act),       OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd),  OP(wkv7),
-    OP(wkv7_bwd),  OP(readout),       OP(readout_bwd), SEVERAL(norm_mix), SEVERAL(recall),
-    OP(xent),      OP(sample),        OP(sumsq),       OP(adamw),         OP(fill),
-    OP(copy),      OP(add),
+    OP(embed),       OP(embed_bwd),     OP(gather_rows), OP(norm),          OP(norm_bwd),
+    OP(shift_mix),   OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x),  OP(matmul_bwd_w),
+    OP(act),         OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd),  OP(wkv7),
+    OP(wkv7_bwd),    OP(readout),       OP(readout_bwd), SEVERAL(norm_mix), SEVERAL(norm_mix_bwd),
+    SEVERAL(recall), OP(xent),          OP(sample),      OP(sumsq),         OP(adamw),
+    OP(fill),        OP(copy),          OP(add),
 };
 
 enum { OP_COUNT = sizeof op_table / sizeof op_table[0] };
@@ -387,6 +387,38 @@ void op_norm_mix(struct backend *be, struct tensor m, struct tensor shift_out, s
     want_batch("norm_mix", batch, R);
     trace("norm_mix", m);
     be->ops->norm_mix(be, m, shift_out, z, x, w, b, eps, shift_in, mix, batch);
+}
+
+void norm_mix_bwd_parts(struct backend *be, const struct norm_mix_bwd *t, const struct batch *b) {
+    op_norm(be, t->z, t->x, t->w, t->b, t->eps);
+    op_shift_mix_bwd(be, t->dz, t->dmix, t->dm, t->z, t->shift_in, t->mix, b);
+    op_norm_bwd(be, t->dx, t->dw, t->db, t->dz, t->x, t->w, t->eps, t->add);
+    if (tensor_is(t->rounded)) op_copy(be, t->rounded, t->dx);
+}
+
+void op_norm_mix_bwd(struct backend *be, const struct norm_mix_bwd *t, const struct batch *b) {
+    if (!be->ops->norm_mix_bwd) {
+        norm_mix_bwd_parts(be, t, b);
+        return;
+    }
+    const size_t n = t->mix.dim[0], R = t->x.dim[0], C = t->x.dim[1];
+    want("norm_mix_bwd", "dx", t->dx, be->real, 2, R, C, 0);
+    maybe("norm_mix_bwd", "rounded", t->rounded, narrow(be, t->rounded), 2, R, C, 0);
+    want("norm_mix_bwd", "dw", t->dw, be->real, 1, C, 0, 0);
+    want("norm_mix_bwd", "db", t->db, be->real, 1, C, 0, 0);
+    want("norm_mix_bwd", "dmix", t->dmix, be->real, 2, n, C, 0);
+    want("norm_mix_bwd", "dm", t->dm, narrow(be, t->dm), 3, n, R, C);
+    want("norm_mix_bwd", "x", t->x, be->real, 2, R, C, 0);
+    want("norm_mix_bwd", "w", t->w, be->real, 1, C, 0, 0);
+    want("norm_mix_bwd", "b", t->b, be->real, 1, C, 0, 0);
+    want("norm_mix_bwd", "mix", t->mix, be->real, 2, n, C, 0);
+    maybe("norm_mix_bwd", "shift_in", t->shift_in, be->real, 2, t->shift_in.dim[0], C, 0);
+    maybe("norm_mix_bwd", "add", t->add, be->real, 2, R, C, 0);
+    want("norm_mix_bwd", "z", t->z, be->real, 2, R, C, 0);
+    want("norm_mix_bwd", "dz", t->dz, be->real, 2, R, C, 0);
+    want_batch("norm_mix_bwd", b, R);
+    trace("norm_mix_bwd", t->dx);
+    be->ops->norm_mix_bwd(be, t, b);
 }
 
 void recall_parts(struct backend *be, const struct recall *t, const struct batch *b, int H) {

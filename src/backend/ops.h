@@ -62,6 +62,19 @@ struct recall {
     struct tensor u, y;      // ° what key_prep and wkv7 give; undefined afterwards without saved
 };
 
+// The gradient of norm_mix.
+struct norm_mix_bwd {
+    struct tensor dx;           // (R,C) = what comes of dm, and add
+    struct tensor rounded;      // ° (R,C) = dx once more, for products; may be absent
+    struct tensor dw, db, dmix; // (C), (C), (n,C) +=
+    struct tensor dm;           // ° (n,R,C)
+    struct tensor x, w, b, mix; // as norm_mix had them
+    struct tensor shift_in;     // the same
+    struct tensor add;          // (R,C), absent, or dx itself
+    struct tensor z, dz;        // (R,C) undefined afterwards
+    double eps;
+};
+
 struct ops {
     // -- rows ----------------------------------------------------------------------------------
     // y (R,C) = table (V,C)[tokens (R) i32]; the table in any float storage.
@@ -162,13 +175,16 @@ struct ops {
                         int H);
 
     // -- several ops as one ----------------------------------------------------------------------
-    // Where a launch costs more than the work: the same bits as the ops they stand for, which serve
-    // where a backend has NULL here.
+    // Where a launch costs more than the work, or what lies between would go through memory for
+    // nothing. The ops they stand for serve where a backend has NULL here, and give the same bits;
+    // those of gradients may be others.
     //
-    // z = norm(x), then shift_mix of it.
+    // z = norm(x), then shift_mix of it. z (R,C) is undefined afterwards.
     void (*norm_mix)(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
                      struct tensor x, struct tensor w, struct tensor b, double eps,
                      struct tensor shift_in, struct tensor mix, const struct batch *);
+    // z = norm(x) again, its gradient by shift_mix_bwd, and norm_bwd of that.
+    void (*norm_mix_bwd)(struct backend *, const struct norm_mix_bwd *, const struct batch *);
     // What struct recall says.
     void (*recall)(struct backend *, const struct recall *, const struct batch *, int H);
 
@@ -241,8 +257,10 @@ void op_readout_bwd(struct backend *, struct tensor dy, struct tensor dr, struct
 void op_norm_mix(struct backend *, struct tensor m, struct tensor shift_out, struct tensor z,
                  struct tensor x, struct tensor w, struct tensor b, double eps,
                  struct tensor shift_in, struct tensor mix, const struct batch *);
+void op_norm_mix_bwd(struct backend *, const struct norm_mix_bwd *, const struct batch *);
 void op_recall(struct backend *, const struct recall *, const struct batch *, int H);
-// As the ops it stands for.
+// As the ops they stand for.
+void norm_mix_bwd_parts(struct backend *, const struct norm_mix_bwd *, const struct batch *);
 void recall_parts(struct backend *, const struct recall *, const struct batch *, int H);
 void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
              struct tensor target, float scale, bool l2wrap);

@@ -7,11 +7,17 @@ static struct tensor grad_of(const struct model *m, enum param_id id, int layer)
     return model_grad(m, params_index(id, layer));
 }
 
-static struct tensor vector_grad(const struct model *m, enum param_id first, int n, int layer) {
+static struct tensor vector_grad(const struct model *m, enum param_id id, int layer) { // (C)
+    const struct param *p = &m->params[params_index(id, layer)];
+    return tensor_slice(m->grad, p->offset, p->count);
+}
+
+static struct tensor vectors_grad(const struct model *m, enum param_id first, int n,
+                                  int layer) { // (n,C)
     const struct param *p = &m->params[params_index(first, layer)];
     const size_t C = (size_t)m->dims.C;
-    const struct tensor t = tensor_slice(m->grad, p->offset, (size_t)n * C);
-    return n == 1 ? t : tensor_shape(t, 2, (size_t[]){(size_t)n, C});
+    return tensor_shape(tensor_slice(m->grad, p->offset, (size_t)n * C), 2,
+                        (size_t[]){(size_t)n, C});
 }
 
 // y = x W: dW += , dx = add + dy Wᵀ
@@ -32,15 +38,38 @@ static void lora_bwd(struct model *m, int layer, struct acts *a, struct grads *g
                tensor_at(a->m, (size_t)l->mix), add);
 }
 
-static void mix_norm_bwd(struct model *m, struct grads *g, struct tensor dm, struct tensor dmix,
-                         struct tensor mix, struct tensor z, struct tensor x, enum param_id ln_w,
-                         enum param_id ln_b, int layer, const struct batch *b) {
-    op_shift_mix_bwd(m->be, g->z, dmix, dm, z, tensor_none(), mix, b);
-    op_norm_bwd(m->be, g->x, vector_grad(m, ln_w, 1, layer), vector_grad(m, ln_b, 1, layer), g->z,
-                x, model_vector(m, ln_w, layer), LN_EPS, g->x);
+// A norm of the residual stream and the n mixes of it.
+struct mix_ids {
+    enum param_id ln_w, ln_b, mix;
+    int n;
+};
+static const struct mix_ids time_mix = {P_LN1_W, P_LN1_B, P_X_R, MIX_COUNT},
+                            channel_mix = {P_LN2_W, P_LN2_B, P_FFN_X_K, 1};
+
+// From g->m to the residual stream, x at that place, whose gradient is added to.
+static void norm_mix_bwd(struct model *m, int layer, const struct mix_ids *id, struct acts *a,
+                         struct grads *g, struct tensor x, const struct batch *b) {
+    const bool apart = g->rounded.dtype != g->x.dtype;
+    const struct norm_mix_bwd p = {.dx = g->x,
+                                   .rounded = apart ? g->rounded : tensor_none(),
+                                   .dw = vector_grad(m, id->ln_w, layer),
+                                   .db = vector_grad(m, id->ln_b, layer),
+                                   .dmix = vectors_grad(m, id->mix, id->n, layer),
+                                   .dm = tensor_slice(g->m, 0, (size_t)id->n),
+                                   .x = x,
+                                   .w = model_vector(m, id->ln_w, layer),
+                                   .b = model_vector(m, id->ln_b, layer),
+                                   .mix = model_vectors(m, id->mix, id->n, layer),
+                                   .shift_in = tensor_none(),
+                                   .add = g->x,
+                                   .z = a->z,
+                                   .dz = g->z,
+                                   .eps = LN_EPS};
+    op_norm_mix_bwd(m->be, &p, b);
 }
 
-// g->x holds ∂ℓ/∂(the layer's output) on entry and ∂ℓ/∂(its input x) on return.
+// g->x holds ∂ℓ/∂(the layer's output) on entry and ∂ℓ/∂(its input x) on return, and so does
+// g->rounded.
 static void layer_backward(struct model *m, int i, struct acts *a, struct grads *g, struct tensor x,
                            struct tensor v_first, const struct batch *b) {
     struct backend *be = m->be;
@@ -49,25 +78,21 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
     const int H = m->dims.H;
 
     // channel mix
-    const struct tensor dm2 = tensor_slice(g->m, 0, 1);
-    linear_bwd(m, P_FFN_VALUE, i, g->h, g->x, a->h, none);
+    linear_bwd(m, P_FFN_VALUE, i, g->h, g->rounded, a->h, none);
     op_act_bwd(be, g->h, g->h, a->h, ACT_RELU2);
     linear_bwd(m, P_FFN_KEY, i, tensor_at(g->m, 0), g->h, tensor_at(a->m2, 0), none);
-    const struct param *x_k = &m->params[params_index(P_FFN_X_K, i)];
-    const size_t row[] = {1, (size_t)m->dims.C};
-    mix_norm_bwd(m, g, dm2, tensor_shape(tensor_slice(m->grad, x_k->offset, x_k->count), 2, row),
-                 model_vectors(m, P_FFN_X_K, 1, i), a->z2, a->x1, P_LN2_W, P_LN2_B, i, b);
+    norm_mix_bwd(m, i, &channel_mix, a, g, a->x1, b);
 
     // time mix
-    linear_bwd(m, P_OUTPUT, i, g->o, g->x, a->o, none);
+    linear_bwd(m, P_OUTPUT, i, g->o, g->rounded, a->o, none);
     op_readout_bwd(be, g->y, dr, g->u, tensor_at(g->lora, LORA_G),
-                   vector_grad(m, P_LNX_W, READ_COUNT, i), g->o, a->y, r, a->u,
+                   vectors_grad(m, P_LNX_W, READ_COUNT, i), g->o, a->y, r, a->u,
                    tensor_at(a->lora, LORA_G), model_vectors(m, P_LNX_W, READ_COUNT, i), H);
     op_wkv7_bwd(be, dr, g->u, none, g->y, r, a->u, a->saved, none, b, H);
     // Layer 0's values also serve every layer above.
     if (i == 0) op_add(be, tensor_at(g->u, U_V), g->v_first);
     op_key_prep_bwd(be, g->rkv, g->lora, i > 0 ? g->v_first : none,
-                    vector_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
+                    vectors_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
                     i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i), H);
     linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), dr, tensor_at(a->m, MIX_R), none);
     linear_bwd(m, P_KEY, i, tensor_at(g->m, MIX_K), tensor_at(g->rkv, RKV_K),
@@ -79,8 +104,7 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
     lora_bwd(m, i, a, g, LORA_G, none);
     // The value's mix feeds the value LoRA too: its gradient adds to the projection's.
     if (i > 0) lora_bwd(m, i, a, g, LORA_V, tensor_at(g->m, MIX_V));
-    mix_norm_bwd(m, g, g->m, vector_grad(m, P_X_R, MIX_COUNT, i),
-                 model_vectors(m, P_X_R, MIX_COUNT, i), a->z1, x, P_LN1_W, P_LN1_B, i, b);
+    norm_mix_bwd(m, i, &time_mix, a, g, x, b);
 }
 
 // Head and loss in chunks of rows, so that logits never exist for all rows at once. Leaves
@@ -128,8 +152,9 @@ double model_loss(struct model *m, struct run *r, const struct feed *f, bool gra
             LN_EPS);
     head_loss(m, r, f, gradient, scale, l2wrap);
     if (gradient) {
-        op_norm_bwd(be, g->x, vector_grad(m, P_OUT_W, 1, 0), vector_grad(m, P_OUT_B, 1, 0), g->z,
+        op_norm_bwd(be, g->x, vector_grad(m, P_OUT_W, 0), vector_grad(m, P_OUT_B, 0), g->z,
                     run_x(r, L), model_vector(m, P_OUT_W, 0), LN_EPS, tensor_none());
+        if (g->rounded.dtype != g->x.dtype) op_copy(be, g->rounded, g->x);
         op_fill(be, g->v_first, 0);
         for (int i = L - 1; i >= 0; i--) {
             // Checkpointing: what the layer computed on the way up is computed once more.
@@ -138,8 +163,8 @@ double model_loss(struct model *m, struct run *r, const struct feed *f, bool gra
                               &r->batch, NULL);
             layer_backward(m, i, run_acts(r, i), g, run_x(r, i), r->v_first, &r->batch);
         }
-        op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 1, 0), vector_grad(m, P_LN0_B, 1, 0), g->x,
-                    r->e, model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());
+        op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 0), vector_grad(m, P_LN0_B, 0), g->x, r->e,
+                    model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());
         op_embed_bwd(be, grad_of(m, P_EMB, 0), g->z, f->tokens);
     }
     return sum_losses(m, r, (size_t)f->batch.rows);

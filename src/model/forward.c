@@ -58,7 +58,7 @@ void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, 
     const struct tensor none = tensor_none();
 
     // time mix
-    op_norm_mix(be, a->m, slot_shift(s, i, 0), a->z1, x, model_vector(m, P_LN1_W, i),
+    op_norm_mix(be, a->m, slot_shift(s, i, 0), a->z, x, model_vector(m, P_LN1_W, i),
                 model_vector(m, P_LN1_B, i), LN_EPS, slot_shift(s, i, 0),
                 model_vectors(m, P_X_R, MIX_COUNT, i), b);
     project(m, i, a);
@@ -77,7 +77,7 @@ void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, 
     linear(m, P_OUTPUT, i, a->x1, a->o, x, ACT_NONE);
 
     // channel mix
-    op_norm_mix(be, a->m2, slot_shift(s, i, 1), a->z2, a->x1, model_vector(m, P_LN2_W, i),
+    op_norm_mix(be, a->m2, slot_shift(s, i, 1), a->z, a->x1, model_vector(m, P_LN2_W, i),
                 model_vector(m, P_LN2_B, i), LN_EPS, slot_shift(s, i, 1),
                 model_vectors(m, P_FFN_X_K, 1, i), b);
     linear(m, P_FFN_KEY, i, a->h, tensor_at(a->m2, 0), none, ACT_RELU2);

@@ -28,7 +28,6 @@ static void acts_carve(struct acts *a, struct carver *c, const struct model *m, 
     const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C;
     const enum dtype t = m->be->real;
-    a->z1 = matrix(c, t, R, C);
     a->m = planes(c, in, MIX_COUNT, R, C);
     a->rkv = planes(c, in, RKV_COUNT, R, C);
     a->hidden[LORA_W] = matrix(c, in, R, (size_t)d->Dw);
@@ -40,7 +39,6 @@ static void acts_carve(struct acts *a, struct carver *c, const struct model *m, 
     a->y = matrix(c, in, R, C);
     a->o = matrix(c, in, R, C);
     a->x1 = matrix(c, t, R, C);
-    a->z2 = matrix(c, t, R, C);
     a->m2 = planes(c, in, 1, R, C);
     a->h = matrix(c, in, R, 4 * C);
     a->saved = tensor_none();
@@ -59,6 +57,7 @@ static void grads_carve(struct grads *g, struct carver *c, const struct model *m
     struct tensor *one[] = {&g->x, &g->v_first, &g->z};
     for (size_t i = 0; i < sizeof one / sizeof one[0]; i++)
         *one[i] = carve(c, t, 2, (size_t[]){R, C});
+    g->rounded = in == t ? g->x : carve(c, in, 2, (size_t[]){R, C});
     g->y = carve(c, in, 2, (size_t[]){R, C});
     g->o = carve(c, in, 2, (size_t[]){R, C});
     g->m = carve(c, in, 3, (size_t[]){MIX_COUNT, R, C});
@@ -83,8 +82,11 @@ static void lay_out(struct run *r, struct carver *c, const struct model *m, int 
     r->v_first = matrix(c, t, R, C);
     // One residual stream in inference, one a layer where the way back wants it.
     r->x = planes(c, t, trained ? L + 1 : 1, R, C);
-    for (int i = 0; i < (r->limits.mode == RUN_TRAIN ? d->L : 1); i++)
+    r->z = matrix(c, t, R, C);
+    for (int i = 0; i < (r->limits.mode == RUN_TRAIN ? d->L : 1); i++) {
         acts_carve(&r->acts[i], c, m, in, rows, spans, trained);
+        r->acts[i].z = r->z;
+    }
     if (!trained) {
         r->last = matrix(c, t, (size_t)outs, C);
         r->normed = matrix(c, in, (size_t)outs, C);

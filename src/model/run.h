@@ -11,7 +11,7 @@
 // between products (°) is bf16 where the backend and the precision have it so, and so is its
 // gradient; the residual stream, its norms and what is summed over layers are not.
 struct acts {
-    struct tensor z1;                 // (R,C) LN1(x)
+    struct tensor z;                  // (R,C) LN1(x), LN2(x1): on the way to a mix, in all layers
     struct tensor m;                  // ° (6,R,C) token-shift mixes
     struct tensor rkv;                // ° (3,R,C) projections
     struct tensor hidden[LORA_COUNT]; // ° (R,D) after the activation
@@ -20,7 +20,6 @@ struct acts {
     struct tensor saved;              // what wkv7 keeps for its backward pass; training only
     struct tensor y, o;               // ° (R,C) readings of the state; gated readout
     struct tensor x1;                 // (R,C) residual stream after the time mix
-    struct tensor z2;                 // (R,C) LN2(x1)
     struct tensor m2;                 // ° (1,R,C)
     struct tensor h;                  // ° (R,F) relu²
 };
@@ -28,6 +27,7 @@ struct acts {
 // Gradients of one layer's intermediates, shared by all layers, and of the residual stream.
 struct grads {
     struct tensor x;                  // (R,C) ∂ℓ/∂(residual stream), travels down the layers
+    struct tensor rounded;            // (R,C) x as products take it: x itself where that is so
     struct tensor v_first;            // (R,C) summed over the layers above 0
     struct tensor z;                  // (R,C)
     struct tensor y, o;               // ° (R,C)
@@ -46,6 +46,7 @@ struct run {
     struct tensor v_first; // (R,C) layer 0's values
     struct tensor x;    // (1 or L+1,R,C) residual stream at each layer's entry, and after the last
     struct acts *acts;  // 1 or L
+    struct tensor z;    // (R,C) theirs
     struct tensor last; // (O,C) inference: rows that want logits
     struct tensor normed;  // ° (O or R,C) LN_out
     struct tensor logits;  // (O or head_rows,V)

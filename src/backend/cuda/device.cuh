@@ -124,6 +124,21 @@ static void launch_with(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 b
 #define SHARED_BYTES(name) extern __shared__ __align__(1024) char name[]
 #endif
 
+// Bytes of it that a block may ask for.
+static inline size_t most_shared() {
+#ifdef CUDA_EMU
+    return 99 << 10;
+#else
+    static thread_local const int bytes = [] { // a thread has one device
+        int device = 0, most = 0;
+        cudaGetDevice(&device);
+        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        return most;
+    }();
+    return (size_t)bytes;
+#endif
+}
+
 // As in backend/dtype.h and ops.h; cuda.c asserts that they agree.
 enum : int { T_F64 = 1, T_F32, T_BF16, T_F16, T_INT8 = 9, T_INT4 };
 enum : int { A_TANH, A_SIGMOID, A_RELU2, A_NONE };

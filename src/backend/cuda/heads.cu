@@ -153,7 +153,7 @@ void k_key_prep_bwd(struct queue *s, const struct key_bwd_args *p) {
     const bool twos =
         in_fours(4, p->drkv, p->dlora, p->dv_first, p->du, p->rkv, p->lora, p->v_first, p->vecs);
     BY_HEAD(key_prep_bwd, p->narrow, p->C / p->H, twos, grid, s, *p);
-    k_add_parts(s, p->dvecs, count, nullptr, p->part, parts, count);
+    k_add_parts(s, {{p->dvecs}, {count}}, p->part, parts);
 }
 
 // ---- readout -----------------------------------------------------------------------------------
@@ -242,5 +242,5 @@ void k_readout_bwd(struct queue *s, const struct read_bwd_args *p) {
     const bool twos =
         in_fours(4, p->dy, p->dr, p->du, p->dg, p->d_o, p->y, p->r, p->u, p->g, p->vecs);
     BY_HEAD(readout_bwd, p->narrow, p->C / p->H, twos, grid, s, *p);
-    k_add_parts(s, p->dvecs, count, nullptr, p->part, parts, count);
+    k_add_parts(s, {{p->dvecs}, {count}}, p->part, parts);
 }

@@ -39,10 +39,13 @@ void k_act(struct queue *s, void *y, const void *x, bool narrow, size_t n, int a
 void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool narrow, size_t n,
                int act);
 size_t k_parts(size_t R); // how many partial sums R rows are cut into
-// out (n) += Σ of the first n of each part's `stride` sums, in order; more (stride - n) += the
-// rest.
-void k_add_parts(struct queue *s, float *out, size_t n, float *more, const float *part,
-                 size_t parts, size_t stride);
+// Each part has n[0] sums for out[0], then n[1] for out[1], …: out += Σ over parts, in order.
+enum { SUM_OUTS = 3 };
+struct sum_outs {
+    float *out[SUM_OUTS];
+    size_t n[SUM_OUTS];
+};
+void k_add_parts(struct queue *s, struct sum_outs outs, const float *part, size_t parts);
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
 void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
@@ -88,18 +91,33 @@ struct read_bwd_args {
 };
 void k_readout_bwd(struct queue *s, const struct read_bwd_args *p);
 
-// ---- norm.cu, step.cu: batches whose spans are one row each. Whether they can be done so; if not,
-// nothing has been.
+// ---- norm_mix.cu; step.cu: batches whose spans are one row each. Whether they can be done so; if
+// not, nothing has been.
 struct mix_args {
-    void *m;        // (n,R,C)
-    float *out, *z; // out may be NULL, or in
+    void *m;    // (n,R,C)
+    float *out; // may be NULL, or in
     const float *x, *w, *b, *in, *mix;
-    const int32_t *prev, *last;
+    const int32_t *prev, *last, *span;
     size_t n, R, C;
+    int spans;
     float eps;
     bool narrow; // m is bf16
 };
 bool k_norm_mix(struct queue *s, const struct mix_args *p);
+size_t k_mix_strips(size_t R); // how many partial sums k_norm_mix_bwd cuts R rows into
+struct mix_bwd_args {
+    float *dx;
+    uint16_t *rounded; // dx once more; may be NULL
+    float *dmix, *dw, *db;
+    const void *dm; // (n,R,C)
+    const float *x, *w, *b, *mix, *in, *add; // in and add may be NULL, add may be dx
+    const int32_t *prev;
+    float *part; // k_mix_strips(R) · (n + 2)C
+    size_t n, R, C;
+    float eps;
+    bool narrow; // dm is bf16
+};
+bool k_norm_mix_bwd(struct queue *s, const struct mix_bwd_args *p);
 struct recall_args {
     void *o, *state; // the state goes on in place
     float *v_out;    // may be NULL

@@ -112,16 +112,11 @@ template <int N> static __global__ void __launch_bounds__(THREADS) xent(xent_arg
 // Numbers that fit into a block's shared memory beside the little that is there by name.
 static size_t most_kept() {
 #ifdef CUDA_EMU
-    const int bytes = 20000; // so that the rest of a row is tried too
+    const size_t bytes = 20000; // so that the rest of a row is tried too
 #else
-    static thread_local const int bytes = [] { // a thread has one device
-        int device = 0, most = 0;
-        cudaGetDevice(&device);
-        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-        return most;
-    }();
+    const size_t bytes = most_shared();
 #endif
-    const size_t room = bytes > 2048 ? (size_t)(bytes - 2048) / 4 : 0;
+    const size_t room = bytes > 2048 ? (bytes - 2048) / 4 : 0;
     return room / (4 * THREADS) * (4 * THREADS);
 }
 

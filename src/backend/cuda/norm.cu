@@ -1,11 +1,11 @@
 // Norms, forward and backward: memory's affair. A row of up to 4096 numbers stays in registers,
 // with a warp or a block, and goes through once; wider or odd rows are read again where they are
 // wanted.
-#include "vector.cuh"
+#include "norm.cuh"
 
 #include "kernels.h"
 
-enum { THREADS = 256, WARPS = THREADS / 32, CHUNK = 32, COLUMNS = 128 }; // CHUNK: k_parts cuts so
+enum { CHUNK = 32, COLUMNS = 128 }; // CHUNK: k_parts cuts so
 
 // Of a row that a block has: counted from the first number on, what is left of equal numbers is
 // zero.
@@ -16,48 +16,6 @@ __device__ static float2 moments(const float *x, size_t C, float eps, float *scr
     const float mean = first + block_sum<float, WARPS>(sum, scratch) / (float)C;
     for (size_t c = threadIdx.x; c < C; c += THREADS) square += (x[c] - mean) * (x[c] - mean);
     const float var = block_sum<float, WARPS>(square, scratch) / (float)C;
-    return make_float2(mean, 1.0f / sqrtf(var + eps));
-}
-
-// ---- rows in registers -------------------------------------------------------------------------
-
-// A row is GROUP warps' (1 or all of a block), NV float4 a thread.
-template <int GROUP> __device__ static float row_sum(float x, float *scratch) {
-    if constexpr (GROUP == 1) return warp_sum(x);
-    return block_sum<float, WARPS>(x, scratch);
-}
-
-template <int GROUP, int NV> struct row {
-    several<4> v[NV];
-
-    __device__ static size_t column(int i) {
-        const int t = GROUP == 1 ? threadIdx.x & 31 : threadIdx.x;
-        return (size_t)(i * 32 * GROUP + t) * 4;
-    }
-    __device__ void take(const float *x, size_t C) {
-#pragma unroll
-        for (int i = 0; i < NV; i++) v[i] = column(i) < C ? load<4>(x + column(i)) : several<4>{};
-    }
-    template <class T> __device__ void give(T *y, size_t C) const {
-#pragma unroll
-        for (int i = 0; i < NV; i++)
-            if (column(i) < C) store<4>(y + column(i), v[i]);
-    }
-};
-
-#define EACH_OF_ROW(i, c, C)                                                                       \
-    _Pragma("unroll") for (int i = 0; i < NV; i++) if (const size_t c = R::column(i); c < (C))     \
-        _Pragma("unroll") for (int e = 0; e < 4; e++)
-
-template <int GROUP, int NV>
-__device__ static float2 row_moments(const row<GROUP, NV> &x, float first, size_t C, float eps,
-                                     float *scratch) {
-    using R = row<GROUP, NV>;
-    float sum = 0, square = 0;
-    EACH_OF_ROW(i, c, C) sum += x.v[i][e] - first;
-    const float mean = first + row_sum<GROUP>(sum, scratch) / (float)C;
-    EACH_OF_ROW(i, c, C) square += (x.v[i][e] - mean) * (x.v[i][e] - mean);
-    const float var = row_sum<GROUP>(square, scratch) / (float)C;
     return make_float2(mean, 1.0f / sqrtf(var + eps));
 }
 
@@ -81,42 +39,6 @@ static __global__ void norm_rows(T *y, const float *x, const float *w, const flo
         for (int e = 0; e < 4; e++) v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale[e] + shift[e];
         store<4>(y + r * C + c, v.v[i]);
     }
-}
-
-// Norm and mixes of rows that are a span each: the row before lies in a slot. A block has a row; of
-// rows that a warp can hold each warp has all of it, and one mix.
-template <int GROUP, int NV, class T>
-static __global__ void __launch_bounds__(THREADS) norm_mix_rows(mix_args p) {
-    using R = row<GROUP, NV>;
-    __shared__ float scratch[WARPS];
-    const int warp = threadIdx.x >> 5;
-    const size_t r = blockIdx.x, C = p.C, lines = C / 32, line = threadIdx.x;
-    if (line < lines) prefetch(p.w + line * 32), prefetch(p.b + line * 32);
-    for (size_t i = line; i < p.n * lines; i += THREADS) prefetch(p.mix + i * 32);
-    const int32_t before_row = p.prev[r], last_row = p.last[r]; // the host's
-    begin_kernel();
-    // All is asked for at once.
-    R v, before = {}, scale, shift, mix = {};
-    v.take(p.x + r * C, C);
-    const float first = p.x[r * C];
-    if (p.in) before.take(p.in + (size_t)(-1 - before_row) * C, C);
-    scale.take(p.w, C);
-    shift.take(p.b, C);
-    if (GROUP == 1 && (size_t)warp < p.n) mix.take(p.mix + warp * C, C);
-    const float2 m = row_moments(v, first, C, p.eps, scratch);
-    EACH_OF_ROW(i, c, C) {
-        v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale.v[i][e] + shift.v[i][e];
-        before.v[i][e] -= v.v[i][e];
-    }
-    __syncthreads(); // all have what was before
-    for (size_t k = GROUP == 1 ? warp : 0; k < p.n; k += GROUP == 1 ? WARPS : 1) {
-        if (GROUP != 1) mix.take(p.mix + k * C, C);
-        EACH_OF_ROW(i, c, C) mix.v[i][e] = v.v[i][e] + before.v[i][e] * mix.v[i][e];
-        mix.give((T *)p.m + (k * p.R + r) * C, C);
-    }
-    if (GROUP == 1 && warp != WARPS - 1) return;
-    v.give(p.z + r * C, C);
-    if (p.out) v.give(p.out + (size_t)last_row * C, C);
 }
 
 struct bwd {
@@ -253,21 +175,6 @@ static __global__ void norm_sums(float *part, const float *dy, const float *x, c
 
 // ---- doors -------------------------------------------------------------------------------------
 
-// GO(group, numbers a thread) by the width of a row.
-#define BY_WIDTH(C, GO)                                                                            \
-    do {                                                                                           \
-        if ((C) <= 256)                                                                            \
-            GO(1, 2);                                                                              \
-        else if ((C) <= 768)                                                                       \
-            GO(1, 6);                                                                              \
-        else if ((C) <= 1024)                                                                      \
-            GO(1, 8);                                                                              \
-        else                                                                                       \
-            GO(WARPS, 4);                                                                          \
-    } while (0)
-
-enum { WIDEST = THREADS * 16 };
-
 template <class T>
 static void norm_as(struct queue *s, T *y, const float *x, const float *w, const float *b, size_t R,
                     size_t C, float eps) {
@@ -289,21 +196,6 @@ void k_norm(struct queue *s, void *y, bool narrow, const float *x, const float *
         norm_as(s, (float *)y, x, w, b, R, C, eps);
 }
 
-bool k_norm_mix(struct queue *s, const struct mix_args *p) {
-    if (p->C > WIDEST || !in_fours(p->C, p->m, p->out, p->z, p->x, p->w, p->b, p->in, p->mix))
-        return false;
-#define GO(GROUP, NV)                                                                              \
-    do {                                                                                           \
-        if (p->narrow)                                                                             \
-            LAUNCH((norm_mix_rows<GROUP, NV, uint16_t>), (unsigned)p->R, THREADS, s, *p);          \
-        else                                                                                       \
-            LAUNCH((norm_mix_rows<GROUP, NV, float>), (unsigned)p->R, THREADS, s, *p);             \
-    } while (0)
-    if (p->R) BY_WIDTH(p->C, GO);
-#undef GO
-    return true;
-}
-
 void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
                 const float *w, const float *add, float *part, size_t R, size_t C, float eps) {
     if (!R) return;
@@ -319,5 +211,5 @@ void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *d
                R, C);
     }
 #undef GO
-    k_add_parts(s, dw, C, db, part, parts, 2 * C);
+    k_add_parts(s, {{dw, db}, {C, C}}, part, parts);
 }

@@ -209,7 +209,7 @@ static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor
                                                         .narrow = narrow(y)});
 }
 
-// ---- one row for each sequence -----------------------------------------------------------------
+// ---- several ops as one ------------------------------------------------------------------------
 
 static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shift_out,
                           struct tensor z, struct tensor x, struct tensor w, struct tensor b,
@@ -217,7 +217,6 @@ static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shi
                           const struct batch *batch) {
     const struct mix_args p = {.m = dev(m),
                                .out = dev(shift_out),
-                               .z = dev(z),
                                .x = dev(x),
                                .w = dev(w),
                                .b = dev(b),
@@ -225,16 +224,46 @@ static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shi
                                .mix = dev(mix),
                                .prev = dev(batch->prev),
                                .last = dev(batch->last),
+                               .span = dev(batch->span),
                                .n = mix.dim[0],
                                .R = x.dim[0],
                                .C = x.dim[1],
+                               .spans = batch->spans,
                                .eps = (float)eps,
                                .narrow = narrow(m)};
     // With a token of each sequence, kernels stay short however many there are.
     queue_few(cuda_of(be)->queue, batch->longest == 1 || x.dim[0] <= SKINNY_ROWS);
-    if (batch->longest == 1 && k_norm_mix(queue_of(be), &p)) return;
+    if (k_norm_mix(queue_of(be), &p)) return;
     cuda_norm(be, z, x, w, b, eps);
     cuda_shift_mix(be, m, shift_out, z, shift_in, mix, batch);
+}
+
+static void cuda_norm_mix_bwd(struct backend *be, const struct norm_mix_bwd *t,
+                              const struct batch *b) {
+    const size_t n = t->mix.dim[0], R = t->x.dim[0], C = t->x.dim[1];
+    float *part = cuda_scratch(cuda_of(be), (k_mix_strips(R) * (n + 2) * C + 1) * sizeof *part);
+    if (!part) return;
+    const struct mix_bwd_args p = {.dx = dev(t->dx),
+                                   .rounded = dev(t->rounded),
+                                   .dmix = dev(t->dmix),
+                                   .dw = dev(t->dw),
+                                   .db = dev(t->db),
+                                   .dm = dev(t->dm),
+                                   .x = dev(t->x),
+                                   .w = dev(t->w),
+                                   .b = dev(t->b),
+                                   .mix = dev(t->mix),
+                                   .in = dev(t->shift_in),
+                                   .add = dev(t->add),
+                                   .prev = dev(b->prev),
+                                   .part = part,
+                                   .n = n,
+                                   .R = R,
+                                   .C = C,
+                                   .eps = (float)t->eps,
+                                   .narrow = narrow(t->dm)};
+    const bool one_storage = !tensor_is(t->rounded) || narrow(t->rounded);
+    if (!one_storage || !k_norm_mix_bwd(queue_of(be), &p)) norm_mix_bwd_parts(be, t, b);
 }
 
 static void cuda_recall(struct backend *be, const struct recall *t, const struct batch *b, int H) {
@@ -336,6 +365,7 @@ const struct ops cuda_ops = {
     .readout = cuda_readout,
     .readout_bwd = cuda_readout_bwd,
     .norm_mix = cuda_norm_mix,
+    .norm_mix_bwd = cuda_norm_mix_bwd,
     .recall = cuda_recall,
     .xent = cuda_xent,
     .sample = cuda_sample,

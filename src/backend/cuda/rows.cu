@@ -11,33 +11,40 @@ size_t k_parts(size_t R) {
     return (R + CHUNK - 1) / CHUNK;
 }
 
-// out[i] += Σ over parts of `stride` sums each; the ones from n on go to `more`. Eight threads
-// share a column's parts, a stretch each.
+// The sums of all parts, in order, to where they belong. Eight threads share a column's parts, a
+// stretch each.
 enum { PART_COLUMNS = 32, STRETCHES = 8 };
 
-static __global__ void add_parts(float *out, size_t n, float *more, const float *part, size_t parts,
-                                 size_t stride) {
+static __global__ void add_parts(sum_outs outs, const float *part, size_t parts, size_t width) {
     begin_kernel();
     __shared__ float sums[STRETCHES][PART_COLUMNS];
     const int c = threadIdx.x % PART_COLUMNS, t = threadIdx.x / PART_COLUMNS;
-    const size_t i = blockIdx.x * (size_t)PART_COLUMNS + c;
+    size_t i = blockIdx.x * (size_t)PART_COLUMNS + c;
     const size_t each = (parts + STRETCHES - 1) / STRETCHES, from = t * each;
     const size_t end = from + each < parts ? from + each : parts;
     float sum = 0;
-    if (i < stride)
+    if (i < width)
 #pragma unroll 16
-        for (size_t p = from; p < end; p++) sum += part[p * stride + i];
+        for (size_t p = from; p < end; p++) sum += part[p * width + i];
     sums[t][c] = sum;
     __syncthreads();
-    if (t || i >= stride) return;
+    if (t || i >= width) return;
     for (int k = 1; k < STRETCHES; k++) sum += sums[k][c];
-    *(i < n ? &out[i] : &more[i - n]) += sum;
+#pragma unroll
+    for (int k = 0; k < SUM_OUTS; k++) {
+        if (i < outs.n[k]) {
+            outs.out[k][i] += sum;
+            return;
+        }
+        i -= outs.n[k];
+    }
 }
 
-void k_add_parts(struct queue *s, float *out, size_t n, float *more, const float *part,
-                 size_t parts, size_t stride) {
-    LAUNCH(add_parts, blocks(stride, PART_COLUMNS), PART_COLUMNS * STRETCHES, s, out, n, more, part,
-           parts, stride);
+void k_add_parts(struct queue *s, struct sum_outs outs, const float *part, size_t parts) {
+    size_t width = 0;
+    for (int i = 0; i < SUM_OUTS; i++) width += outs.n[i];
+    LAUNCH(add_parts, blocks(width, PART_COLUMNS), PART_COLUMNS * STRETCHES, s, outs, part, parts,
+           width);
 }
 
 // ---- embedding ---------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const void *dm, bo
     else
         GO(1, float);
 #undef GO
-    k_add_parts(s, dmix, n * C, nullptr, part, k_parts(R), n * C);
+    k_add_parts(s, {{dmix}, {n * C}}, part, k_parts(R));
 }
 
 // ---- elements ----------------------------------------------------------------------------------

@@ -88,3 +88,34 @@ template <int N> __device__ static inline void store(uint16_t *p, const several<
     else
         *p = bf16_bits(v.x[0]);
 }
+
+// ---- ahead -------------------------------------------------------------------------------------
+
+// This thread's N numbers from global into shared memory, while it goes on. What is asked for
+// between two calls of asked() is there, for this thread alone, when all but the last LEFT of such
+// groups are waited for.
+template <int N, class T> __device__ static inline void ask(T *to, const T *from) {
+#ifdef __CUDA_ARCH__
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    if constexpr (N * sizeof(T) == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from),
+                     "n"(N * sizeof(T))
+                     : "memory");
+#else
+    for (int i = 0; i < N; i++) to[i] = from[i];
+#endif
+}
+
+__device__ static inline void asked() {
+#ifdef __CUDA_ARCH__
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int LEFT> __device__ static inline void wait_for_asked() {
+#ifdef __CUDA_ARCH__
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}

@@ -1,0 +1,165 @@
+// Norm and token shift in one pass: a row is read once, its mixes are written, and what lies
+// between stays in registers.
+#include "norm.cuh"
+
+#include "kernels.h"
+
+// z from x.
+template <int GROUP, int NV>
+__device__ static void normalise(row<GROUP, NV> &v, float first, const mix_args &p,
+                                 float *scratch) {
+    using R = row<GROUP, NV>;
+    const float2 m = row_moments(v, first, p.C, p.eps, scratch);
+#pragma unroll
+    for (int i = 0; i < NV; i++) {
+        const size_t c = R::column(i);
+        if (c >= p.C) continue;
+        const several<4> scale = load<4>(p.w + c), shift = load<4>(p.b + c);
+#pragma unroll
+        for (int e = 0; e < 4; e++) v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale[e] + shift[e];
+    }
+}
+
+// ---- spans of one row --------------------------------------------------------------------------
+
+// Norm and mixes of rows that are a span each: the row before lies in a slot. A block has a row; of
+// rows that a warp can hold each warp has all of it, and one mix.
+template <int GROUP, int NV, class T>
+static __global__ void __launch_bounds__(THREADS) norm_mix_rows(mix_args p) {
+    using R = row<GROUP, NV>;
+    __shared__ float scratch[WARPS];
+    const int warp = threadIdx.x >> 5;
+    const size_t r = blockIdx.x, C = p.C, lines = C / 32, line = threadIdx.x;
+    if (line < lines) prefetch(p.w + line * 32), prefetch(p.b + line * 32);
+    for (size_t i = line; i < p.n * lines; i += THREADS) prefetch(p.mix + i * 32);
+    const int32_t before_row = p.prev[r], last_row = p.last[r]; // the host's
+    begin_kernel();
+    // All is asked for at once.
+    R v, before = {}, scale, shift, mix = {};
+    v.take(p.x + r * C, C);
+    const float first = p.x[r * C];
+    if (p.in) before.take(p.in + (size_t)(-1 - before_row) * C, C);
+    scale.take(p.w, C);
+    shift.take(p.b, C);
+    if (GROUP == 1 && (size_t)warp < p.n) mix.take(p.mix + warp * C, C);
+    const float2 m = row_moments(v, first, C, p.eps, scratch);
+    EACH_OF_ROW(i, c, C) {
+        v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale.v[i][e] + shift.v[i][e];
+        before.v[i][e] -= v.v[i][e];
+    }
+    __syncthreads(); // all have what was before
+    for (size_t k = GROUP == 1 ? warp : 0; k < p.n; k += GROUP == 1 ? WARPS : 1) {
+        if (GROUP != 1) mix.take(p.mix + k * C, C);
+        EACH_OF_ROW(i, c, C) mix.v[i][e] = v.v[i][e] + before.v[i][e] * mix.v[i][e];
+        mix.give((T *)p.m + (k * p.R + r) * C, C);
+    }
+    if (p.out && (GROUP != 1 || warp == WARPS - 1)) v.give(p.out + (size_t)last_row * C, C);
+}
+
+// ---- any spans ---------------------------------------------------------------------------------
+
+enum { MIXES = 6 };
+
+template <int GROUP> struct strip {
+    enum { BLOCK = GROUP == 1 ? 128 : THREADS, ROWS = GROUP == 1 ? 4 : 8 };
+    enum { IN_BLOCK = BLOCK / 32 / GROUP }; // strips
+};
+
+// GROUP warps walk up a strip of rows with the row before in hand, and the next one on its way; the
+// row before the first is made once more.
+template <int GROUP, int NV, int M, class T>
+static __global__ void __launch_bounds__(strip<GROUP>::BLOCK) norm_mix_strips(mix_args p) {
+    begin_kernel();
+    using R = row<GROUP, NV>;
+    using S = strip<GROUP>;
+    __shared__ float scratch[WARPS];
+    const size_t group = GROUP == 1 ? threadIdx.x >> 5 : 0, C = p.C;
+    const size_t begin = (blockIdx.x * (size_t)S::IN_BLOCK + group) * S::ROWS;
+    if (begin >= p.R) return;
+    const size_t end = begin + S::ROWS < p.R ? begin + S::ROWS : p.R;
+    R next, before = {};
+    next.take(p.x + begin * C, C);
+    float first = p.x[begin * C];
+    if (p.prev[begin] >= 0) {
+        before.take(p.x + (begin - 1) * C, C);
+        normalise(before, p.x[(begin - 1) * C], p, scratch);
+    }
+    for (size_t r = begin; r < end; r++) {
+        const int32_t prev = p.prev[r];
+        R z = next;
+        const float start = first;
+        if (r + 1 < end) {
+            next.take(p.x + (r + 1) * C, C);
+            first = p.x[(r + 1) * C];
+        }
+        if (prev < 0) {
+            before = {};
+            if (p.in) before.take(p.in + (size_t)(-1 - prev) * C, C);
+        }
+        normalise(z, start, p, scratch);
+#pragma unroll
+        for (int i = 0; i < NV; i++) {
+            const size_t c = R::column(i);
+            if (c >= C) continue;
+            several<4> mix[M], d;
+#pragma unroll
+            for (int k = 0; k < M; k++) mix[k] = load<4>(p.mix + k * C + c);
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[e] = before.v[i][e] - z.v[i][e];
+#pragma unroll
+            for (int k = 0; k < M; k++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) mix[k][e] = z.v[i][e] + d[e] * mix[k][e];
+                store<4>((T *)p.m + (k * p.R + r) * C + c, mix[k]);
+            }
+            before.v[i] = z.v[i];
+        }
+    }
+}
+
+// z of each span's last row, to its slot: apart, since a slot may be read by another block than the
+// one that has the last row.
+template <int GROUP, int NV>
+static __global__ void __launch_bounds__(THREADS) norm_last_rows(mix_args p) {
+    begin_kernel();
+    __shared__ float scratch[WARPS];
+    const int32_t *span = p.span + 4 * blockIdx.x; // first, len, slot, pos
+    const size_t r = (size_t)span[0] + (size_t)span[1] - 1, C = p.C;
+    row<GROUP, NV> z;
+    z.take(p.x + r * C, C);
+    normalise(z, p.x[r * C], p, scratch);
+    z.give(p.out + (size_t)span[2] * C, C);
+}
+
+// ---- the door ----------------------------------------------------------------------------------
+
+template <int GROUP, int NV, class T> static void start(struct queue *s, const mix_args &p) {
+    using S = strip<GROUP>;
+    const unsigned strips = blocks(p.R, S::ROWS * S::IN_BLOCK);
+    if (p.spans == (int)p.R) {
+        LAUNCH((norm_mix_rows<GROUP, NV, T>), (unsigned)p.R, THREADS, s, p);
+        return;
+    }
+    if (p.n == 1)
+        LAUNCH((norm_mix_strips<GROUP, NV, 1, T>), strips, S::BLOCK, s, p);
+    else
+        LAUNCH((norm_mix_strips<GROUP, NV, MIXES, T>), strips, S::BLOCK, s, p);
+    if (p.out)
+        LAUNCH((norm_last_rows<GROUP, NV>), (unsigned)p.spans, GROUP == 1 ? 32 : THREADS, s, p);
+}
+
+bool k_norm_mix(struct queue *s, const struct mix_args *p) {
+    if (p->C > WIDEST || (p->n != 1 && p->n != MIXES) ||
+        !in_fours(p->C, p->m, p->out, p->x, p->w, p->b, p->in, p->mix))
+        return false;
+#define GO(GROUP, NV)                                                                              \
+    do {                                                                                           \
+        if (p->narrow)                                                                             \
+            start<GROUP, NV, uint16_t>(s, *p);                                                     \
+        else                                                                                       \
+            start<GROUP, NV, float>(s, *p);                                                        \
+    } while (0)
+    if (p->R) BY_WIDTH(p->C, GO);
+#undef GO
+    return true;
+}
