@@ -182,9 +182,8 @@ static int bench_train(struct bench *b, struct error *err) {
         goto out;
     for (int r = -1; r < b->repeat; r++) {
         const double start = clock_s();
-        optimizer_zero_grad(opt);
         feed_set_grid(feed, B, T, tokens, tokens + 1);
-        model_loss(b->model, run, feed, true, 1.0 / ((double)B * T), true);
+        model_loss(b->model, run, feed, GRADIENT_NEW, 1.0 / ((double)B * T), true);
         optimizer_grad_norm(opt);
         optimizer_step(opt, 1e-5, r + 2);
         if (b->be->class->sync(b->be, err)) goto out;

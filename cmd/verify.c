@@ -2,7 +2,6 @@
 #include "cli.h"
 #include "common.h"
 
-#include "backend/ops.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -191,8 +190,7 @@ static int write_grads(struct model *m, const struct batch_file *b, const struct
     feed_set_grid(feed, b->B, b->T, b->idx, b->targets);
     const double n = feed->num_targets ? feed->num_targets : 1;
     const bool l2wrap = strcmp(cli_string(args, "l2wrap"), "on") == 0;
-    op_fill(m->be, m->grad, 0);
-    const double loss = model_loss(m, run, feed, true, 1 / n, l2wrap) / n;
+    const double loss = model_loss(m, run, feed, GRADIENT_NEW, 1 / n, l2wrap) / n;
     if (m->be->class->sync(m->be, err) || model_save_grads(m, cli_string(args, "out"), err))
         goto out;
     struct str line;

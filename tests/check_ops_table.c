@@ -251,13 +251,14 @@ CALL(matmul_bwd_x) {
 
 static void shape_matmul_bwd_w(struct call *c) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
-    put(c, "dweight", "+", 2, (size_t[]){c->variant & 1 ? K : O, c->variant & 1 ? O : K}, -1);
+    put(c, "dweight", c->bare ? "=" : "+", 2,
+        (size_t[]){c->variant & 1 ? K : O, c->variant & 1 ? O : K}, -1);
     put_rows(c, "dy", "i", O)->narrow = narrow_bits(c, 6) & 1;
     put_rows(c, "x", "i", K)->narrow = narrow_bits(c, 6) & 2;
     put_weight(c, true);
 }
 CALL(matmul_bwd_w) {
-    op_matmul_bwd_w(be, t[0], t[1], t[2], w);
+    op_matmul_bwd_w(be, t[0], t[1], t[2], w, !c->bare);
 }
 
 static void shape_act(struct call *c) {
@@ -727,7 +728,8 @@ const struct op_case op_cases[] = {
      .variants = 9, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
      .forward = "matmul", .flops = flops_matmul},
     {NAMED(matmul_bwd_w), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
-     .variants = 9, .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
+     .variants = 9, .can_bare = true, .tolerance = 2e-6, .forward = "matmul",
+     .flops = flops_matmul},
     {NAMED(act), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .flops = flops_act},
     {NAMED(act_bwd), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 6,

@@ -224,7 +224,7 @@ static void expect_gradients(const struct vectors *v, const char *backend, enum 
     assert_int_equal(run_create(&run, b.m, (struct run_limits){R, B, 0, 5, mode}, &err), 0);
     assert_int_equal(feed_create(&feed, b.be, (struct feed_limits){R, B, 0}, &err), 0);
     feed_set_grid(feed, B, R / B, idx, targets);
-    const double loss = model_loss(b.m, run, feed, true, 1.0 / R, true) / R;
+    const double loss = model_loss(b.m, run, feed, GRADIENT_NEW, 1.0 / R, true) / R;
     assert_true(fabs(loss - number(at(train, "loss", NULL))) <= bound * 10);
     double worst = 0;
     for (int i = 0; i < b.m->num_params; i++) {
@@ -248,6 +248,40 @@ static void expect_gradients(const struct vectors *v, const char *backend, enum 
         free(got);
     }
     printf("  %s on %s: gradients within %.2g\n", v->weights_path, backend, worst);
+    run_destroy(run);
+    feed_destroy(feed);
+    bench_close(&b);
+}
+
+// Gradients of a pass take the place of what was there; those of more passes are added.
+static void gradients_are_new_or_more(void **unused) {
+    (void)unused;
+    struct bench b = bench_open_as(test_backend(), "tests/fixtures/model/n16/w_bf16.safetensors",
+                                   true, 2, (struct precision){DT_F32, DT_F32});
+    enum { R = 18 };
+    const size_t n = tensor_count(b.m->grad);
+    double *once = mem_zero(3 * n, sizeof *once), *twice = once + n, *again = twice + n, size = 0;
+    int32_t tokens[R + 1];
+    struct run *run;
+    struct feed *feed;
+    struct error err;
+    for (int i = 0; i <= R; i++) tokens[i] = (i * i + 3) % 12;
+    assert_int_equal(run_create(&run, b.m, (struct run_limits){R, 2, 0, 7, RUN_TRAIN}, &err), 0);
+    assert_int_equal(feed_create(&feed, b.be, (struct feed_limits){R, 2, 0}, &err), 0);
+    feed_set_grid(feed, 2, R / 2, tokens, tokens + 1);
+    model_pass(b.m, run, feed, GRADIENT_NEW, 1, true);
+    read_tensor(b.m->grad, once);
+    model_pass(b.m, run, feed, GRADIENT_MORE, 1, true);
+    read_tensor(b.m->grad, twice);
+    model_pass(b.m, run, feed, GRADIENT_NEW, 1, true);
+    read_tensor(b.m->grad, again);
+    assert_memory_equal(once, again, n * sizeof *once);
+    for (size_t i = 0; i < n; i++) {
+        size = fmax(size, fabs(once[i]));
+        once[i] *= 2;
+    }
+    assert_true(size > 0 && max_difference(once, twice, n) <= 1e-6 * size);
+    free(once);
     run_destroy(run);
     feed_destroy(feed);
     bench_close(&b);
@@ -712,7 +746,7 @@ static void the_first_loss_is_the_expected_one(void **state) {
     assert_int_equal(run_create(&run, m, (struct run_limits){512, 2, 0, 0, RUN_TRAIN}, &err), 0);
     assert_int_equal(feed_create(&feed, be, (struct feed_limits){512, 2, 0}, &err), 0);
     feed_set_grid(feed, 2, 256, idx, targets);
-    const double loss = model_loss(m, run, feed, true, 1.0 / 512, true) / 512;
+    const double loss = model_loss(m, run, feed, GRADIENT_NEW, 1.0 / 512, true) / 512;
     printf("  first loss %.4f\n", loss);
     assert_true(fabs(loss - 5.675) < 0.06);
     // Where output and value matrices are zero, nothing below them may move at all.
@@ -731,6 +765,7 @@ int main(void) {
     if (!mkdtemp(temp_dir)) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(our_own_fixture_agrees),
+        cmocka_unit_test(gradients_are_new_or_more),
         cmocka_unit_test(shared_vectors_agree),
         cmocka_unit_test(reverse_takes_the_recorded_choices),
         cmocka_unit_test(the_trained_byte_model_writes_the_recorded_text),

@@ -221,14 +221,14 @@ void op_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy, con
 }
 
 void op_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                     const struct weight *w) {
+                     const struct weight *w, bool more) {
     const bool oi = w->layout == WEIGHT_OUT_IN;
     require("matmul_bwd_w", x.dim[0] == dy.dim[0], "x and dy have the same rows");
     want("matmul_bwd_w", "x", x, narrow_with(be, w, x), 2, x.dim[0], w->in, 0);
     want("matmul_bwd_w", "dy", dy, narrow_with(be, w, dy), 2, x.dim[0], w->out, 0);
     want("matmul_bwd_w", "dw", dw, be->real, 2, oi ? w->out : w->in, oi ? w->in : w->out, 0);
     trace("matmul_bwd_w", dw);
-    be->ops->matmul_bwd_w(be, dw, dy, x, w);
+    be->ops->matmul_bwd_w(be, dw, dy, x, w, more);
 }
 
 void op_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {

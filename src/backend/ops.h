@@ -116,10 +116,10 @@ struct ops {
     // was created with `trained`.
     void (*matmul_bwd_x)(struct backend *, struct tensor dx, struct tensor dy,
                          const struct weight *w, struct tensor add);
-    // dw += the outer products of rows, in the parameter's own layout: (O,K) or (K,O); x° and dy°
-    // rounded as the weight says.
+    // dw = the outer products of rows, or += where `more` says so, in the parameter's own layout:
+    // (O,K) or (K,O); x° and dy° rounded as the weight says.
     void (*matmul_bwd_w)(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
-                         const struct weight *w);
+                         const struct weight *w, bool more);
 
     // y = f(x): tanh x, σ(x), max(x,0)². y may be x.
     void (*act)(struct backend *, struct tensor y, struct tensor x, enum act f);
@@ -235,7 +235,7 @@ void op_matmul(struct backend *, const struct product *products, int n);
 void op_matmul_bwd_x(struct backend *, struct tensor dx, struct tensor dy, const struct weight *w,
                      struct tensor add);
 void op_matmul_bwd_w(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
-                     const struct weight *w);
+                     const struct weight *w, bool more);
 void op_act(struct backend *, struct tensor y, struct tensor x, enum act f);
 void op_act_bwd(struct backend *, struct tensor dx, struct tensor dy, struct tensor y, enum act f);
 void op_key_prep(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,

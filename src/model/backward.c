@@ -1,4 +1,4 @@
-// The mirror of forward.c: the same names from bottom to top. Parameter gradients accumulate.
+// The mirror of forward.c: the same names from bottom to top.
 #include "model/run.h"
 
 #include <assert.h>
@@ -20,11 +20,11 @@ static struct tensor vectors_grad(const struct model *m, enum param_id first, in
                         (size_t[]){(size_t)n, C});
 }
 
-// y = x W: dW += , dx = add + dy Wᵀ
+// y = x W: dW = or += , dx = add + dy Wᵀ
 static void linear_bwd(struct model *m, enum param_id id, int layer, struct tensor dx,
-                       struct tensor dy, struct tensor x, struct tensor add) {
+                       struct tensor dy, struct tensor x, struct tensor add, bool more) {
     const struct weight *w = model_weight(m, id, layer);
-    op_matmul_bwd_w(m->be, grad_of(m, id, layer), dy, x, w);
+    op_matmul_bwd_w(m->be, grad_of(m, id, layer), dy, x, w, more);
     op_matmul_bwd_x(m->be, dx, dy, w, add);
 }
 
@@ -32,10 +32,10 @@ static void lora_bwd(struct model *m, int layer, struct acts *a, struct grads *g
                      struct tensor add) {
     const struct lora_ids *l = &lora_ids[which];
     const struct tensor dh = g->hidden[which], h = a->hidden[which];
-    linear_bwd(m, l->w2, layer, dh, tensor_at(g->lora, (size_t)which), h, tensor_none());
+    linear_bwd(m, l->w2, layer, dh, tensor_at(g->lora, (size_t)which), h, tensor_none(), g->more);
     if (l->act != ACT_NONE) op_act_bwd(m->be, dh, dh, h, l->act);
     linear_bwd(m, l->w1, layer, tensor_at(g->m, (size_t)l->mix), dh,
-               tensor_at(a->m, (size_t)l->mix), add);
+               tensor_at(a->m, (size_t)l->mix), add, g->more);
 }
 
 // A norm of the residual stream and the n mixes of it.
@@ -78,13 +78,13 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
     const int H = m->dims.H;
 
     // channel mix
-    linear_bwd(m, P_FFN_VALUE, i, g->h, g->rounded, a->h, none);
+    linear_bwd(m, P_FFN_VALUE, i, g->h, g->rounded, a->h, none, g->more);
     op_act_bwd(be, g->h, g->h, a->h, ACT_RELU2);
-    linear_bwd(m, P_FFN_KEY, i, tensor_at(g->m, 0), g->h, tensor_at(a->m2, 0), none);
+    linear_bwd(m, P_FFN_KEY, i, tensor_at(g->m, 0), g->h, tensor_at(a->m2, 0), none, g->more);
     norm_mix_bwd(m, i, &channel_mix, a, g, a->x1, b);
 
     // time mix
-    linear_bwd(m, P_OUTPUT, i, g->o, g->rounded, a->o, none);
+    linear_bwd(m, P_OUTPUT, i, g->o, g->rounded, a->o, none, g->more);
     op_readout_bwd(be, g->y, dr, g->u, tensor_at(g->lora, LORA_G),
                    vectors_grad(m, P_LNX_W, READ_COUNT, i), g->o, a->y, r, a->u,
                    tensor_at(a->lora, LORA_G), model_vectors(m, P_LNX_W, READ_COUNT, i), H);
@@ -94,11 +94,12 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
     op_key_prep_bwd(be, g->rkv, g->lora, i > 0 ? g->v_first : none,
                     vectors_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
                     i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i), H);
-    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), dr, tensor_at(a->m, MIX_R), none);
+    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), dr, tensor_at(a->m, MIX_R), none,
+               g->more);
     linear_bwd(m, P_KEY, i, tensor_at(g->m, MIX_K), tensor_at(g->rkv, RKV_K),
-               tensor_at(a->m, MIX_K), none);
+               tensor_at(a->m, MIX_K), none, g->more);
     linear_bwd(m, P_VALUE, i, tensor_at(g->m, MIX_V), tensor_at(g->rkv, RKV_V),
-               tensor_at(a->m, MIX_V), none);
+               tensor_at(a->m, MIX_V), none, g->more);
     lora_bwd(m, i, a, g, LORA_W, none);
     lora_bwd(m, i, a, g, LORA_A, none);
     lora_bwd(m, i, a, g, LORA_G, none);
@@ -124,48 +125,63 @@ static void head_loss(struct model *m, struct run *r, const struct feed *f, bool
         op_xent(be, tensor_slice(r->losses, at, n), d, logits, tensor_slice(f->targets, at, n),
                 (float)scale, l2wrap);
         if (gradient)
-            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), d, x, tensor_none());
+            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), d, x, tensor_none(),
+                       r->grads.more || at > 0);
     }
 }
 
-static double sum_losses(struct model *m, struct run *r, size_t R) {
+static void backward(struct model *m, struct run *r, const struct feed *f) {
+    struct backend *be = m->be;
+    struct grads *g = &r->grads;
+    const int L = m->dims.L;
+    op_norm_bwd(be, g->x, vector_grad(m, P_OUT_W, 0), vector_grad(m, P_OUT_B, 0), g->z, run_x(r, L),
+                model_vector(m, P_OUT_W, 0), LN_EPS, tensor_none());
+    if (g->rounded.dtype != g->x.dtype) op_copy(be, g->rounded, g->x);
+    op_fill(be, g->v_first, 0);
+    for (int i = L - 1; i >= 0; i--) {
+        // Checkpointing: what the layer computed on the way up is computed once more.
+        if (r->limits.mode == RUN_CHECKPOINT && i < L - 1)
+            layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first, &r->batch,
+                          NULL);
+        layer_backward(m, i, run_acts(r, i), g, run_x(r, i), r->v_first, &r->batch);
+    }
+    op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 0), vector_grad(m, P_LN0_B, 0), g->x, r->e,
+                model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());
+    op_embed_bwd(be, grad_of(m, P_EMB, 0), g->z, f->tokens);
+}
+
+// Of vectors and of the embedding, which are summed over rows; those of matrices are written by the
+// first product.
+static void clear_sums(struct model *m) {
+    const struct param *last = &m->params[P_EMB];
+    op_fill(m->be, tensor_slice(m->grad, 0, last->offset + last->count), 0);
+}
+
+void model_pass(struct model *m, struct run *r, const struct feed *f, enum gradient gradient,
+                double scale, bool l2wrap) {
+    const int L = m->dims.L;
+    assert(r->limits.mode != RUN_INFER && tensor_is(f->targets));
+    run_set(r, m, f);
+    r->grads.more = gradient == GRADIENT_MORE;
+    if (gradient == GRADIENT_NEW) clear_sums(m);
+    embed_forward(m, r, f);
+    for (int i = 0; i < L; i++)
+        layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first, &r->batch,
+                      NULL);
+    op_norm(m->be, r->normed, run_x(r, L), model_vector(m, P_OUT_W, 0), model_vector(m, P_OUT_B, 0),
+            LN_EPS);
+    head_loss(m, r, f, gradient != GRADIENT_NONE, scale, l2wrap);
+    if (gradient != GRADIENT_NONE) backward(m, r, f);
+}
+
+double model_loss(struct model *m, struct run *r, const struct feed *f, enum gradient gradient,
+                  double scale, bool l2wrap) {
+    const size_t R = (size_t)f->batch.rows;
+    model_pass(m, r, f, gradient, scale, l2wrap);
     m->be->class->download(m->be, r->host_losses, r->losses);
     double sum = 0;
     for (size_t i = 0; i < R; i++)
         sum += m->be->real == DT_F64 ? ((const double *)r->host_losses)[i]
                                      : (double)((const float *)r->host_losses)[i];
     return sum;
-}
-
-double model_loss(struct model *m, struct run *r, const struct feed *f, bool gradient, double scale,
-                  bool l2wrap) {
-    const int L = m->dims.L;
-    struct backend *be = m->be;
-    struct grads *g = &r->grads;
-    assert(r->limits.mode != RUN_INFER && tensor_is(f->targets));
-    run_set(r, m, f);
-    embed_forward(m, r, f);
-    for (int i = 0; i < L; i++)
-        layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first, &r->batch,
-                      NULL);
-    op_norm(be, r->normed, run_x(r, L), model_vector(m, P_OUT_W, 0), model_vector(m, P_OUT_B, 0),
-            LN_EPS);
-    head_loss(m, r, f, gradient, scale, l2wrap);
-    if (gradient) {
-        op_norm_bwd(be, g->x, vector_grad(m, P_OUT_W, 0), vector_grad(m, P_OUT_B, 0), g->z,
-                    run_x(r, L), model_vector(m, P_OUT_W, 0), LN_EPS, tensor_none());
-        if (g->rounded.dtype != g->x.dtype) op_copy(be, g->rounded, g->x);
-        op_fill(be, g->v_first, 0);
-        for (int i = L - 1; i >= 0; i--) {
-            // Checkpointing: what the layer computed on the way up is computed once more.
-            if (r->limits.mode == RUN_CHECKPOINT && i < L - 1)
-                layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first,
-                              &r->batch, NULL);
-            layer_backward(m, i, run_acts(r, i), g, run_x(r, i), r->v_first, &r->batch);
-        }
-        op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 0), vector_grad(m, P_LN0_B, 0), g->x, r->e,
-                    model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());
-        op_embed_bwd(be, grad_of(m, P_EMB, 0), g->z, f->tokens);
-    }
-    return sum_losses(m, r, (size_t)f->batch.rows);
 }

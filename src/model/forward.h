@@ -28,11 +28,19 @@ size_t run_bytes(const struct model *m, struct run_limits limits);
 struct tensor model_forward(struct model *m, struct run *r, const struct feed *f,
                             struct state *state);
 
-// Sum of the losses over the feed's targets ≥ 0 (nats). The run's mode is not RUN_INFER when
-// `gradient` is set; then gradients of scale · Σ loss (and L2Wrap's share) are added to
-// model->grad.
-double model_loss(struct model *m, struct run *r, const struct feed *f, bool gradient, double scale,
-                  bool l2wrap);
+enum gradient {
+    GRADIENT_NONE,
+    GRADIENT_NEW,  // in place of what model->grad holds
+    GRADIENT_MORE, // added to it
+};
 
-// The losses of each row of the last model_loss, (R) in the backend's storage.
+// A training pass: the losses of the feed's targets ≥ 0 (nats), and gradients of scale · Σ loss and
+// of L2Wrap's share. The run's mode is not RUN_INFER. Nothing is waited for.
+void model_pass(struct model *m, struct run *r, const struct feed *f, enum gradient gradient,
+                double scale, bool l2wrap);
+// The losses of each row of the last pass, (R) in the backend's storage.
 struct tensor run_losses(const struct run *r);
+
+// A pass, and the sum of its losses.
+double model_loss(struct model *m, struct run *r, const struct feed *f, enum gradient gradient,
+                  double scale, bool l2wrap);

@@ -36,6 +36,7 @@ struct grads {
     struct tensor u;                  // ° (5,R,C)
     struct tensor hidden[LORA_COUNT]; // ° (R,D)
     struct tensor h;                  // ° (R,F)
+    bool more; // those of matrices are added to the model's; else they take their place
 };
 
 struct run {

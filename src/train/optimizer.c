@@ -74,10 +74,6 @@ void optimizer_destroy(struct optimizer *o) {
     free(o);
 }
 
-void optimizer_zero_grad(struct optimizer *o) {
-    op_fill(o->model->be, o->model->grad, 0);
-}
-
 double optimizer_grad_norm(struct optimizer *o) {
     double norm2;
     op_sumsq(o->model->be, o->norm2, o->model->grad);

@@ -31,7 +31,6 @@ int optimizer_create(struct optimizer **out, struct model *m, struct optimizer_o
 void optimizer_destroy(struct optimizer *o); // NULL is fine
 size_t optimizer_bytes(const struct backend *be, size_t parameters);
 
-void optimizer_zero_grad(struct optimizer *o);
 // The global norm of the gradients as they are.
 double optimizer_grad_norm(struct optimizer *o);
 // One update from the gradients, whose norm was just taken; step counts from 1. Refreshes weights.

@@ -181,12 +181,12 @@ void trainer_destroy(struct trainer *t) {
 static int gradients(struct trainer *t, double *loss, struct error *err) {
     const struct train_options *o = &t->o;
     const double tokens = (double)o->batch * o->ctx * o->accumulation;
-    optimizer_zero_grad(t->optimizer);
     *loss = 0;
     for (int i = 0; i < o->accumulation; i++) {
         if (loader_next(t->loader, t->inputs, t->targets, err)) return -1;
         feed_set_grid(t->feed, o->batch, o->ctx, t->inputs, t->targets);
-        *loss += model_loss(t->model, t->run, t->feed, true, 1 / tokens, o->l2wrap) / tokens;
+        const enum gradient gradient = i ? GRADIENT_MORE : GRADIENT_NEW;
+        *loss += model_loss(t->model, t->run, t->feed, gradient, 1 / tokens, o->l2wrap) / tokens;
     }
     return t->model->be->class->sync(t->model->be, err);
 }
@@ -242,7 +242,7 @@ static int validate(struct trainer *t, struct error *err) {
                             t->targets + (size_t)n * T, err))
                 return -1;
         feed_set_grid(t->feed, n, o->ctx, t->inputs, t->targets);
-        nats += model_loss(t->model, t->run, t->feed, false, 1, false);
+        nats += model_loss(t->model, t->run, t->feed, GRADIENT_NONE, 1, false);
         tokens += (double)n * (double)T;
         for (size_t i = 0; t->tok && i < (size_t)n * T; i++) {
             size_t len;

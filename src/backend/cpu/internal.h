@@ -69,7 +69,7 @@ void cpu_matmul(struct backend *be, const struct product *products, int n);
 void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
                       const struct weight *w, struct tensor add);
 void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                      const struct weight *w);
+                      const struct weight *w, bool more);
 
 // time.c
 size_t cpu_wkv7_saved_bytes(const struct backend *be, int rows, int spans, int H, int N);

@@ -376,11 +376,11 @@ void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     run_parts(cpu, &job);
 }
 
-// ---- dw += Aᵀ B --------------------------------------------------------------------------------
+// ---- dw = Aᵀ B --------------------------------------------------------------------------------
 
-// dw (M,cols) += Σ_r a (R,M)[r] b (R,cols)[r], r upward. First b becomes panels, which all tasks
-// share; then a task turns some columns of a into rows [R][48] (bf16: pairs of rows) and runs them
-// against a stretch of panels, so that dw is read and written in long pieces.
+// dw (M,cols) =, or +=, Σ_r a (R,M)[r] b (R,cols)[r], r upward. First b becomes panels, which all
+// tasks share; then a task turns some columns of a into rows [R][48] (bf16: pairs of rows) and runs
+// them against a stretch of panels, so that dw is read and written in long pieces.
 enum { COLUMNS = 48, STRETCH = 24 };
 
 struct outer_job {
@@ -389,7 +389,7 @@ struct outer_job {
     char *panels;
     const float *a, *b;
     size_t R, M, cols, stretches, scratch_step, panel_bytes;
-    bool bf16;
+    bool bf16, more;
 };
 
 static size_t outer_steps(const struct outer_job *j) {
@@ -450,13 +450,14 @@ static void outer_task(void *ctx, int task) {
                 const size_t col = (panel + i) * PANEL;
                 const size_t outs = j->cols - col < PANEL ? j->cols - col : PANEL;
                 float *y = j->dw + (m + r) * j->cols + col;
-                j->k->rows->finish(y, acc + (i * COLUMNS + r) * PANEL, y, outs, ACT_NONE);
+                j->k->rows->finish(y, acc + (i * COLUMNS + r) * PANEL, j->more ? y : NULL, outs,
+                                   ACT_NONE);
             }
     }
 }
 
 void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                      const struct weight *w) {
+                      const struct weight *w, bool more) {
     struct cpu *cpu = cpu_of(be);
     const bool oi = w->layout == WEIGHT_OUT_IN;
     const struct tensor a = oi ? dy : x, b = oi ? x : dy;
@@ -467,8 +468,12 @@ void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, st
                           .R = x.dim[0],
                           .M = a.dim[1],
                           .cols = b.dim[1],
-                          .bf16 = w->precision.inputs == DT_BF16};
-    if (!j.R) return;
+                          .bf16 = w->precision.inputs == DT_BF16,
+                          .more = more};
+    if (!j.R) {
+        if (!more) op_fill(be, dw, 0);
+        return;
+    }
     const size_t threads = (size_t)pool_threads(cpu->pool), panels = cpu_panels(j.cols);
     j.panel_bytes = cpu_panel_bytes(j.R, j.bf16 ? DT_BF16 : DT_F32);
     j.stretches = (panels + STRETCH - 1) / STRETCH;

@@ -87,7 +87,7 @@ void cuda_matmul(struct backend *be, const struct product *products, int n);
 void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
                        const struct weight *w, struct tensor add);
 void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                       const struct weight *w);
+                       const struct weight *w, bool more);
 
 // lt.c: cuBLASLt, found at run time. D (m,n) = A·B + C with columns contiguous, as cuBLAS has
 // matrices; sums in f32. Whether it can be done.

@@ -109,7 +109,7 @@ struct mix_bwd_args {
     float *dx;
     uint16_t *rounded; // dx once more; may be NULL
     float *dmix, *dw, *db;
-    const void *dm; // (n,R,C)
+    const void *dm;                          // (n,R,C)
     const float *x, *w, *b, *mix, *in, *add; // in and add may be NULL, add may be dx
     const int32_t *prev;
     float *part; // k_mix_strips(R) · (n + 2)C

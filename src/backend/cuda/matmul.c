@@ -235,10 +235,10 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     if (!wide_out) k_round_bf16(c->queue, dev(dx), p.y, R * K);
 }
 
-// dw (M,N) += Σ_r a_rm b_rn, with a (R,M) and b (R,N), through cuBLASLt: dwᵀ (N,M) = bᵀ a; in
-// memory they are bᵀ and aᵀ.
+// dw (M,N) =, or +=, Σ_r a_rm b_rn, with a (R,M) and b (R,N), through cuBLASLt: dwᵀ (N,M) = bᵀ a;
+// in memory they are bᵀ and aᵀ.
 static bool weights_lt(struct cuda *c, struct tensor dw, struct tensor a, struct tensor b,
-                       struct tensor dy, bool narrow) {
+                       struct tensor dy, bool narrow, bool more) {
     const size_t R = a.dim[0], M = a.dim[1], N = b.dim[1];
     const void *side[2] = {dev(a), dev(b)};
     if (!c->lt) return false;
@@ -260,19 +260,20 @@ static bool weights_lt(struct cuda *c, struct tensor dw, struct tensor a, struct
             side[i] = to;
         }
     }
-    const struct lt_out d = {dev(dw), N, dev(dw), false};
+    const struct lt_out d = {dev(dw), N, more ? dev(dw) : NULL, false};
     const struct lt_side l = {side[1], N, false}, r = {side[0], M, true};
     return lt_multiply(c->lt, c->queue, d, l, r, narrow, N, M, R);
 }
 
 void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                       const struct weight *w) {
+                       const struct weight *w, bool more) {
     struct cuda *c = cuda_of(be);
     const bool oi = w->layout == WEIGHT_OUT_IN, narrow = is_narrow(w);
     const struct tensor a = oi ? dy : x, b = oi ? x : dy;
     const size_t R = x.dim[0], M = a.dim[1], N = b.dim[1];
     c->rounded_of = NULL;
-    if (!R || weights_lt(c, dw, a, b, dy, narrow)) return;
+    if (!R && !more) op_fill(be, dw, 0);
+    if (!R || weights_lt(c, dw, a, b, dy, narrow, more)) return;
     const struct tensor t[2] = {a, b};
     const float *side[2] = {dev(a), dev(b)};
     size_t bytes = 0, at[2];
@@ -289,7 +290,7 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
     k_product(c->queue,
               &(struct product_args){.y = dev(dw),
                                      .x = side[0],
-                                     .add = dev(dw),
+                                     .add = more ? dev(dw) : NULL,
                                      .w = {.data = side[1], .type = DT_F32, .sk = N, .so = 1},
                                      .xr = 1,
                                      .xk = M,

@@ -326,7 +326,7 @@ static void ref_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor
 }
 
 static void ref_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy,
-                             struct tensor x, const struct weight *w) {
+                             struct tensor x, const struct weight *w, bool more) {
     (void)be;
     const size_t R = x.dim[0], K = x.dim[1], O = dy.dim[1];
     real *in = rounded_rows(x, w), *g = rounded_rows(dy, w);
@@ -334,7 +334,8 @@ static void ref_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor
         for (size_t k = 0; k < K; k++) {
             double sum = 0;
             for (size_t r = 0; r < R; r++) sum += (double)g[r * O + o] * (double)in[r * K + k];
-            data(dw)[w->layout == WEIGHT_OUT_IN ? o * K + k : k * O + o] += (real)sum;
+            real *to = &data(dw)[w->layout == WEIGHT_OUT_IN ? o * K + k : k * O + o];
+            *to = (more ? *to : 0) + (real)sum;
         }
     free(in);
     free(g);
