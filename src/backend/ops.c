@@ -455,10 +455,10 @@ void op_recall(struct backend *be, const struct recall *t, const struct batch *b
 void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, struct tensor logits,
              struct tensor target, float scale, bool l2wrap) {
     const size_t O = logits.dim[0], V = logits.dim[1];
-    want("xent", "logits", logits, be->real, 2, O, V, 0);
+    want("xent", "logits", logits, narrow(be, logits), 2, O, V, 0);
     want("xent", "loss", loss, be->real, 1, O, 0, 0);
     want("xent", "target", target, DT_I32, 1, O, 0, 0);
-    maybe("xent", "dlogits", dlogits, narrow(be, dlogits), 2, O, V, 0);
+    maybe("xent", "dlogits", dlogits, logits.dtype, 2, O, V, 0);
     trace("xent", loss);
     be->ops->xent(be, loss, dlogits, logits, target, scale, l2wrap);
 }

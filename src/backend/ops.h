@@ -189,9 +189,9 @@ struct ops {
     void (*recall)(struct backend *, const struct recall *, const struct batch *, int H);
 
     // -- loss and sampling -----------------------------------------------------------------------
-    // loss (O) = -log softmax(logits (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
-    // dlogits° (O,V), absent or logits itself, = (softmax - onehot) · scale, plus, with l2wrap,
-    // 1e-4 · max · scale at the first argmax of the row.
+    // loss (O) = -log softmax(logits° (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
+    // dlogits (O,V), stored alike, absent or logits itself, = (softmax - onehot) · scale, plus,
+    // with l2wrap, 1e-4 · max · scale at the first argmax of the row.
     void (*xent)(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
                  struct tensor target, float scale, bool l2wrap);
     // token (O) i32, drawn from logits (O,V) (left changed) as rows (O) struct sample_row in u8

@@ -121,11 +121,10 @@ static void head_loss(struct model *m, struct run *r, const struct feed *f, bool
         op_matmul(be,
                   &(struct product){logits, x, model_weight(m, P_HEAD, 0), tensor_none(), ACT_NONE},
                   1);
-        const struct tensor d = gradient ? tensor_slice(r->dlogits, 0, n) : tensor_none();
-        op_xent(be, tensor_slice(r->losses, at, n), d, logits, tensor_slice(f->targets, at, n),
-                (float)scale, l2wrap);
+        op_xent(be, tensor_slice(r->losses, at, n), gradient ? logits : tensor_none(), logits,
+                tensor_slice(f->targets, at, n), (float)scale, l2wrap);
         if (gradient)
-            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), d, x, tensor_none(),
+            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), logits, x, tensor_none(),
                        r->grads.more || at > 0);
     }
 }

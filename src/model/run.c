@@ -95,14 +95,14 @@ static void lay_out(struct run *r, struct carver *c, const struct model *m, int 
     }
     const size_t limit = (size_t)r->limits.head_rows, chunk = limit < R ? limit : R;
     r->normed = matrix(c, in, R, C);
-    r->logits = matrix(c, t, chunk, V);
-    r->dlogits = in == t ? r->logits : matrix(c, in, chunk, V);
+    r->logits = matrix(c, in, chunk, V);
     r->losses = carve(c, t, 1, &R);
     grads_carve(&r->grads, c, m, in, rows);
 }
 
 static struct run_limits complete(const struct model *m, struct run_limits n) {
-    if (!n.head_rows) n.head_rows = m->be->class->head_rows;
+    const bool narrow = input_type(m->be, m->options.precision, n.rows) != m->be->real;
+    if (!n.head_rows) n.head_rows = m->be->class->head_rows * (narrow ? 2 : 1);
     return n;
 }
 

@@ -49,11 +49,10 @@ struct run {
     struct acts *acts;  // 1 or L
     struct tensor z;    // (R,C) theirs
     struct tensor last; // (O,C) inference: rows that want logits
-    struct tensor normed;  // ° (O or R,C) LN_out
-    struct tensor logits;  // (O or head_rows,V)
-    struct tensor dlogits; // ° (head_rows,V) training; `logits` itself where it is as wide
-    struct tensor losses;  // (R) training
-    struct grads grads;    // training
+    struct tensor normed; // ° (O or R,C) LN_out
+    struct tensor logits; // (O,V); training: ° (head_rows,V), where their gradient comes too
+    struct tensor losses; // (R) training
+    struct grads grads;   // training
     void *host_losses;
 };
 

@@ -139,6 +139,21 @@ static inline size_t most_shared() {
 #endif
 }
 
+// Multiprocessors, for kernels whose blocks take what there is in turn.
+static inline int processors() {
+#ifdef CUDA_EMU
+    return 3;
+#else
+    static thread_local const int count = [] {
+        int device = 0, n = 1;
+        cudaGetDevice(&device);
+        cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device);
+        return n;
+    }();
+    return count;
+#endif
+}
+
 // As in backend/dtype.h and ops.h; cuda.c asserts that they agree.
 enum : int { T_F64 = 1, T_F32, T_BF16, T_F16, T_INT8 = 9, T_INT4 };
 enum : int { A_TANH, A_SIGMOID, A_RELU2, A_NONE };

@@ -161,7 +161,7 @@ void k_wkv7(struct queue *s, const struct wkv7_args *a);
 void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a);
 
 // ---- loss.cu, sample.cu
-void k_xent(struct queue *s, float *loss, void *dlogits, bool narrow, const float *logits,
+void k_xent(struct queue *s, float *loss, void *dlogits, const void *logits, bool narrow,
             const int32_t *target, size_t O, size_t V, float scale, bool l2wrap);
 void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, void *penalties,
               size_t penalty_bytes, size_t O, size_t V);

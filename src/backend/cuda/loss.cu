@@ -1,12 +1,26 @@
-// Cross entropy: a block takes one row of logits.
+// Cross entropy: a block takes rows of logits in turn. Memory's affair, if nothing waits: a row
+// comes once and stays in shared memory between the two times it is wanted (65,536 of bf16 fit on
+// an H100, 57,344 of f32; the rest is read again from the second-level cache). A thread has the
+// same columns of every row, so where a row's gradient has been written, the next row's logits are
+// asked for at once, and no barrier stands between.
 #include "best.cuh"
 #include "vector.cuh"
 
 #include "kernels.h"
 
-enum { THREADS = 1024, WARPS = THREADS / 32 };
+enum { N = 4, MOST_THREADS = 1024, FEW_THREADS = 128, FEW_NUMBERS = 4096, QUARTERS = 4 };
 
-// ---- cross entropy -----------------------------------------------------------------------------
+// Of what is bf16 anyway the exponential may be off by 2^-21.
+template <class T> __device__ static inline float exponential(float x) {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(T) == 2) {
+        float y;
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+        return y;
+    }
+#endif
+    return expf(x);
+}
 
 // What a thread knows of its part of a row: the first of the largest, and the sum of e^(x - top).
 // NaN is never the largest, and makes the sum NaN.
@@ -15,27 +29,30 @@ struct so_far {
     float top, sum; // top: the largest as a finite number
 };
 
-template <int N> __device__ static void take(so_far &t, const several<N> &x, int i) {
+template <class T, int V> __device__ static void take(so_far &t, const several<V> &x, int i) {
     float top = t.top;
 #pragma unroll
-    for (int e = 0; e < N; e++) {
-        if (x[e] > t.max.value || isnan(t.max.value)) t.max = {x[e], i + e};
-        top = fmaxf(top, x[e]);
-    }
-    if (top != t.top) t.sum *= expf(t.top - top);
-    t.top = top;
+    for (int e = 0; e < V; e++) top = fmaxf(top, x[e]);
+    if (top > t.top || isnan(t.max.value)) {
 #pragma unroll
-    for (int e = 0; e < N; e++) t.sum += expf(x[e] - top);
+        for (int e = 0; e < V; e++)
+            if (x[e] > t.max.value || isnan(t.max.value)) t.max = {x[e], i + e};
+        t.sum *= exponential<T>(t.top - top);
+        t.top = top;
+    }
+#pragma unroll
+    for (int e = 0; e < V; e++) t.sum += exponential<T>(x[e] - top);
 }
 
 struct xent_args {
     float *loss;
     void *dlogits;
-    const float *logits;
+    const void *logits;
     const int32_t *target;
-    int V, kept; // of each row in shared memory, between the two times it is wanted
+    size_t O;
+    int V, kept; // kept: of each row in shared memory
     float scale;
-    bool l2wrap, narrow;
+    bool l2wrap;
 };
 
 // What the gradient of a row is made of.
@@ -46,88 +63,118 @@ struct row_gradient {
     bool l2wrap;
 };
 
-template <int N, class T>
-__device__ static void give_gradient(T *d, several<N> g, int i, const row_gradient &r) {
+template <class T, int V>
+__device__ static void give_gradient(T *d, several<V> g, int i, const row_gradient &r) {
 #pragma unroll
-    for (int e = 0; e < N; e++) {
-        g[e] = expf(g[e] - r.max.value) * r.share;
-        if (i + e == r.target) g[e] -= r.factor;
-        if (r.l2wrap && i + e == r.max.index) g[e] += 1e-4f * r.max.value * r.factor;
-    }
-    store<N>(d + i, g);
+    for (int e = 0; e < V; e++) g[e] = exponential<T>(g[e] - r.max.value) * r.share;
+    if ((unsigned)(r.target - i) < V || (unsigned)(r.max.index - i) < V)
+#pragma unroll
+        for (int e = 0; e < V; e++) {
+            if (i + e == r.target) g[e] -= r.factor;
+            if (r.l2wrap && i + e == r.max.index) g[e] += 1e-4f * r.max.value * r.factor;
+        }
+    store<V>(d + i, g);
 }
 
-template <int N, class T>
-__device__ static void give_row(T *d, const float *x, const float *kept, const xent_args &a,
-                                const row_gradient &r) {
-#pragma unroll 2
-    for (int i = threadIdx.x * N; i < a.kept; i += THREADS * N) {
-        several<N> v;
-#pragma unroll
-        for (int e = 0; e < N; e++) v[e] = kept[i + e];
-        give_gradient(d, v, i, r);
-    }
-#pragma unroll 2
-    for (int i = a.kept + threadIdx.x * N; i < a.V; i += THREADS * N)
-        give_gradient(d, load<N>(x + i), i, r);
-}
+// Rows of V numbers at a time, THREADS of them a step.
+template <class T, int V, int THREADS> struct rows {
+    const xent_args &a;
+    T *kept;
+    int steps; // in shared memory
 
-// A row is read once, for its largest and its sum together; the gradient takes it from shared
-// memory as far as that reaches (57,344 of 65,536 on an H100), and from the second-level cache.
-template <int N> static __global__ void __launch_bounds__(THREADS) xent(xent_args a) {
+    __device__ int first(int quarter) const {
+        return (quarter * steps / QUARTERS * THREADS + (int)threadIdx.x) * V;
+    }
+    // Of one quarter of what is kept: f(column).
+    template <class F> __device__ void each(int quarter, const F &f) const {
+        const int end = first(quarter + 1) < a.kept ? first(quarter + 1) : a.kept;
+        for (int i = first(quarter); i < end; i += THREADS * V) f(i);
+    }
+    template <class F> __device__ void each_of_rest(const F &f) const {
+#pragma unroll 2
+        for (int i = a.kept + (int)threadIdx.x * V; i < a.V; i += THREADS * V) f(i);
+    }
+    __device__ void ask_for(size_t row, int quarter) const {
+        const T *x = (const T *)a.logits + row * a.V;
+        if (row < a.O)
+            each(quarter, [&](int i) {
+                if constexpr (V * sizeof(T) >= 4)
+                    ask<V>(kept + i, x + i);
+                else
+                    kept[i] = x[i];
+            });
+        asked();
+    }
+    template <int Q> __device__ void take_quarter(so_far &t) const {
+        wait_for_asked<QUARTERS - 1 - Q>();
+        each(Q, [&](int i) { take<T>(t, load<V>((const T *)kept + i), i); });
+    }
+};
+
+template <class T, int V, int THREADS>
+static __global__ void __launch_bounds__(THREADS) xent(xent_args a) {
     begin_kernel();
     SHARED_BYTES(bytes);
-    __shared__ best bests[WARPS];
-    __shared__ float sums[WARPS];
-    float *kept = (float *)bytes;
-    const int t = a.target[blockIdx.x];
-    const size_t at = blockIdx.x * (size_t)a.V;
-    const float *x = a.logits + at;
-    if (t >= a.V) __trap();
-    so_far mine = {{NAN, a.V}, -3.4028235e38f, 0};
-#pragma unroll 4
-    for (int i = threadIdx.x * N; i < a.kept; i += THREADS * N) {
-        const several<N> v = load<N>(x + i);
-#pragma unroll
-        for (int e = 0; e < N; e++) kept[i + e] = v[e]; // nobody else reads it
-        take<N>(mine, v, i);
+    __shared__ best bests[THREADS / 32];
+    __shared__ float sums[THREADS / 32];
+    const rows<T, V, THREADS> all = {a, (T *)bytes, (a.kept + THREADS * V - 1) / (THREADS * V)};
+    for (int q = 0; q < QUARTERS; q++) all.ask_for(blockIdx.x, q);
+    for (size_t row = blockIdx.x; row < a.O; row += gridDim.x) {
+        const int t = a.target[row];
+        const T *x = (const T *)a.logits + row * a.V;
+        if (t >= a.V) __trap();
+        const float wanted = t < 0 ? 0 : load<1>(x + t)[0]; // the gradient may lie on it soon
+        so_far mine = {{NAN, a.V}, -3.4028235e38f, 0};
+        all.template take_quarter<0>(mine);
+        all.template take_quarter<1>(mine);
+        all.template take_quarter<2>(mine);
+        all.template take_quarter<3>(mine);
+        all.each_of_rest([&](int i) { take<T>(mine, load<V>(x + i), i); });
+        const best max = block_best(mine.max, bests);
+        float sum = mine.sum * exponential<T>(mine.top - max.value);
+        sum = block_sum<float, THREADS / 32>(sum, sums);
+        if (threadIdx.x == 0) a.loss[row] = t < 0 ? 0 : max.value - wanted + logf(sum);
+        const float factor = t < 0 ? 0 : a.scale;
+        const row_gradient r = {max, factor / sum, factor, t, a.l2wrap};
+        T *d = a.dlogits ? (T *)a.dlogits + row * a.V : nullptr;
+        if (d) all.each_of_rest([&](int i) { give_gradient(d, load<V>(x + i), i, r); });
+        for (int q = 0; q < QUARTERS; q++) {
+            if (d)
+                all.each(q,
+                         [&](int i) { give_gradient(d, load<V>((const T *)all.kept + i), i, r); });
+            all.ask_for(row + gridDim.x, q);
+        }
     }
-#pragma unroll 2
-    for (int i = a.kept + threadIdx.x * N; i < a.V; i += THREADS * N)
-        take<N>(mine, load<N>(x + i), i);
-    const best max = block_best(mine.max, bests);
-    float sum = mine.sum * expf(mine.top - max.value);
-    sum = block_sum<float, WARPS>(sum, sums);
-    if (threadIdx.x == 0) a.loss[blockIdx.x] = t < 0 ? 0 : max.value - x[t] + logf(sum);
-    if (!a.dlogits) return;
-    __syncthreads(); // the gradient may lie on the logits
-    const float factor = t < 0 ? 0 : a.scale;
-    const row_gradient r = {max, factor / sum, factor, t, a.l2wrap};
-    if (a.narrow)
-        give_row<N>((uint16_t *)a.dlogits + at, x, kept, a, r);
-    else
-        give_row<N>((float *)a.dlogits + at, x, kept, a, r);
 }
 
-// Numbers that fit into a block's shared memory beside the little that is there by name.
-static size_t most_kept() {
+template <class T, int V, int THREADS> static void start(struct queue *s, xent_args a) {
 #ifdef CUDA_EMU
     const size_t bytes = 20000; // so that the rest of a row is tried too
 #else
     const size_t bytes = most_shared();
 #endif
-    const size_t room = bytes > 2048 ? (bytes - 2048) / 4 : 0;
-    return room / (4 * THREADS) * (4 * THREADS);
+    const size_t room = bytes > 2048 ? (bytes - 2048) / sizeof(T) : 0, step = THREADS * V;
+    a.kept = room < (size_t)a.V ? (int)(room / step * step) : a.V;
+    const size_t most = (size_t)processors() * (MOST_THREADS / THREADS);
+    launch_with(s, xent<T, V, THREADS>, (unsigned)(a.O < most ? a.O : most), THREADS,
+                (size_t)a.kept * sizeof(T), a);
 }
 
-void k_xent(struct queue *s, float *loss, void *dlogits, bool narrow, const float *logits,
+template <class T> static void start_as(struct queue *s, const xent_args &a) {
+    if (!in_fours((size_t)a.V, a.dlogits, a.logits))
+        start<T, 1, MOST_THREADS>(s, a);
+    else if (a.V <= FEW_NUMBERS)
+        start<T, N, FEW_THREADS>(s, a);
+    else
+        start<T, N, MOST_THREADS>(s, a);
+}
+
+void k_xent(struct queue *s, float *loss, void *dlogits, const void *logits, bool narrow,
             const int32_t *target, size_t O, size_t V, float scale, bool l2wrap) {
     if (!O) return;
-    const size_t kept = dlogits ? most_kept() : 0;
-    const xent_args a = {loss,  dlogits, logits, target, (int)V, (int)(kept < V ? kept : V),
-                         scale, l2wrap,  narrow};
-    if (in_fours(V, dlogits, logits))
-        launch_with(s, xent<4>, (unsigned)O, THREADS, (size_t)a.kept * 4, a);
+    const xent_args a = {loss, dlogits, logits, target, O, (int)V, 0, scale, l2wrap};
+    if (narrow)
+        start_as<uint16_t>(s, a);
     else
-        launch_with(s, xent<1>, (unsigned)O, THREADS, (size_t)a.kept * 4, a);
+        start_as<float>(s, a);
 }

@@ -289,7 +289,7 @@ static void cuda_recall(struct backend *be, const struct recall *t, const struct
 
 static void cuda_xent(struct backend *be, struct tensor loss, struct tensor dlogits,
                       struct tensor logits, struct tensor target, float scale, bool l2wrap) {
-    k_xent(queue_of(be), dev(loss), dev(dlogits), narrow(dlogits), dev(logits), dev(target),
+    k_xent(queue_of(be), dev(loss), dev(dlogits), dev(logits), narrow(logits), dev(target),
            logits.dim[0], logits.dim[1], scale, l2wrap);
 }
 
