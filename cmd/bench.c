@@ -164,10 +164,22 @@ out:
     return rc;
 }
 
-// Whole steps: forward, backward, norm, AdamW.
+// Writes a step down: forward, backward, norm, AdamW.
+static void begin_step(struct bench *b, struct run *run, struct feed *feed, struct optimizer *opt,
+                       const int32_t *tokens, int step) {
+    optimizer_begin(opt, 1e-5, step);
+    feed_set_grid(feed, b->batch, b->tokens, tokens, tokens + 1);
+    model_pass(b->model, run, feed, GRADIENT_NEW, 1.0 / ((double)b->batch * b->tokens), true);
+    optimizer_losses(opt, run_losses(run), false);
+    optimizer_step(opt);
+}
+
+// Whole steps, as many in a row as a repetition has: the next one is written down while the device
+// is at work, as in training.
 static int bench_train(struct bench *b, struct error *err) {
-    const int B = b->batch, T = b->tokens;
+    const int B = b->batch, T = b->tokens, steps = (int)cli_int(b->args, "steps");
     const bool checkpointing = cli_flag(b->args, "grad-checkpoint");
+    const struct backend_class *class = b->be->class;
     const struct optimizer_options o = {
         .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-18, .clip = 1, .w0_lr_scale = 2};
     struct run *run = NULL;
@@ -175,19 +187,22 @@ static int bench_train(struct bench *b, struct error *err) {
     struct optimizer *opt = NULL;
     int32_t *tokens = random_tokens((size_t)B * (size_t)T + 1, b->dims.V);
     const struct run_limits limits = {B * T, B, 0, 0, checkpointing ? RUN_CHECKPOINT : RUN_TRAIN};
-    int rc = -1;
+    double sums[2];
+    int rc = -1, step = 0, begun = 0;
     if (run_create(&run, b->model, limits, err) ||
         feed_create(&feed, b->be, (struct feed_limits){B * T, B, 0}, err) ||
         optimizer_create(&opt, b->model, o, err))
         goto out;
     for (int r = -1; r < b->repeat; r++) {
         const double start = clock_s();
-        feed_set_grid(feed, B, T, tokens, tokens + 1);
-        model_loss(b->model, run, feed, GRADIENT_NEW, 1.0 / ((double)B * T), true);
-        optimizer_grad_norm(opt);
-        optimizer_step(opt, 1e-5, r + 2);
-        if (b->be->class->sync(b->be, err)) goto out;
-        note(b, r, clock_s() - start);
+        for (int i = 0; i < steps; i++) {
+            begin_step(b, run, feed, opt, tokens, ++step);
+            class->download_later(b->be, sums, opt->sums);
+            begun++;
+            for (; begun > (i + 1 < steps ? class->ahead : 0); begun--)
+                if (class->download_wait(b->be, err)) goto out;
+        }
+        note(b, r, (clock_s() - start) / steps);
     }
     b->work = (double)B * T;
     b->flops = (checkpointing ? 8 : 6) * matrix_params(&b->dims, true) * b->work;
@@ -386,6 +401,8 @@ static const struct cli_option prefill_options[] = {BENCH_OPTIONS("512"), OPTION
 static const struct cli_option train_options[] = {
     BENCH_OPTIONS("512"),
     {"grad-checkpoint", .type = CLI_FLAG, .help = "compute layers again on the way back"},
+    {"steps", "N", .fallback = "1", .type = CLI_INT, .min = 1, .max = 10000,
+     .help = "steps in a row in one repetition; their mean counts"},
     {0},
 };
 

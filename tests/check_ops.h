@@ -123,7 +123,6 @@ double value_sample_rows(const struct call *c, const struct arg *a, size_t i);
 double value_sample_penalties(const struct call *c, const struct arg *a, size_t i);
 double value_mostly_zero(const struct call *c, const struct arg *a, size_t i);
 double value_faint(const struct call *c, const struct arg *a, size_t i);
-double value_norm2(const struct call *c, const struct arg *a, size_t i);
 double flops_matmul(const struct call *c);
 double flops_act(const struct call *c);
 double flops_key_prep(const struct call *c);
@@ -143,6 +142,7 @@ struct run {
     struct tensor t[MAX_ARGS];
     struct batch batch;
     struct weight *w;
+    struct buffer *rounded; // w's copy, where the backend wants one
 };
 void run_open(struct run *r, const struct call *c, struct backend *be);
 void run_go(struct run *r); // the op, then `after`

@@ -260,8 +260,16 @@ void run_open(struct run *r, const struct call *c, struct backend *be) {
         r->batch.exact = c->exact;
         batch_count(&r->batch, c->span, c->spans);
     }
-    if (weight >= 0)
-        r->w = be->class->weight_create(be, r->t[weight], c->layout, c->precision, c->trained);
+    if (weight < 0) return;
+    struct tensor rounded = tensor_none();
+    if (c->trained && be->class->weight_rounds && be->class->weight_rounds(be, c->precision)) {
+        rounded = r->t[weight];
+        rounded.dtype = c->precision.stored;
+        rounded.offset = 0;
+        rounded.buf = r->rounded = buffer_create(be, tensor_bytes(rounded), &err);
+        if (!r->rounded) die("%s", err.msg);
+    }
+    r->w = be->class->weight_create(be, r->t[weight], rounded, c->layout, c->precision, c->trained);
 }
 
 void run_go(struct run *r) {
@@ -275,6 +283,7 @@ void run_go(struct run *r) {
 
 void run_close(struct run *r) {
     weight_destroy(r->w);
+    buffer_destroy(r->rounded);
     buffer_destroy(r->buf);
     free(r->before);
     free(r->after);

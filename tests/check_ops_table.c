@@ -1,6 +1,7 @@
 // The list: shapes and calls of every op.
 #include "check_ops.h"
 
+#include <math.h>
 #include <string.h>
 
 // ---- arguments ---------------------------------------------------------------------------------
@@ -559,6 +560,16 @@ CALL(sample) {
     op_sample(be, t[0], t[1], t[2], t[3]);
 }
 
+static void shape_sum(struct call *c) {
+    struct arg *a = put(c, "sum", c->bare ? "=" : "+", 1, (size_t[]){1}, -1);
+    a->dtype = DT_F64;
+    a->aligned = true;
+    put_rows(c, "x", "i", (size_t)c->size.C);
+}
+CALL(sum) {
+    op_sum(be, t[0], t[1], !c->bare);
+}
+
 static void shape_sumsq(struct call *c) {
     struct arg *a = put(c, "sum", "=", 1, (size_t[]){1}, -1);
     a->dtype = DT_F64;
@@ -569,26 +580,70 @@ CALL(sumsq) {
     op_sumsq(be, t[0], t[1]);
 }
 
-static void shape_adamw(struct call *c) {
-    const size_t C = (size_t)c->size.C;
-    put_rows(c, "p", "+", C);
-    put_rows(c, "m", "+", C)->value = value_gradient;
-    put_rows(c, "v", "+", C)->value = value_gradient_squared;
-    put_rows(c, "g", "i", C)->value = value_gradient;
-    struct arg *a = put(c, "norm2", "i", 1, (size_t[]){1}, -1);
+// Three groups with a gap after the first; the last is rounded too.
+enum { GROUPS = 3 };
+static size_t group_start(const struct call *c, int k) {
+    const size_t n = (size_t)c->size.R * (size_t)c->size.C;
+    return k == 0 ? 0 : k == 1 ? n / 3 : k == 2 ? n / 2 : n;
+}
+static double value_groups(const struct call *c, const struct arg *a, size_t i) {
+    const int k = (int)(i / a->dim[1]);
+    const size_t first = group_start(c, k), gap = k == 0 ? group_start(c, 1) / 4 : 0;
+    const struct adamw_group g = {.first = (int64_t)first,
+                                  .count = (int64_t)(group_start(c, k + 1) - first - gap),
+                                  .lr_scale = k + 1,
+                                  .weight_decay = c->variant && k ? 0.1 : 0};
+    return ((const unsigned char *)&g)[i % a->dim[1]];
+}
+static double value_sums(const struct call *c, const struct arg *a, size_t i) {
+    (void)a;
+    if (c->variant == 3) return i ? NAN : 1; // not a step to take
+    if (c->variant == 4) return i ? 1 : INFINITY;
+    return i ? 3 : c->variant == 1 ? 16 : 1e-3; // clipped by 4, or not
+}
+static double value_now(const struct call *c, const struct arg *a, size_t i) {
+    (void)a;
+    const double step = c->variant ? 1000 : 1;
+    return i == 0 ? 6e-4 : 1 - pow(i == 1 ? 0.9 : 0.99, step);
+}
+static void put_doubles(struct call *c, const char *name, size_t n,
+                        double (*value)(const struct call *, const struct arg *, size_t)) {
+    struct arg *a = put(c, name, "i", 1, &n, -1);
     a->dtype = DT_F64;
     a->aligned = true;
-    a->value = value_norm2;
+    a->value = value;
+}
+static void shape_adamw(struct call *c) {
+    const size_t n = (size_t)c->size.R * (size_t)c->size.C, last = n - group_start(c, 2);
+    put(c, "p", "+", 1, &n, -1);
+    put(c, "m", "+", 1, &n, -1)->value = value_gradient;
+    put(c, "v", "+", 1, &n, -1)->value = value_gradient_squared;
+    put(c, "g", "i", 1, &n, -1)->value = value_gradient;
+    if (c->bare || c->variant > 2)
+        put_none(c, "rounded");
+    else
+        put(c, "rounded", "=", 1, &last, -1)->narrow = true;
+    struct arg *a = put(c, "groups", "i", 2, (size_t[]){GROUPS, sizeof(struct adamw_group)}, -1);
+    a->dtype = DT_U8;
+    a->aligned = true;
+    a->value = value_groups;
+    put_doubles(c, "sums", 2, value_sums);
+    put_doubles(c, "now", 3, value_now);
 }
 CALL(adamw) {
-    const struct adamw h = {.lr = 6e-4,
+    const struct adamw p = {.p = t[0],
+                            .m = t[1],
+                            .v = t[2],
+                            .g = t[3],
+                            .rounded = t[4],
+                            .groups = t[5],
+                            .sums = t[6],
+                            .now = t[7],
                             .beta1 = 0.9,
                             .beta2 = 0.99,
                             .eps = 1e-18,
-                            .weight_decay = c->variant ? 0.1 : 0,
-                            .step = c->variant ? 1000 : 1,
                             .clip = c->variant == 2 ? 0 : 1};
-    op_adamw(be, t[0], t[1], t[2], t[3], t[4], &h);
+    op_adamw(be, &p);
 }
 
 static const enum dtype floats[] = {DT_NONE, DT_BF16, DT_F16, DT_F64};
@@ -760,8 +815,10 @@ const struct op_case op_cases[] = {
      .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 1e-6, .forward = "xent",
      .flops = flops_xent},
     {NAMED(sample), .sizes = loss_sizes, .bench = loss_bench, .variants = 1, .can_bare = true},
+    {NAMED(sum), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .can_bare = true,
+     .tolerance = 1e-12},
     {NAMED(sumsq), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .tolerance = 1e-12},
-    {NAMED(adamw), .sizes = flat_sizes, .bench = flat_bench, .variants = 3, .rowwise = true,
+    {NAMED(adamw), .sizes = flat_sizes, .bench = flat_bench, .variants = 5, .can_bare = true,
      .tolerance = 1e-6},
     {NAMED(fill), .bench_variants = 17u, .sizes = flat_sizes, .bench = flat_bench, .variants = 8,
      .rowwise = true},

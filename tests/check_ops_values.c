@@ -120,11 +120,6 @@ double value_faint(const struct call *c, const struct arg *a, size_t i) {
     return call_draw(c, a->name, i) / 16;
 }
 
-double value_norm2(const struct call *c, const struct arg *a, size_t i) {
-    (void)a, (void)i;
-    return c->variant == 1 ? 16 : 1e-3; // clipped by 4, or not
-}
-
 // ---- operations --------------------------------------------------------------------------------
 
 double flops_matmul(const struct call *c) {

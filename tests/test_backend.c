@@ -60,11 +60,46 @@ static void backends_without_devices_pay_ids_no_heed(void **state) {
     backend_destroy(be);
 }
 
+// A download that is waited for later has what was there when it was asked for, whatever is
+// uploaded since; large uploads and small ones.
+static void later_downloads_are_of_their_time(void **state) {
+    (void)state;
+    enum { N = 40000, FEW = 5 };
+    static int32_t numbers[N];
+    for (const char *const *name = backend_names(); *name; name++) {
+        struct backend *be;
+        struct error err;
+        if (backend_open(&be, *name, 1, &err)) continue;
+        struct buffer *b = buffer_create(be, sizeof numbers, &err);
+        assert_non_null(b);
+        const struct tensor all = {.buf = b, .dtype = DT_I32, .ndim = 1, .dim = {N}};
+        const struct tensor few = tensor_slice(all, N - FEW, FEW);
+        int32_t got[4][FEW];
+        int asked = 0, answered = 0;
+        for (int round = 0; round < 8; round++) {
+            for (int i = 0; i < N; i++) numbers[i] = i * (round + 1);
+            if (round % 3 == 2)
+                be->class->upload(be, few, numbers + N - FEW);
+            else
+                be->class->upload(be, all, numbers);
+            be->class->download_later(be, got[asked++ % 4], few);
+            for (; asked - answered > (round < 7 ? be->class->ahead : 0); answered++) {
+                if (be->class->download_wait(be, &err)) fail_msg("%s: %s", *name, err.msg);
+                for (int i = 0; i < FEW; i++)
+                    assert_int_equal(got[answered % 4][i], (N - FEW + i) * (answered + 1));
+            }
+        }
+        buffer_destroy(b);
+        backend_destroy(be);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_say_what_they_want),
         cmocka_unit_test(a_device_that_is_not_there_is_an_error),
         cmocka_unit_test(backends_without_devices_pay_ids_no_heed),
+        cmocka_unit_test(later_downloads_are_of_their_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

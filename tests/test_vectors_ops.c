@@ -236,10 +236,6 @@ static const struct {
 
 enum { GROUPS = 3, STEPS = 4, MOST = 128 };
 
-struct moments {
-    struct tensor p, m, v, g;
-};
-
 static double *recorded(const struct weights *w, char what, int step, int group, size_t *n) {
     char name[80];
     snprintf(name, sizeof name, "%c%d.%s", what, step, groups[group].name);
@@ -268,36 +264,33 @@ static void check_against(const struct weights *w, const struct subject *s, stru
     free(x);
 }
 
+static struct tensor stretch(struct tensor all, const struct adamw_group *g) {
+    return tensor_slice(all, (size_t)g->first, (size_t)g->count);
+}
+
 static void one_step(struct backend *be, const struct subject *s, const struct weights *w,
-                     struct moments *t, struct tensor norm2, struct tensor part, int step) {
+                     const struct adamw *t, const struct adamw_group *part, int step) {
     size_t n;
-    double *lr = values(w, "lr", &n), *norm = values(w, "norm_and_clip", &n), sum = 0;
+    double *lr = values(w, "lr", &n), *norm = values(w, "norm_and_clip", &n);
     for (int i = 0; i < GROUPS; i++) {
         char name[80];
         snprintf(name, sizeof name, "g%d.%s", step, groups[i].name);
-        double *g = values(w, name, &n), *square;
-        put(t[i].g, g);
-        op_sumsq(be, part, t[i].g);
-        square = get(part);
-        sum += *square;
-        free(square);
+        double *g = values(w, name, &n);
+        put(stretch(t->g, &part[i]), g);
         free(g);
     }
-    assert_true(fabs(sqrt(sum) / norm[2 * (step - 1)] - 1) < 1e-7);
-    put(norm2, &sum);
+    put(t->now, (const double[]){lr[step - 1], 1 - pow(0.9, step), 1 - pow(0.99, step)});
+    put(t->sums, (const double[]){0, 1});
+    op_sumsq(be, tensor_slice(t->sums, 0, 1), t->g);
+    double *sums = get(t->sums);
+    assert_true(fabs(sqrt(sums[0]) / norm[2 * (step - 1)] - 1) < 1e-7);
+    op_adamw(be, t);
     for (int i = 0; i < GROUPS; i++) {
-        const struct adamw h = {.lr = lr[step - 1] * groups[i].lr,
-                                .beta1 = 0.9,
-                                .beta2 = 0.99,
-                                .eps = 1e-18,
-                                .weight_decay = groups[i].decay,
-                                .step = step,
-                                .clip = 1};
-        op_adamw(be, t[i].p, t[i].m, t[i].v, t[i].g, norm2, &h);
-        check_against(w, s, t[i].p, 'p', step, i);
-        check_against(w, s, t[i].m, 'm', step, i);
-        check_against(w, s, t[i].v, 'v', step, i);
+        check_against(w, s, stretch(t->p, &part[i]), 'p', step, i);
+        check_against(w, s, stretch(t->m, &part[i]), 'm', step, i);
+        check_against(w, s, stretch(t->v, &part[i]), 'v', step, i);
     }
+    free(sums);
     free(lr);
     free(norm);
 }
@@ -308,22 +301,30 @@ static void adamw_follows_the_vectors(void **state) {
     struct subject list[MAX_SUBJECTS];
     for (int s = subjects(list); s-- > 0;) {
         struct backend *be = subject_open(&list[s]);
-        struct buffer *buf = memory(be, GROUPS * 4 * (MOST + 8) * sizeof(double) + 1024);
+        struct buffer *buf = memory(be, 4 * GROUPS * MOST * sizeof(double) + 1024);
         struct carver c = {.buf = buf};
-        struct moments t[GROUPS];
-        const size_t one = 1;
-        const struct tensor norm2 = carve(&c, DT_F64, 1, &one), part = carve(&c, DT_F64, 1, &one);
+        struct adamw t = {.beta1 = 0.9, .beta2 = 0.99, .eps = 1e-18, .clip = 1};
+        struct adamw_group part[GROUPS];
+        double *start[GROUPS];
+        size_t all = 0, n;
         for (int i = 0; i < GROUPS; i++) {
             char name[80];
-            size_t n;
             snprintf(name, sizeof name, "p0.%s", groups[i].name);
-            double *p = values(w, name, &n);
-            struct tensor *const parts[] = {&t[i].p, &t[i].m, &t[i].v, &t[i].g};
-            for (int k = 0; k < 4; k++) *parts[k] = carve(&c, be->real, 1, &n);
-            put(t[i].p, p);
-            free(p);
+            start[i] = values(w, name, &n);
+            part[i] = (struct adamw_group){(int64_t)all, (int64_t)n, groups[i].lr, groups[i].decay};
+            all += n;
         }
-        for (int step = 1; step <= STEPS; step++) one_step(be, &list[s], w, t, norm2, part, step);
+        struct tensor *const flat[] = {&t.p, &t.m, &t.v, &t.g};
+        for (int k = 0; k < 4; k++) *flat[k] = carve(&c, be->real, 1, &all);
+        t.sums = carve(&c, DT_F64, 1, &(size_t){2});
+        t.now = carve(&c, DT_F64, 1, &(size_t){3});
+        t.groups = carve(&c, DT_U8, 2, (size_t[]){GROUPS, sizeof *part});
+        be->class->upload(be, t.groups, part);
+        for (int i = 0; i < GROUPS; i++) {
+            put(stretch(t.p, &part[i]), start[i]);
+            free(start[i]);
+        }
+        for (int step = 1; step <= STEPS; step++) one_step(be, &list[s], w, &t, part, step);
         buffer_destroy(buf);
         backend_destroy(be);
     }

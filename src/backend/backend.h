@@ -117,15 +117,27 @@ struct backend_class {
     void (*download)(struct backend *be, void *dst, struct tensor src); // waits for it
     int (*sync)(struct backend *be, struct error *err);                 // where device faults show
 
+    // Small downloads that the host need not wait for at once: dst is there when download_wait has
+    // returned, which waits for the oldest; device faults show there too. Up to `ahead` of them may
+    // be out while what comes after is written down: 0 where nothing is ever left to wait for.
+    void (*download_later)(struct backend *be, void *dst, struct tensor src);
+    int (*download_wait)(struct backend *be, struct error *err);
+    int ahead;
+
     // src is a (rows, cols) tensor of this backend in any float storage; it may be freed
     // afterwards. Values are rounded to `precision.stored`. A trained weight can do matmul_bwd_x;
-    // its src is in `real` storage and has to stay, for the backend may read it in place.
-    struct weight *(*weight_create)(struct backend *be, struct tensor src,
+    // its src is in `real` storage and has to stay, for the backend may read it in place. So has
+    // `rounded`, which is given where weight_rounds says so, else absent.
+    struct weight *(*weight_create)(struct backend *be, struct tensor src, struct tensor rounded,
                                     enum weight_layout layout, struct precision precision,
                                     bool trained);
+    // Whether products with trained weights of this precision read src as a copy in
+    // precision.stored, which refresh writes, and op_adamw with the parameters themselves. NULL:
+    // no.
+    bool (*weight_rounds)(const struct backend *be, struct precision precision);
     void (*weight_refresh)(struct backend *be, struct weight *w, struct tensor src); // src changed
     void (*weight_destroy)(struct weight *w);
-    // Bytes it takes besides src.
+    // Bytes it takes besides src and rounded.
     size_t (*weight_bytes)(const struct backend *be, size_t rows, size_t cols,
                            struct precision precision, bool trained);
 

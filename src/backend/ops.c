@@ -26,8 +26,8 @@ static const struct {
     OP(shift_mix),   OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x),  OP(matmul_bwd_w),
     OP(act),         OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd),  OP(wkv7),
     OP(wkv7_bwd),    OP(readout),       OP(readout_bwd), SEVERAL(norm_mix), SEVERAL(norm_mix_bwd),
-    SEVERAL(recall), OP(xent),          OP(sample),      OP(sumsq),         OP(adamw),
-    OP(fill),        OP(copy),          OP(add),
+    SEVERAL(recall), OP(xent),          OP(sample),      OP(sum),           OP(sumsq),
+    OP(adamw),       OP(fill),          OP(copy),        OP(add),
 };
 
 enum { OP_COUNT = sizeof op_table / sizeof op_table[0] };
@@ -474,6 +474,13 @@ void op_sample(struct backend *be, struct tensor token, struct tensor logits, st
     be->ops->sample(be, token, logits, rows, penalties);
 }
 
+void op_sum(struct backend *be, struct tensor sum, struct tensor x, bool more) {
+    want("sum", "sum", sum, DT_F64, 1, 1, 0, 0);
+    require("sum", x.dtype == be->real, "x is in the backend's storage");
+    trace("sum", x);
+    be->ops->sum(be, sum, x, more);
+}
+
 void op_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
     want("sumsq", "sum", sum, DT_F64, 1, 1, 0, 0);
     require("sumsq", x.dtype == be->real, "x is in the backend's storage");
@@ -481,19 +488,18 @@ void op_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
     be->ops->sumsq(be, sum, x);
 }
 
-void op_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
-              struct tensor g, struct tensor norm2, const struct adamw *h) {
-    const size_t n = tensor_count(p);
-    require("adamw",
-            p.dtype == be->real && m.dtype == be->real && v.dtype == be->real &&
-                g.dtype == be->real,
-            "p, m, v and g are in the backend's storage");
-    require("adamw", tensor_count(m) == n && tensor_count(v) == n && tensor_count(g) == n,
-            "p, m, v and g have the same count");
-    require("adamw", h->step >= 1, "the first step is 1");
-    want("adamw", "norm2", norm2, DT_F64, 1, 1, 0, 0);
-    trace("adamw", p);
-    be->ops->adamw(be, p, m, v, g, norm2, h);
+void op_adamw(struct backend *be, const struct adamw *t) {
+    const size_t n = tensor_count(t->p), k = t->groups.dim[0];
+    want("adamw", "p", t->p, be->real, 1, n, 0, 0);
+    want("adamw", "m", t->m, be->real, 1, n, 0, 0);
+    want("adamw", "v", t->v, be->real, 1, n, 0, 0);
+    want("adamw", "g", t->g, be->real, 1, n, 0, 0);
+    require("adamw", !tensor_is(t->rounded) || t->rounded.dim[0] <= n, "rounded is of p's last");
+    want("adamw", "groups", t->groups, DT_U8, 2, k, sizeof(struct adamw_group), 0);
+    want("adamw", "sums", t->sums, DT_F64, 1, 2, 0, 0);
+    want("adamw", "now", t->now, DT_F64, 1, 3, 0, 0);
+    trace("adamw", t->p);
+    be->ops->adamw(be, t);
 }
 
 void op_fill(struct backend *be, struct tensor y, double value) {

@@ -35,11 +35,23 @@ struct sample_row {
     uint64_t seed, position; // the draw is a pure function of both
 };
 
-// One AdamW step's constants; wd is decoupled and scaled by lr.
+// Neighbouring parameters with constants in common.
+struct adamw_group {
+    int64_t first, count;
+    double lr_scale, weight_decay; // decoupled, and scaled by lr
+};
+
+// One AdamW step over all parameters. What changes from step to step lies in memory.
 struct adamw {
-    double lr, beta1, beta2, eps, weight_decay;
-    int64_t step; // t ≥ 1, for the bias corrections 1 - βᵗ
-    double clip;  // max global norm; 0: no clipping
+    struct tensor p, m, v; // (n) in place
+    struct tensor g;       // (n)
+    struct tensor rounded; // the last of p in any float storage: = where groups are; may be absent
+    struct tensor groups;  // (k) struct adamw_group in u8 (k, sizeof), in order; what lies between
+                           // them is left alone
+    struct tensor sums;    // (2) f64: Σ g² and the loss; if one is not finite, nothing is done
+    struct tensor now;     // (3) f64: lr, 1 - β₁ᵗ, 1 - β₂ᵗ for step t ≥ 1
+    double beta1, beta2, eps;
+    double clip; // max global norm; 0: no clipping
 };
 
 // One of several products that do not wait for each other. No y overlaps another's arguments.
@@ -201,12 +213,12 @@ struct ops {
                    struct tensor penalties);
 
     // -- optimizer -------------------------------------------------------------------------------
-    // sum (1) f64 = Σ x², in a fixed order.
+    // sum (1) f64 = Σ x, or += where `more` says so; = Σ x². In a fixed order.
+    void (*sum)(struct backend *, struct tensor sum, struct tensor x, bool more);
     void (*sumsq)(struct backend *, struct tensor sum, struct tensor x);
-    // g' = g · min(1, clip/(√norm2 + 1e-6)); m = β₁m + (1-β₁)g'; v = β₂v + (1-β₂)g'²;
-    // p -= lr ( (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε) + wd p ). norm2 (1) f64.
-    void (*adamw)(struct backend *, struct tensor p, struct tensor m, struct tensor v,
-                  struct tensor g, struct tensor norm2, const struct adamw *);
+    // g' = g · min(1, clip/(√Σg² + 1e-6)); m = β₁m + (1-β₁)g'; v = β₂v + (1-β₂)g'²;
+    // p -= lr ( (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε) + wd p ), lr scaled for its group.
+    void (*adamw)(struct backend *, const struct adamw *);
 
     // -- memory ----------------------------------------------------------------------------------
     void (*fill)(struct backend *, struct tensor y, double value);    // any float storage
@@ -266,9 +278,9 @@ void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct
              struct tensor target, float scale, bool l2wrap);
 void op_sample(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
                struct tensor penalties);
+void op_sum(struct backend *, struct tensor sum, struct tensor x, bool more);
 void op_sumsq(struct backend *, struct tensor sum, struct tensor x);
-void op_adamw(struct backend *, struct tensor p, struct tensor m, struct tensor v, struct tensor g,
-              struct tensor norm2, const struct adamw *);
+void op_adamw(struct backend *, const struct adamw *);
 void op_fill(struct backend *, struct tensor y, double value);
 void op_copy(struct backend *, struct tensor y, struct tensor x);
 void op_add(struct backend *, struct tensor y, struct tensor x);

@@ -141,8 +141,8 @@ static int load_matrix(struct model *m, int i, const struct weights_tensor *t, s
                                .dim = {p->dim[0], p->dim[1]}};
     if (!there) load_into(m, src, t);
     weight_destroy(m->weights[i]);
-    m->weights[i] =
-        m->be->class->weight_create(m->be, src, p->layout, model_precision(m->options, p), false);
+    m->weights[i] = m->be->class->weight_create(m->be, src, tensor_none(), p->layout,
+                                                model_precision(m->options, p), false);
     buffer_destroy(b);
     return 0;
 }

@@ -209,7 +209,7 @@ int model_randomise(struct model *m, uint64_t seed, bool sparse, struct error *e
         m->be->class->upload(m->be, t, raw);
         if (!own) {
             weight_destroy(m->weights[i]);
-            m->weights[i] = m->be->class->weight_create(m->be, t, p->layout,
+            m->weights[i] = m->be->class->weight_create(m->be, t, tensor_none(), p->layout,
                                                         model_precision(m->options, p), false);
         }
         free(values);

@@ -29,6 +29,14 @@ static enum dtype table_type(struct model_options o) {
     return o.precision.stored == DT_F32 ? DT_F32 : DT_BF16;
 }
 
+// Elements from the first matrix on, if products read them rounded.
+static size_t rounded_count(const struct backend *be, const struct param *list, size_t all,
+                            struct model_options o) {
+    const bool rounds =
+        o.trained && be->class->weight_rounds && be->class->weight_rounds(be, o.precision);
+    return rounds ? all - (list[P_EMB].offset + list[P_EMB].count) : 0;
+}
+
 size_t model_bytes(const struct backend *be, const struct dims *d, struct model_options options) {
     struct param *list = mem_zero((size_t)params_count(d), sizeof *list);
     size_t vectors;
@@ -40,6 +48,7 @@ size_t model_bytes(const struct backend *be, const struct dims *d, struct model_
         if (has_weight(&list[i]))
             bytes += be->class->weight_bytes(be, list[i].dim[0], list[i].dim[1],
                                              model_precision(options, &list[i]), options.trained);
+    bytes += rounded_count(be, list, all, options) * dtype_size(options.precision.stored);
     free(list);
     return bytes;
 }
@@ -52,6 +61,12 @@ static struct tensor view_of(struct tensor all, const struct param *p) {
     struct tensor t = tensor_slice(all, p->offset, p->count);
     const bool table = p->matrix || p->id == P_EMB;
     return table ? tensor_shape(t, 2, p->dim) : t;
+}
+
+static struct tensor rounded_of(const struct model *m, const struct param *p) {
+    if (!tensor_is(m->rounded)) return tensor_none();
+    const size_t first = tensor_count(m->master) - tensor_count(m->rounded);
+    return tensor_shape(tensor_slice(m->rounded, p->offset - first, p->count), 2, p->dim);
 }
 
 int model_create(struct model **out, struct backend *be, const struct dims *d,
@@ -79,14 +94,20 @@ int model_create(struct model **out, struct backend *be, const struct dims *d,
     m->master = flat(m->memory, be->real, kept);
     const struct param *emb = &m->params[P_EMB];
     if (options.trained) {
+        const size_t last = rounded_count(be, m->params, all, options);
         if (!(m->grad_memory = buffer_create(be, all * real, err))) goto out;
         m->grad = flat(m->grad_memory, be->real, all);
         m->embedding = view_of(m->master, emb);
+        if (last) {
+            m->rounded_memory = buffer_create(be, last * dtype_size(stored), err);
+            if (!m->rounded_memory) goto out;
+            m->rounded = flat(m->rounded_memory, stored, last);
+        }
         for (int i = 0; i < m->num_params; i++)
             if (has_weight(&m->params[i]))
                 m->weights[i] =
                     be->class->weight_create(be, view_of(m->master, &m->params[i]),
-                                             m->params[i].layout,
+                                             rounded_of(m, &m->params[i]), m->params[i].layout,
                                              model_precision(options, &m->params[i]), true);
     } else {
         const size_t bytes = emb->count * dtype_size(table_type(options));
@@ -110,6 +131,7 @@ void model_destroy(struct model *m) {
     buffer_destroy(m->memory);
     buffer_destroy(m->table_memory);
     buffer_destroy(m->grad_memory);
+    buffer_destroy(m->rounded_memory);
     free(m->weights);
     free(m->params);
     free(m);
@@ -121,6 +143,13 @@ void model_refresh(struct model *m) {
     for (int i = 0; i < m->num_params; i++)
         if (m->weights[i])
             m->be->class->weight_refresh(m->be, m->weights[i], view_of(m->master, &m->params[i]));
+}
+
+void model_changed(struct model *m) {
+    if (tensor_is(m->rounded))
+        m->hash = 0;
+    else
+        model_refresh(m);
 }
 
 struct tensor model_vector(const struct model *m, enum param_id id, int layer) {

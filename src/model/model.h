@@ -21,9 +21,11 @@ struct model {
     int num_params;
     struct param *params; // params_list
     size_t num_vectors;   // elements of vectors at the front of `master`
-    struct buffer *memory, *table_memory, *grad_memory;
+    struct buffer *memory, *table_memory, *grad_memory, *rounded_memory;
     struct tensor master;    // (elements): all parameters when trained, else the vectors
     struct tensor grad;      // the same layout; trained only
+    struct tensor rounded;   // (elements) of the matrices, the last of master, as products read
+                             // them; absent where they read master or pack it themselves
     struct tensor embedding; // (V,C)
     struct weight **weights; // one per parameter, NULL for vectors and unused ones
     uint64_t hash;           // of sizes and numbers as loaded; 0: changed or never loaded
@@ -62,6 +64,8 @@ void model_init_param(struct model *m, int param, uint64_t seed, struct pool *po
 
 // After master changed: packs the matrices again. Trained models only.
 void model_refresh(struct model *m);
+// The same after op_adamw, which has written `rounded` itself.
+void model_changed(struct model *m);
 
 // How a parameter's matrix is held.
 struct precision model_precision(struct model_options options, const struct param *p);

@@ -15,23 +15,21 @@ struct optimizer {
     struct model *model;
     struct optimizer_options options;
     struct buffer *memory;
-    struct tensor m, v;  // like model->master
-    struct tensor norm2; // (1) f64
-    // Runs of parameters that are neighbours in memory and have their constants in common: a call
-    // each. Padding between them has no gradient and stays zero.
-    struct run_of_params {
-        size_t first, count; // in the layout
-        double lr_scale, weight_decay;
-    } * runs;
-    int num_runs;
+    struct tensor m, v;   // like model->master
+    struct tensor sums;   // (2) f64: of the last step, Σ g² and Σ loss
+    struct tensor now;    // (3) f64: of this step, see ops.h
+    struct tensor groups; // (k, sizeof (struct adamw_group)): neighbours in memory that have their
+                          // constants in common. Padding has no gradient and stays zero.
 };
 
 int optimizer_create(struct optimizer **out, struct model *m, struct optimizer_options options,
                      struct error *err);
 void optimizer_destroy(struct optimizer *o); // NULL is fine
-size_t optimizer_bytes(const struct backend *be, size_t parameters);
+size_t optimizer_bytes(const struct model *m);
 
-// The global norm of the gradients as they are.
-double optimizer_grad_norm(struct optimizer *o);
-// One update from the gradients, whose norm was just taken; step counts from 1. Refreshes weights.
-void optimizer_step(struct optimizer *o, double lr, int64_t step);
+// A step: begun before its first pass, told the losses of each pass (`more`: of all but the first),
+// taken at its end. Nothing is waited for: whether the step was one to take, all sums finite, is
+// decided where they are, and `sums` says it later. step counts from 1.
+void optimizer_begin(struct optimizer *o, double lr, int64_t step);
+void optimizer_losses(struct optimizer *o, struct tensor losses, bool more);
+void optimizer_step(struct optimizer *o);

@@ -38,6 +38,7 @@ void progress_line_step(struct progress_line *p, int64_t step, int64_t tokens, d
                         double lr, double val_loss) {
     const double now = clock_s(), speed = (double)tokens / (now - p->step_s + 1e-9);
     p->tokens_per_s = p->tokens_per_s > 0 ? 0.9 * p->tokens_per_s + 0.1 * speed : speed;
+    p->step_s = now;
     if (p->tty ? now - p->shown_s < 0.1 && step != p->last : step % p->every && step != p->last)
         return;
     char eta[32], val[32] = "";

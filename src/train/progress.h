@@ -14,9 +14,10 @@ struct progress_line {
 // plain: lines even on a terminal.
 void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every,
                          bool plain);
-// Before each step: what happens between steps (validation, saving) is not its speed.
+// Before the first step, and after what happens between steps (validation, saving): that is not
+// their speed.
 void progress_line_begin(struct progress_line *p);
-// After a step of so many tokens; val_loss NaN: none yet.
+// When a step of so many tokens is over; val_loss NaN: none yet.
 void progress_line_step(struct progress_line *p, int64_t step, int64_t tokens, double loss,
                         double lr, double val_loss);
 // Before anything else is printed.

@@ -16,6 +16,7 @@
 #include "train/sampler.h"
 #include "train/save.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -29,6 +30,12 @@
 // So many bad steps in a row are no accident: the run ends instead of going on for nothing.
 enum { MOST_SKIPPED = 10, MOST_CHECKPOINTS = 65536 };
 
+// A step that was begun. What came of it the backend may tell later.
+struct begun {
+    double lr, sums[2]; // sums: the optimizer's
+};
+enum { MOST_AHEAD = 3, MOST_BEGUN = MOST_AHEAD + 1 };
+
 struct trainer {
     struct train_options o;
     struct model *model;
@@ -41,6 +48,8 @@ struct trainer {
     struct runlog *log;
     struct progress_line line;
     struct progress done;
+    struct begun begun[MOST_BEGUN]; // of step s at s % MOST_BEGUN, done.step and what follows
+    int num_begun;
     int32_t *inputs, *targets; // (B,T)
     int lock;
     int bad_steps;      // in a row
@@ -70,7 +79,7 @@ static struct run_limits limits_of(const struct train_options *o) {
 struct train_memory trainer_plan(const struct model *m, const struct train_options *o) {
     struct train_memory p = {
         .model = model_bytes(m->be, &m->dims, m->options),
-        .optimizer = optimizer_bytes(m->be, tensor_count(m->master)),
+        .optimizer = optimizer_bytes(m),
         .activations = run_bytes(m, limits_of(o)),
     };
     p.total = p.model + p.optimizer + p.activations;
@@ -164,6 +173,7 @@ bad:
 
 void trainer_destroy(struct trainer *t) {
     if (!t) return;
+    for (; t->num_begun > 0; t->num_begun--) t->model->be->class->download_wait(t->model->be, NULL);
     loader_destroy(t->loader);
     runlog_close(t->log);
     feed_destroy(t->feed);
@@ -177,21 +187,37 @@ void trainer_destroy(struct trainer *t) {
 
 // ---- one step ----------------------------------------------------------------------------------
 
-// Mean loss over the step's tokens, gradients of the same.
-static int gradients(struct trainer *t, double *loss, struct error *err) {
+static bool due(int64_t step, int64_t every) {
+    return every > 0 && step % every == 0;
+}
+
+static struct begun *begun_at(struct trainer *t, int64_t step) {
+    return &t->begun[step % MOST_BEGUN];
+}
+
+// Writes the next step down: gradients of the mean loss over its tokens, and the update.
+static int begin_step(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;
+    struct backend *be = t->model->be;
     const double tokens = (double)o->batch * o->ctx * o->accumulation;
-    *loss = 0;
+    const int64_t step = t->done.step + t->num_begun;
+    struct begun *b = begun_at(t, step);
+    b->lr = schedule_lr(&o->schedule, step);
+    optimizer_begin(t->optimizer, b->lr, step + 1);
     for (int i = 0; i < o->accumulation; i++) {
         if (loader_next(t->loader, t->inputs, t->targets, err)) return -1;
         feed_set_grid(t->feed, o->batch, o->ctx, t->inputs, t->targets);
-        const enum gradient gradient = i ? GRADIENT_MORE : GRADIENT_NEW;
-        *loss += model_loss(t->model, t->run, t->feed, gradient, 1 / tokens, o->l2wrap) / tokens;
+        model_pass(t->model, t->run, t->feed, i ? GRADIENT_MORE : GRADIENT_NEW, 1 / tokens,
+                   o->l2wrap);
+        optimizer_losses(t->optimizer, run_losses(t->run), i > 0);
     }
-    return t->model->be->class->sync(t->model->be, err);
+    optimizer_step(t->optimizer);
+    be->class->download_later(be, b->sums, t->optimizer->sums);
+    t->num_begun++;
+    return 0;
 }
 
-// Numbers that are none would poison the weights for good: such a step is not taken.
+// Numbers that are none would poison the weights for good: such a step was not taken.
 static int skip_step(struct trainer *t, double loss, double norm, struct error *err) {
     const uint64_t first = 1 + (uint64_t)(t->done.step * t->done.samples_per_step);
     t->done.skipped++;
@@ -206,23 +232,25 @@ static int skip_step(struct trainer *t, double loss, double norm, struct error *
                 t->bad_steps, (long long)t->saved_step);
 }
 
-static int train_step(struct trainer *t, struct error *err) {
-    const double lr = schedule_lr(&t->o.schedule, t->done.step);
-    const int64_t tokens = t->done.samples_per_step * t->o.ctx;
-    double loss;
-    progress_line_begin(&t->line);
-    if (gradients(t, &loss, err)) return -1;
-    const double norm = optimizer_grad_norm(t->optimizer);
+// Waits for the oldest step.
+static int finish_step(struct trainer *t, struct error *err) {
+    const struct train_options *o = &t->o;
+    const struct begun *b = begun_at(t, t->done.step);
+    const int64_t tokens = t->done.samples_per_step * o->ctx;
+    t->num_begun--;
+    if (t->model->be->class->download_wait(t->model->be, err)) return -1;
+    const double loss = b->sums[1] / (double)tokens, norm = sqrt(b->sums[0]);
     if (isfinite(loss) && isfinite(norm)) {
-        optimizer_step(t->optimizer, lr, t->done.step + 1);
-        runlog_step(t->log, t->done.step + 1, t->done.tokens + tokens, loss, lr, norm);
+        runlog_step(t->log, t->done.step + 1, t->done.tokens + tokens, loss, b->lr, norm);
         t->bad_steps = 0;
     } else if (skip_step(t, loss, norm, err)) {
         return -1;
     }
     t->done.step++;
     t->done.tokens += tokens;
-    progress_line_step(&t->line, t->done.step, tokens, loss, lr, t->val_loss);
+    progress_line_step(&t->line, t->done.step, tokens, loss, b->lr, t->val_loss);
+    if (due(t->done.step, o->log_every) || t->done.step == o->num_steps)
+        runlog_speed(t->log, t->done.step, t->line.tokens_per_s, progress_line_elapsed(&t->line));
     return 0;
 }
 
@@ -293,26 +321,42 @@ static void sample(struct trainer *t) {
         log_warn("no sample: %s", err.msg);
 }
 
-static bool due(int64_t step, int64_t every) {
-    return every > 0 && step % every == 0;
+// What is to be done after a step, all steps up to it being finished.
+enum { VALIDATE = 1, SAMPLE = 2, SAVE = 4 };
+static int due_after(const struct trainer *t, int64_t step) {
+    const struct train_options *o = &t->o;
+    const bool last = step == o->num_steps;
+    int what = 0;
+    if (t->validation && o->val_every > 0 && (due(step, o->val_every) || last)) what |= VALIDATE;
+    if (t->tok && (due(step, o->sample_every) || (last && o->sample_every > 0))) what |= SAMPLE;
+    if (due(step, o->save_every) && !last) what |= SAVE;
+    return what;
+}
+
+static int do_between(struct trainer *t, int what, struct error *err) {
+    if (what & VALIDATE && validate(t, err)) return -1;
+    if (what & SAMPLE) sample(t);
+    if (what & SAVE) save(t);
+    if (what) progress_line_begin(&t->line);
+    return 0;
 }
 
 int trainer_run(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;
+    const int ahead = t->model->be->class->ahead;
+    assert(ahead <= MOST_AHEAD);
     progress_line_start(&t->line, t->done.step, o->num_steps, o->log_every, o->plain_progress);
     if (t->validation && t->done.step == 0 && o->val_every > 0 && validate(t, err)) return -1;
-    while (t->done.step < o->num_steps && !stop_wanted) {
-        if (train_step(t, err)) return -1;
-        const int64_t step = t->done.step;
-        const bool last = step == o->num_steps;
-        if (due(step, o->log_every) || last)
-            runlog_speed(t->log, step, t->line.tokens_per_s, progress_line_elapsed(&t->line));
-        if (t->validation && o->val_every > 0 && (due(step, o->val_every) || last) &&
-            validate(t, err))
-            return -1;
-        if (t->tok && (due(step, o->sample_every) || (last && o->sample_every > 0))) sample(t);
-        if (due(step, o->save_every) && !last) save(t);
+    progress_line_begin(&t->line);
+    while (t->done.step + t->num_begun < o->num_steps && !stop_wanted) {
+        if (begin_step(t, err)) return -1;
+        const int what = due_after(t, t->done.step + t->num_begun);
+        while (t->num_begun > (what ? 0 : ahead))
+            if (finish_step(t, err)) return -1;
+        if (do_between(t, what, err)) return -1;
     }
+    while (t->num_begun)
+        if (finish_step(t, err)) return -1;
     if (t->saved_step != t->done.step) save(t);
     progress_line_clear(&t->line);
     if (stop_wanted && t->done.step < o->num_steps)

@@ -140,5 +140,6 @@ static inline int atomicMin(int *p, int x) {
     if (x < old) *p = x;
     return old;
 }
+using std::isfinite;
 using std::isinf;
 using std::isnan;

@@ -461,6 +461,13 @@ static void cpu_xent(struct backend *be, struct tensor loss, struct tensor dlogi
                             .flag = l2wrap});
 }
 
+static void cpu_sum(struct backend *be, struct tensor sum, struct tensor x, bool more) {
+    (void)be;
+    double s = more ? *(double *)tensor_host(sum) : 0;
+    for (size_t i = 0; i < tensor_count(x); i++) s += (double)f32(x)[i];
+    *(double *)tensor_host(sum) = s;
+}
+
 static void sumsq_some(const struct rows_job *j, size_t first, size_t end, float *part) {
     (void)part;
     const struct args *a = j->args;
@@ -491,25 +498,34 @@ static void adamw_some(const struct rows_job *j, size_t first, size_t end, float
     j->k->adamw(a->p + first, a->m + first, a->v + first, a->g + first, end - first, &a->c);
 }
 
-static void cpu_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
-                      struct tensor g, struct tensor norm2, const struct adamw *h) {
-    const double norm = sqrt(*(const double *)tensor_host(norm2));
-    const double want = h->clip / (norm + 1e-6), step = (double)h->step;
-    const struct adamw_args a = {.p = f32(p),
-                                 .m = f32(m),
-                                 .v = f32(v),
-                                 .g = f32(g),
-                                 .c = {.factor = h->clip > 0 && want < 1 ? (float)want : 1.0f,
-                                       .b1 = (float)h->beta1,
-                                       .e1 = (float)(1 - h->beta1),
-                                       .b2 = (float)h->beta2,
-                                       .e2 = (float)(1 - h->beta2),
-                                       .c1 = (float)(1 / (1 - pow(h->beta1, step))),
-                                       .c2 = (float)(1 / (1 - pow(h->beta2, step))),
-                                       .eps = (float)h->eps,
-                                       .lr = (float)h->lr,
-                                       .wd = (float)h->weight_decay}};
-    run_elements(be, tensor_count(p), adamw_some, &a);
+static void cpu_adamw(struct backend *be, const struct adamw *t) {
+    const double *sums = tensor_host(t->sums), *now = tensor_host(t->now);
+    if (!isfinite(sums[0]) || !isfinite(sums[1])) return;
+    const double want = t->clip / (sqrt(sums[0]) + 1e-6);
+    const size_t n = t->p.dim[0], from = n - (tensor_is(t->rounded) ? t->rounded.dim[0] : 0);
+    for (size_t k = 0; k < t->groups.dim[0]; k++) {
+        const struct adamw_group *g = (const struct adamw_group *)tensor_host(t->groups) + k;
+        const struct adamw_args a = {.p = f32(t->p) + g->first,
+                                     .m = f32(t->m) + g->first,
+                                     .v = f32(t->v) + g->first,
+                                     .g = f32(t->g) + g->first,
+                                     .c = {.factor = t->clip > 0 && want < 1 ? (float)want : 1.0f,
+                                           .b1 = (float)t->beta1,
+                                           .e1 = (float)(1 - t->beta1),
+                                           .b2 = (float)t->beta2,
+                                           .e2 = (float)(1 - t->beta2),
+                                           .c1 = (float)(1 / now[1]),
+                                           .c2 = (float)(1 / now[2]),
+                                           .eps = (float)t->eps,
+                                           .lr = (float)(now[0] * g->lr_scale),
+                                           .wd = (float)g->weight_decay}};
+        const size_t first = (size_t)g->first, count = (size_t)g->count;
+        run_elements(be, count, adamw_some, &a);
+        const size_t at = first > from ? first : from;
+        if (first + count > at)
+            cpu_copy(be, tensor_slice(t->rounded, at - from, first + count - at),
+                     tensor_slice(t->p, at, first + count - at));
+    }
 }
 
 // ---- the backend -------------------------------------------------------------------------------
@@ -535,6 +551,7 @@ static const struct ops cpu_ops = {
     .readout_bwd = cpu_readout_bwd,
     .xent = cpu_xent,
     .sample = cpu_sample,
+    .sum = cpu_sum,
     .sumsq = cpu_sumsq,
     .adamw = cpu_adamw,
     .fill = cpu_fill,
@@ -556,6 +573,8 @@ static const struct backend_class cpu_class = {
     .upload = host_upload,
     .download = host_download,
     .sync = host_sync,
+    .download_later = host_download,
+    .download_wait = host_sync,
     .weight_create = cpu_weight_create,
     .weight_refresh = cpu_weight_refresh,
     .weight_destroy = cpu_weight_destroy,

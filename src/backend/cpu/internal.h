@@ -57,8 +57,8 @@ static inline size_t cpu_panels(size_t out) {
     return (out + PANEL - 1) / PANEL;
 }
 size_t cpu_panel_bytes(size_t in, enum dtype stored); // of one panel, whole groups
-struct weight *cpu_weight_create(struct backend *be, struct tensor src, enum weight_layout layout,
-                                 struct precision p, bool trained);
+struct weight *cpu_weight_create(struct backend *be, struct tensor src, struct tensor rounded,
+                                 enum weight_layout layout, struct precision p, bool trained);
 void cpu_weight_refresh(struct backend *be, struct weight *w, struct tensor src);
 void cpu_weight_destroy(struct weight *w);
 size_t cpu_weight_bytes(const struct backend *be, size_t rows, size_t cols, struct precision p,

@@ -151,8 +151,9 @@ static struct weight *create(struct cpu *cpu, struct tensor src, enum weight_lay
     return &w->base;
 }
 
-struct weight *cpu_weight_create(struct backend *be, struct tensor src, enum weight_layout layout,
-                                 struct precision p, bool trained) {
+struct weight *cpu_weight_create(struct backend *be, struct tensor src, struct tensor rounded,
+                                 enum weight_layout layout, struct precision p, bool trained) {
+    (void)rounded;
     struct cpu *cpu = cpu_of(be);
     struct cpu_weight *w = (struct cpu_weight *)create(cpu, src, layout, p, trained);
     if (trained) {

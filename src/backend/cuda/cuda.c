@@ -37,15 +37,19 @@ cudaError_t cuda_enter(const struct cuda *c) {
     return e;
 }
 
+int cuda_troubled(struct cuda *c, struct error *err) {
+    const char *refused = lt_trouble(c->lt);
+    if (refused && !c->trouble[0]) snprintf(c->trouble, sizeof c->trouble, "%s", refused);
+    return c->trouble[0] ? fail(err, E_DEVICE, "%s", c->trouble) : 0;
+}
+
 static int cuda_sync(struct backend *be, struct error *err) {
     struct cuda *c = cuda_of(be);
     cuda_enter(c);
     queue_flush(c->queue);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
-    const char *refused = lt_trouble(c->lt);
-    if (refused && !c->trouble[0]) snprintf(c->trouble, sizeof c->trouble, "%s", refused);
-    return c->trouble[0] ? fail(err, E_DEVICE, "%s", c->trouble) : 0;
+    return cuda_troubled(c, err);
 }
 
 // ---- memory ------------------------------------------------------------------------------------
@@ -105,31 +109,6 @@ static void cuda_buffer_destroy(struct buffer *b) {
     cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels"); // they may use it
     cuda_failed(c, cudaFree(((struct cuda_buffer *)(void *)b)->data), "freeing memory");
     free(b);
-}
-
-// The runtime has copied src when it returns: pageable memory goes through its own staging.
-static void cuda_upload(struct backend *be, struct tensor dst, const void *src) {
-    struct cuda *c = cuda_of(be);
-    queue_flush(queue_of(be));
-    if (tensor_bytes(dst))
-        cuda_failed(c,
-                    cudaMemcpyAsync(dev(dst), src, tensor_bytes(dst), cudaMemcpyHostToDevice,
-                                    c->stream),
-                    "copying to the device");
-}
-
-static void cuda_download(struct backend *be, void *dst, struct tensor src) {
-    struct cuda *c = cuda_of(be);
-    const size_t bytes = tensor_bytes(src);
-    cuda_enter(c);
-    queue_flush(c->queue);
-    cuda_failed(c, cudaGetLastError(), "starting a kernel");
-    if (bytes)
-        cuda_failed(c, cudaMemcpyAsync(dst, dev(src), bytes, cudaMemcpyDeviceToHost, c->stream),
-                    "copying from the device");
-    cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
-    if (c->trouble[0] || lt_trouble(c->lt))
-        memset(dst, 0xff, bytes); // NaN, or token -1: nobody takes it for a result
 }
 
 // What one pass over the device's memory, or a large product of cuBLASLt, comes to: the best of
@@ -195,6 +174,7 @@ static void cuda_destroy(struct backend *be) {
     struct cuda *c = cuda_of(be);
     cuda_enter(c);
     queue_destroy(c->queue);
+    transfer_close(c);
     lt_close(c->lt);
     if (c->scratch) cudaFree(c->scratch);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -208,7 +188,11 @@ static const struct backend_class cuda_class = {
     .upload = cuda_upload,
     .download = cuda_download,
     .sync = cuda_sync,
+    .download_later = cuda_download_later,
+    .download_wait = cuda_download_wait,
+    .ahead = AHEAD,
     .weight_create = cuda_weight_create,
+    .weight_rounds = cuda_weight_rounds,
     .weight_refresh = cuda_weight_refresh,
     .weight_destroy = cuda_weight_destroy,
     .weight_bytes = cuda_weight_bytes,

@@ -7,6 +7,20 @@
 struct lt;
 struct ops;
 
+// Transfers that the host does not wait for go through memory of the host that the device reaches
+// by itself (transfer.c).
+enum { STAGES = 2, AHEAD = 1, REPLIES = AHEAD + 1, REPLY_BYTES = 256 };
+struct stage { // of an upload
+    void *data;
+    size_t bytes;
+    cudaEvent_t free; // when the device has it
+};
+struct reply { // to a download_later
+    void *dst;
+    size_t bytes;
+    cudaEvent_t here;
+};
+
 struct cuda {
     struct backend base;
     cudaStream_t stream; // behind the queue: flush before anything else goes there
@@ -29,6 +43,10 @@ struct cuda {
         size_t rows, cols;
         struct tile_map map;
     } mapped[64];
+    struct stage stage[STAGES];
+    struct reply reply[REPLIES]; // a ring
+    char *replies;               // REPLY_BYTES each
+    int next_stage, first_reply, num_replies;
     char trouble[300]; // the first thing that went wrong in an op; sync says it
 };
 
@@ -61,12 +79,21 @@ static inline struct queue *queue_of(struct backend *be) {
 // left the op is done on what there is: NULL, and sync says why.
 void *cuda_scratch(struct cuda *c, size_t bytes);
 int cuda_failed(struct cuda *c, cudaError_t e, const char *doing); // notes it; whether it is one
+int cuda_troubled(struct cuda *c, struct error *err);              // -1 if anything was noted
+
+// transfer.c
+void cuda_upload(struct backend *be, struct tensor dst, const void *src);
+void cuda_download(struct backend *be, void *dst, struct tensor src);
+void cuda_download_later(struct backend *be, void *dst, struct tensor src);
+int cuda_download_wait(struct backend *be, struct error *err);
+void transfer_close(struct cuda *c);
 
 extern const struct ops cuda_ops; // ops.c
 
 // weights.c
-struct weight *cuda_weight_create(struct backend *be, struct tensor src, enum weight_layout layout,
-                                  struct precision p, bool trained);
+struct weight *cuda_weight_create(struct backend *be, struct tensor src, struct tensor rounded,
+                                  enum weight_layout layout, struct precision p, bool trained);
+bool cuda_weight_rounds(const struct backend *be, struct precision p);
 void cuda_weight_refresh(struct backend *be, struct weight *w, struct tensor src);
 void cuda_weight_destroy(struct weight *w);
 size_t cuda_weight_bytes(const struct backend *be, size_t rows, size_t cols, struct precision p,
@@ -74,8 +101,9 @@ size_t cuda_weight_bytes(const struct backend *be, size_t rows, size_t cols, str
 
 struct cuda_weight {
     struct weight base;
-    void *data; // our own memory; NULL: trained and f32, read in place
+    void *data; // packed, our own memory; NULL: trained, and read where it is
     size_t bytes;
+    struct tensor rounded; // trained and bf16: the caller's
     struct matrix m;
     struct tile_map map;
     bool mapped; // many.cu can take it

@@ -168,15 +168,18 @@ void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, 
 
 // ---- optim.cu
 enum { SUM_PARTS = 1024 };
+void k_sum(struct queue *s, double *sum, const float *x, size_t n, bool more);
 void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, double *part); // SUM_PARTS
-struct adamw_args {
+struct adamw_args { // as struct adamw
     float *p, *m, *v;
+    uint16_t *rounded; // of p from `from` on; may be NULL
     const float *g;
-    const double *norm2;
-    size_t n;
+    const void *groups; // struct adamw_group
+    const double *sums, *now;
+    size_t n, from;
+    int num_groups;
     double clip;
-    float b1, b1_rest, b2, b2_rest; // β and 1-β
-    float step, root, eps, decay;   // p -= step · m / (√(v · root) + eps) + decay · p
+    float b1, b1_rest, b2, b2_rest, eps; // β and 1-β
 };
 void k_adamw(struct queue *s, const struct adamw_args *a);
 

@@ -4,8 +4,6 @@
 #include "backend/cuda/internal.h"
 #include "backend/dtype.h"
 
-#include <math.h>
-
 // Scratch for partial sums of `n` numbers over R rows, and `more` numbers. NULL: no memory, and the
 // op is left out; sync says so.
 static float *parts(struct backend *be, size_t R, size_t n, size_t more) {
@@ -262,8 +260,8 @@ static void cuda_norm_mix_bwd(struct backend *be, const struct norm_mix_bwd *t,
                                    .C = C,
                                    .eps = (float)t->eps,
                                    .narrow = narrow(t->dm)};
-    const bool one_storage = !tensor_is(t->rounded) || narrow(t->rounded);
-    if (!one_storage || !k_norm_mix_bwd(queue_of(be), &p)) norm_mix_bwd_parts(be, t, b);
+    const bool fits = !tensor_is(t->rounded) || narrow(t->rounded);
+    if (!fits || !k_norm_mix_bwd(queue_of(be), &p)) norm_mix_bwd_parts(be, t, b);
 }
 
 static void cuda_recall(struct backend *be, const struct recall *t, const struct batch *b, int H) {
@@ -302,30 +300,36 @@ static void cuda_sample(struct backend *be, struct tensor token, struct tensor l
 
 // ---- optimizer and memory ----------------------------------------------------------------------
 
+static void cuda_sum(struct backend *be, struct tensor sum, struct tensor x, bool more) {
+    k_sum(queue_of(be), dev(sum), dev(x), tensor_count(x), more);
+}
+
 static void cuda_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
     double *part = cuda_scratch(cuda_of(be), SUM_PARTS * sizeof *part);
     if (part) k_sumsq(queue_of(be), dev(sum), dev(x), tensor_count(x), part);
 }
 
-static void cuda_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
-                       struct tensor g, struct tensor norm2, const struct adamw *h) {
-    k_adamw(queue_of(be), &(struct adamw_args){
-                              .p = dev(p),
-                              .m = dev(m),
-                              .v = dev(v),
-                              .g = dev(g),
-                              .norm2 = dev(norm2),
-                              .n = tensor_count(p),
-                              .clip = h->clip,
-                              .b1 = (float)h->beta1,
-                              .b1_rest = (float)(1 - h->beta1),
-                              .b2 = (float)h->beta2,
-                              .b2_rest = (float)(1 - h->beta2),
-                              .step = (float)(h->lr / (1 - pow(h->beta1, (double)h->step))),
-                              .root = (float)(1 / (1 - pow(h->beta2, (double)h->step))),
-                              .eps = (float)h->eps,
-                              .decay = (float)(h->lr * h->weight_decay),
-                          });
+static void cuda_adamw(struct backend *be, const struct adamw *t) {
+    const bool copied = tensor_is(t->rounded), fits = copied && narrow(t->rounded);
+    const size_t n = t->p.dim[0], from = n - (copied ? t->rounded.dim[0] : 0);
+    k_adamw(queue_of(be), &(struct adamw_args){.p = dev(t->p),
+                                               .m = dev(t->m),
+                                               .v = dev(t->v),
+                                               .rounded = fits ? dev(t->rounded) : NULL,
+                                               .g = dev(t->g),
+                                               .groups = dev(t->groups),
+                                               .sums = dev(t->sums),
+                                               .now = dev(t->now),
+                                               .n = n,
+                                               .from = from,
+                                               .num_groups = (int)t->groups.dim[0],
+                                               .clip = t->clip,
+                                               .b1 = (float)t->beta1,
+                                               .b1_rest = (float)(1 - t->beta1),
+                                               .b2 = (float)t->beta2,
+                                               .b2_rest = (float)(1 - t->beta2),
+                                               .eps = (float)t->eps});
+    if (copied && !fits) op_copy(be, t->rounded, tensor_slice(t->p, from, n - from));
 }
 
 static void cuda_fill(struct backend *be, struct tensor y, double value) {
@@ -369,6 +373,7 @@ const struct ops cuda_ops = {
     .recall = cuda_recall,
     .xent = cuda_xent,
     .sample = cuda_sample,
+    .sum = cuda_sum,
     .sumsq = cuda_sumsq,
     .adamw = cuda_adamw,
     .fill = cuda_fill,

@@ -1,5 +1,6 @@
 // Matrices in the device. What is only read is packed as (K, padded O), which serves few rows and
-// many; what is trained keeps its parameter's layout: f32 is read in place, bf16 is a copy.
+// many; what is trained keeps its parameter's layout: f32 is read in place, bf16 from the caller's
+// copy.
 #include "backend/cuda/internal.h"
 
 #include "backend/quant.h"
@@ -28,7 +29,7 @@ size_t cuda_weight_bytes(const struct backend *be, size_t rows, size_t cols, str
                          bool trained) {
     (void)be;
     size_t scales;
-    if (trained) return p.stored == DT_F32 ? 0 : rows * cols * dtype_size(p.stored);
+    if (trained) return 0;
     // Whichever side is K: the larger of both, within the padding.
     const size_t a = packed_bytes(rows, cols, p.stored, &scales) + scales;
     const size_t b = packed_bytes(cols, rows, p.stored, &scales) + scales;
@@ -90,10 +91,11 @@ void cuda_weight_refresh(struct backend *be, struct weight *base, struct tensor 
     c->rounded_of = NULL;
     if (base->trained && t == DT_F32) {
         w->m.data = dev(src);
+    } else if (base->trained) {
+        w->m.data = dev(w->rounded);
+        k_copy(c->queue, dev(w->rounded), (int)t, dev(src), (int)src.dtype, tensor_count(src));
     } else if (!w->data) {
         return; // no memory: said at sync
-    } else if (base->trained) {
-        k_copy(c->queue, w->data, (int)t, dev(src), (int)src.dtype, tensor_count(src));
     } else if (t == DT_F32 || t == DT_BF16) {
         k_pack(c->queue, w->data, (int)t, w->m.sk, dev(src), (int)src.dtype, base->in, base->out,
                base->layout == WEIGHT_OUT_IN);
@@ -102,8 +104,13 @@ void cuda_weight_refresh(struct backend *be, struct weight *base, struct tensor 
     }
 }
 
-struct weight *cuda_weight_create(struct backend *be, struct tensor src, enum weight_layout layout,
-                                  struct precision p, bool trained) {
+bool cuda_weight_rounds(const struct backend *be, struct precision p) {
+    (void)be;
+    return p.stored == DT_BF16;
+}
+
+struct weight *cuda_weight_create(struct backend *be, struct tensor src, struct tensor rounded,
+                                  enum weight_layout layout, struct precision p, bool trained) {
     struct cuda *c = cuda_of(be);
     struct cuda_weight *w = mem_zero(1, sizeof *w);
     const bool oi = layout == WEIGHT_OUT_IN;
@@ -113,12 +120,13 @@ struct weight *cuda_weight_create(struct backend *be, struct tensor src, enum we
     w->m = (struct matrix){.type = (int)p.stored, .sk = padded(O, PAD), .so = 1};
     if (trained) {
         assert(src.dtype == DT_F32 && (p.stored == DT_F32 || p.stored == DT_BF16));
+        assert(p.stored == DT_F32 || (rounded.dtype == DT_BF16 && tensor_is(rounded)));
+        w->rounded = rounded;
         w->m.sk = oi ? 1 : O;
         w->m.so = oi ? K : 1;
     }
     size_t scales = 0;
-    w->bytes =
-        trained ? cuda_weight_bytes(be, K, O, p, true) : packed_bytes(K, O, p.stored, &scales);
+    w->bytes = trained ? 0 : packed_bytes(K, O, p.stored, &scales);
     if (w->bytes) {
         void *data;
         cuda_enter(c);

@@ -226,8 +226,9 @@ static void ref_weight_refresh(struct backend *be, struct weight *w, struct tens
 }
 
 static struct weight *ref_weight_create(struct backend *be, struct tensor src,
-                                        enum weight_layout layout, struct precision precision,
-                                        bool trained) {
+                                        struct tensor rounded, enum weight_layout layout,
+                                        struct precision precision, bool trained) {
+    (void)rounded;
     struct ref_weight *w = mem_zero(1, sizeof *w);
     const bool oi = layout == WEIGHT_OUT_IN;
     w->base = (struct weight){.be = be,
@@ -758,6 +759,13 @@ static void ref_sample(struct backend *be, struct tensor token, struct tensor lo
 
 // ---- optimizer and memory ----------------------------------------------------------------------
 
+static void ref_sum(struct backend *be, struct tensor sum, struct tensor x, bool more) {
+    (void)be;
+    double s = more ? *(double *)tensor_host(sum) : 0;
+    for (size_t i = 0; i < tensor_count(x); i++) s += (double)data(x)[i];
+    *(double *)tensor_host(sum) = s;
+}
+
 static void ref_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
     (void)be;
     double s = 0;
@@ -765,23 +773,28 @@ static void ref_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
     *(double *)tensor_host(sum) = s;
 }
 
-static void ref_adamw(struct backend *be, struct tensor p, struct tensor m, struct tensor v,
-                      struct tensor g, struct tensor norm2, const struct adamw *h) {
+static void ref_adamw(struct backend *be, const struct adamw *t) {
     (void)be;
-    const double norm = sqrt(*(const double *)tensor_host(norm2));
-    const double want = h->clip / (norm + 1e-6);
-    const double factor = h->clip > 0 && want < 1 ? want : 1;
-    const double b1 = h->beta1, b2 = h->beta2;
-    const double c1 = 1 - pow(b1, (double)h->step), c2 = 1 - pow(b2, (double)h->step);
-    for (size_t i = 0; i < tensor_count(p); i++) {
-        const double grad = (double)data(g)[i] * factor;
-        const double mi = b1 * (double)data(m)[i] + (1 - b1) * grad;
-        const double vi = b2 * (double)data(v)[i] + (1 - b2) * grad * grad;
-        data(m)[i] = (real)mi;
-        data(v)[i] = (real)vi;
-        const double update = mi / c1 / (sqrt(vi / c2) + h->eps);
-        data(p)[i] =
-            (real)((double)data(p)[i] - h->lr * (update + h->weight_decay * (double)data(p)[i]));
+    const double *sums = tensor_host(t->sums), *now = tensor_host(t->now);
+    if (!isfinite(sums[0]) || !isfinite(sums[1])) return;
+    const double want = t->clip / (sqrt(sums[0]) + 1e-6);
+    const double factor = t->clip > 0 && want < 1 ? want : 1;
+    const double b1 = t->beta1, b2 = t->beta2;
+    const size_t n = tensor_count(t->p), last = tensor_is(t->rounded) ? t->rounded.dim[0] : 0;
+    real *p = data(t->p), *m = data(t->m), *v = data(t->v);
+    for (size_t k = 0; k < t->groups.dim[0]; k++) {
+        const struct adamw_group *g = (const struct adamw_group *)tensor_host(t->groups) + k;
+        const double lr = now[0] * g->lr_scale;
+        for (int64_t i = g->first; i < g->first + g->count; i++) {
+            const double grad = (double)data(t->g)[i] * factor;
+            const double mi = b1 * (double)m[i] + (1 - b1) * grad;
+            const double vi = b2 * (double)v[i] + (1 - b2) * grad * grad;
+            const double update = mi / now[1] / (sqrt(vi / now[2]) + t->eps);
+            m[i] = (real)mi;
+            v[i] = (real)vi;
+            p[i] = (real)((double)p[i] - lr * (update + g->weight_decay * (double)p[i]));
+            if ((size_t)i >= n - last) data(t->rounded)[(size_t)i - (n - last)] = p[i];
+        }
     }
 }
 
@@ -825,6 +838,7 @@ static const struct ops ref_ops = {
     .readout_bwd = ref_readout_bwd,
     .xent = ref_xent,
     .sample = ref_sample,
+    .sum = ref_sum,
     .sumsq = ref_sumsq,
     .adamw = ref_adamw,
     .fill = ref_fill,
@@ -849,6 +863,8 @@ static const struct backend_class ref_class = {
     .upload = host_upload,
     .download = host_download,
     .sync = host_sync,
+    .download_later = host_download,
+    .download_wait = host_sync,
     .weight_create = ref_weight_create,
     .weight_refresh = ref_weight_refresh,
     .weight_destroy = ref_weight_destroy,
