@@ -302,7 +302,7 @@ static void shape_key_prep(struct call *c) {
     if (c->bare)
         put_none(c, "v_first");
     else
-        put_rows(c, "v_first", "i", (size_t)c->size.C);
+        put_rows(c, "v_first", "i", (size_t)c->size.C)->narrow = c->variant;
     put_params(c, "vecs", "i", KEY_COUNT);
 }
 CALL(key_prep) {
@@ -315,14 +315,14 @@ static void shape_key_prep_bwd(struct call *c) {
     if (c->bare)
         put_none(c, "dv_first");
     else
-        put_rows(c, "dv_first", "+", (size_t)c->size.C);
+        put_rows(c, "dv_first", "+", (size_t)c->size.C)->narrow = c->variant;
     put_params(c, "dvecs", "+", KEY_COUNT);
     put_planes(c, "du", "i", U_COUNT)->narrow = c->variant;
     put_projections(c);
     if (c->bare)
         put_none(c, "v_first");
     else
-        put_rows(c, "v_first", "i", (size_t)c->size.C);
+        put_rows(c, "v_first", "i", (size_t)c->size.C)->narrow = c->variant;
     put_params(c, "vecs", "i", KEY_COUNT);
 }
 CALL(key_prep_bwd) {
@@ -478,7 +478,7 @@ static void shape_recall(struct call *c) {
     if (c->bare)
         put_none(c, "v_out");
     else
-        put_rows(c, "v_out", "=", C);
+        put_rows(c, "v_out", "=", C)->narrow = c->variant;
     put_state(c, "state", "+");
     put_planes(c, "u", "~", U_COUNT)->narrow = c->variant;
     put_rows(c, "y", "~", C)->narrow = c->variant;
@@ -486,7 +486,7 @@ static void shape_recall(struct call *c) {
     if (c->bare)
         put_none(c, "v_first");
     else
-        put_rows(c, "v_first", "i", C);
+        put_rows(c, "v_first", "i", C)->narrow = c->variant;
     put_params(c, "key_vecs", "i", KEY_COUNT);
     put_params(c, "read_vecs", "i", READ_COUNT);
     put_batch(c);
@@ -665,7 +665,7 @@ CALL(copy) {
 
 static void shape_add(struct call *c) {
     put_rows(c, "y", "+", (size_t)c->size.C)->narrow = c->variant;
-    put_rows(c, "x", "i", (size_t)c->size.C);
+    put_rows(c, "x", "i", (size_t)c->size.C)->narrow = c->variant;
 }
 CALL(add) {
     op_add(be, t[0], t[1]);

@@ -254,7 +254,7 @@ void op_key_prep(struct backend *be, struct tensor u, struct tensor rkv, struct 
     want("key_prep", "u", u, narrow(be, u), 3, U_COUNT, R, C);
     want("key_prep", "rkv", rkv, u.dtype, 3, RKV_COUNT, R, C);
     want("key_prep", "lora", lora, u.dtype, 3, LORA_COUNT, R, C);
-    maybe("key_prep", "v_first", v_first, be->real, 2, R, C, 0);
+    maybe("key_prep", "v_first", v_first, u.dtype, 2, R, C, 0);
     want("key_prep", "vecs", vecs, be->real, 2, KEY_COUNT, C, 0);
     require("key_prep", H > 0 && C % (size_t)H == 0, "H divides C");
     trace("key_prep", u);
@@ -274,8 +274,8 @@ void op_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora
     want("key_prep_bwd", "lora", lora, du.dtype, 3, LORA_COUNT, R, C);
     require("key_prep_bwd", tensor_is(v_first) == tensor_is(dv_first),
             "v_first and dv_first come together");
-    maybe("key_prep_bwd", "v_first", v_first, be->real, 2, R, C, 0);
-    maybe("key_prep_bwd", "dv_first", dv_first, be->real, 2, R, C, 0);
+    maybe("key_prep_bwd", "v_first", v_first, du.dtype, 2, R, C, 0);
+    maybe("key_prep_bwd", "dv_first", dv_first, du.dtype, 2, R, C, 0);
     require("key_prep_bwd", H > 0 && C % (size_t)H == 0, "H divides C");
     trace("key_prep_bwd", drkv);
     be->ops->key_prep_bwd(be, drkv, dlora, dv_first, dvecs, du, rkv, lora, v_first, vecs, H);
@@ -438,13 +438,13 @@ void op_recall(struct backend *be, const struct recall *t, const struct batch *b
     }
     require("recall", H > 0 && C % (size_t)H == 0, "H divides C");
     want("recall", "o", t->o, in, 2, R, C, 0);
-    maybe("recall", "v_out", t->v_out, be->real, 2, R, C, 0);
+    maybe("recall", "v_out", t->v_out, in, 2, R, C, 0);
     want_state("recall", be, t->state, C, H);
     want("recall", "u", t->u, in, 3, U_COUNT, R, C);
     want("recall", "y", t->y, in, 2, R, C, 0);
     want("recall", "rkv", t->rkv, in, 3, RKV_COUNT, R, C);
     want("recall", "lora", t->lora, in, 3, LORA_COUNT, R, C);
-    maybe("recall", "v_first", t->v_first, be->real, 2, R, C, 0);
+    maybe("recall", "v_first", t->v_first, in, 2, R, C, 0);
     want("recall", "key_vecs", t->key_vecs, be->real, 2, KEY_COUNT, C, 0);
     want("recall", "read_vecs", t->read_vecs, be->real, 2, READ_COUNT, C, 0);
     want_batch("recall", b, R);
@@ -515,8 +515,8 @@ void op_copy(struct backend *be, struct tensor y, struct tensor x) {
 
 void op_add(struct backend *be, struct tensor y, struct tensor x) {
     require("add",
-            tensor_count(y) == tensor_count(x) && y.dtype == narrow(be, y) && x.dtype == be->real,
-            "y and x have the same count");
+            tensor_count(y) == tensor_count(x) && y.dtype == narrow(be, y) && x.dtype == y.dtype,
+            "x is like y");
     trace("add", y);
     be->ops->add(be, y, x);
 }

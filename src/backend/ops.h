@@ -64,7 +64,7 @@ struct product {
 
 // key_prep, wkv7 and readout: what comes of the projections.
 struct recall {
-    struct tensor o, v_out;  // ° (R,C) the gated readout; (R,C) the values, may be absent
+    struct tensor o, v_out;  // ° (R,C) the gated readout; ° (R,C) the values, may be absent
     struct tensor state;     // (S,H,N,N) as wkv7's, goes on in place; absent: from zero, not kept
     struct tensor saved;     // as wkv7 has it; may be absent
     struct tensor rkv, lora; // ° as key_prep has them, in the storage of o
@@ -140,16 +140,16 @@ struct ops {
                     enum act f);
 
     // -- time mix --------------------------------------------------------------------------------
-    // From rkv° (3,R,C), lora° (4,R,C) and vecs (5,C) the inputs of wkv7, u° (5,R,C), all three in
-    // one storage, per head of N:
+    // From rkv° (3,R,C), lora° (4,R,C), v_first° (R,C) and vecs (5,C) the inputs of wkv7, u°
+    // (5,R,C), all of ° in one storage, per head of N:
     //   U_W ω = w0 + lora_w (the decay logit);  a = σ(a0 + lora_a)
-    //   U_V v = v' + (v_first - v') σ(v0 + lora_v), v' = rkv_v; v_first (R,C) absent: v = v'
+    //   U_V v = v' + (v_first - v') σ(v0 + lora_v), v' = rkv_v; v_first absent: v = v'
     //   κ = k' k_k / max(‖k' k_k‖₂, 1e-12), k' = rkv_k;  U_A = -κ;  U_B = κ a
     //   U_K k = k' (1 + (a-1) k_a)
     void (*key_prep)(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,
                      struct tensor v_first, struct tensor vecs, int H);
     // drkv°[K], drkv[V] = …; dlora°[W], dlora[A] = …, dlora[V] = … (zeros if v_first is absent),
-    // stored like du°, rkv° and lora°. dv_first (R,C) += if present; dvecs (5,C) +=. drkv[R] and
+    // stored like du°, rkv° and lora°. dv_first° (R,C) += if present; dvecs (5,C) +=. drkv[R] and
     // dlora[G] are left alone.
     void (*key_prep_bwd)(struct backend *, struct tensor drkv, struct tensor dlora,
                          struct tensor dv_first, struct tensor dvecs, struct tensor du,
@@ -223,7 +223,7 @@ struct ops {
     // -- memory ----------------------------------------------------------------------------------
     void (*fill)(struct backend *, struct tensor y, double value);    // any float storage
     void (*copy)(struct backend *, struct tensor y, struct tensor x); // converts between floats
-    // y° += x.
+    // y° += x, stored alike.
     void (*add)(struct backend *, struct tensor y, struct tensor x);
 };
 

@@ -54,9 +54,9 @@ static void grads_carve(struct grads *g, struct carver *c, const struct model *m
     const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C;
     const enum dtype t = m->be->real;
-    struct tensor *one[] = {&g->x, &g->v_first, &g->z};
-    for (size_t i = 0; i < sizeof one / sizeof one[0]; i++)
-        *one[i] = carve(c, t, 2, (size_t[]){R, C});
+    g->x = carve(c, t, 2, (size_t[]){R, C});
+    g->z = carve(c, t, 2, (size_t[]){R, C});
+    g->v_first = carve(c, in, 2, (size_t[]){R, C});
     g->rounded = in == t ? g->x : carve(c, in, 2, (size_t[]){R, C});
     g->y = carve(c, in, 2, (size_t[]){R, C});
     g->o = carve(c, in, 2, (size_t[]){R, C});
@@ -79,7 +79,7 @@ static void lay_out(struct run *r, struct carver *c, const struct model *m, int 
     const enum dtype t = m->be->real, in = input_type(m->be, m->options.precision, rows);
     const bool trained = r->limits.mode != RUN_INFER;
     r->e = matrix(c, t, R, C);
-    r->v_first = matrix(c, t, R, C);
+    r->v_first = matrix(c, in, R, C);
     // One residual stream in inference, one a layer where the way back wants it.
     r->x = planes(c, t, trained ? L + 1 : 1, R, C);
     r->z = matrix(c, t, R, C);

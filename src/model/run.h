@@ -9,7 +9,7 @@
 
 // One layer's intermediates, in the order they come to be; names as in docs/math.md. What lies
 // between products (°) is bf16 where the backend and the precision have it so, and so is its
-// gradient; the residual stream, its norms and what is summed over layers are not.
+// gradient; the residual stream and its norms are not.
 struct acts {
     struct tensor z;                  // (R,C) LN1(x), LN2(x1): on the way to a mix, in all layers
     struct tensor m;                  // ° (6,R,C) token-shift mixes
@@ -28,7 +28,7 @@ struct acts {
 struct grads {
     struct tensor x;                  // (R,C) ∂ℓ/∂(residual stream), travels down the layers
     struct tensor rounded;            // (R,C) x as products take it: x itself where that is so
-    struct tensor v_first;            // (R,C) summed over the layers above 0
+    struct tensor v_first;            // ° (R,C) summed over the layers above 0
     struct tensor z;                  // (R,C)
     struct tensor y, o;               // ° (R,C)
     struct tensor m;                  // ° (6,R,C); plane 0 also serves the channel mix
@@ -44,7 +44,7 @@ struct run {
     struct buffer *memory;
     struct batch batch;    // the feed's, as exact as the model
     struct tensor e;       // (R,C) embedding rows
-    struct tensor v_first; // (R,C) layer 0's values
+    struct tensor v_first; // ° (R,C) layer 0's values
     struct tensor x;    // (1 or L+1,R,C) residual stream at each layer's entry, and after the last
     struct acts *acts;  // 1 or L
     struct tensor z;    // (R,C) theirs
@@ -70,6 +70,6 @@ struct acts *run_acts(struct run *r, int layer);
 struct tensor run_x(const struct run *r, int layer); // entry of the layer; L: after the last
 
 void embed_forward(struct model *m, struct run *r, const struct feed *f);
-// x_out may be x. Layer 0 writes v_first (R,C), the others read it.
+// x_out may be x. Layer 0 writes v_first, the others read it.
 void layer_forward(struct model *m, int layer, struct acts *a, struct tensor x_out, struct tensor x,
                    struct tensor v_first, const struct batch *b, struct state *s);

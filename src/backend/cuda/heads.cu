@@ -40,7 +40,7 @@ template <int VEC, int NL, class T> static __global__ void key_prep(key_args p) 
     head<VEC, NL> mixed = {}, first = {};
     if (p.v_first) {
         mixed.take(lora + LORA_V * plane, N);
-        first.take(p.v_first + at, N);
+        first.take((const T *)p.v_first + at, N);
     }
     TAKE(w0, p.vecs + KEY_W0 * C + h);
     TAKE(a0, p.vecs + KEY_A0 * C + h);
@@ -106,8 +106,8 @@ template <int VEC, int NL, class T> static __global__ void key_prep_bwd(key_bwd_
         if (p.v_first) {
             v.take(rkv + RKV_V * plane, N);
             gate.take(lora + LORA_V * plane, N);
-            v_first.take(p.v_first + at, N);
-            dv_first.take(p.dv_first + at, N);
+            v_first.take((const T *)p.v_first + at, N);
+            dv_first.take((const T *)p.dv_first + at, N);
         }
         const float norm = key_norm(k, k_k), s = fmaxf(norm, 1e-12f);
         float along = 0;
@@ -141,7 +141,7 @@ template <int VEC, int NL, class T> static __global__ void key_prep_bwd(key_bwd_
         dw.give(dlora + LORA_W * plane, N);
         da.give(dlora + LORA_A * plane, N);
         db.give(dlora + LORA_V * plane, N);
-        if (p.v_first) dv_first.give(p.dv_first + at, N);
+        if (p.v_first) dv_first.give((T *)p.dv_first + at, N);
     }
     store_sums<KEY_COUNT, VEC, NL>(p.part + blockIdx.y * KEY_COUNT * C, sum, h, C, N);
 }
@@ -158,28 +158,44 @@ void k_key_prep_bwd(struct queue *s, const struct key_bwd_args *p) {
 
 // ---- readout -----------------------------------------------------------------------------------
 
+// Where a head is two numbers a lane, a warp takes it of so many rows, all asked for at once: with
+// one it would read more of vecs than of anything else.
+enum { READ_ROWS = 4 };
+
 template <int VEC, int NL, class T> static __global__ void readout(read_args p) {
     begin_kernel();
+    constexpr int ROWS = NL == 1 ? READ_ROWS : 1;
     const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5), C = p.C;
-    if (task >= p.R * p.H) return;
+    const size_t row = task / p.H * ROWS;
+    if (row >= p.R) return;
     const int N = (int)(C / p.H);
-    const size_t h = task % p.H * N, plane = p.R * C, at = task / p.H * C + h;
-    const T *u = (const T *)p.u + at;
-    TAKE(y, (const T *)p.y + at);
-    TAKE(r, (const T *)p.r + at);
-    TAKE(k, u + U_K * plane);
-    TAKE(v, u + U_V * plane);
-    TAKE(g, (const T *)p.g + at);
+    const size_t h = task % p.H * N, plane = p.R * C;
+    head<VEC, NL> y[ROWS], r[ROWS], k[ROWS], v[ROWS], g[ROWS];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        if (row + i >= p.R) break;
+        const size_t at = (row + i) * C + h;
+        y[i].take((const T *)p.y + at, N);
+        r[i].take((const T *)p.r + at, N);
+        k[i].take((const T *)p.u + U_K * plane + at, N);
+        v[i].take((const T *)p.u + U_V * plane + at, N);
+        g[i].take((const T *)p.g + at, N);
+    }
     TAKE(weight, p.vecs + READ_WEIGHT * C + h);
     TAKE(bias, p.vecs + READ_BIAS * C + h);
     TAKE(r_k, p.vecs + READ_RK * C + h);
-    read_head(y, r, k, v, g, weight, bias, r_k, N);
-    y.give((T *)p.o + at, N);
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        if (row + i >= p.R) break;
+        read_head(y[i], r[i], k[i], v[i], g[i], weight, bias, r_k, N);
+        y[i].give((T *)p.o + (row + i) * C + h, N);
+    }
 }
 
 void k_readout(struct queue *s, const struct read_args *p) {
     const bool twos = in_fours(4, p->o, p->y, p->r, p->u, p->g, p->vecs);
-    if (p->R) BY_HEAD(readout, p->narrow, p->C / p->H, twos, blocks(p->R * p->H, WARPS), s, *p);
+    const size_t rows = twos && p->C / p->H == 64 ? (p->R + READ_ROWS - 1) / READ_ROWS : p->R;
+    if (p->R) BY_HEAD(readout, p->narrow, p->C / p->H, twos, blocks(rows * p->H, WARPS), s, *p);
 }
 
 template <int VEC, int NL, class T> static __global__ void readout_bwd(read_bwd_args p) {

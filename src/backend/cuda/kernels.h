@@ -49,23 +49,23 @@ void k_add_parts(struct queue *s, struct sum_outs outs, const float *part, size_
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
 void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
-void k_add(struct queue *s, void *y, bool narrow, const float *x, size_t n);
+void k_add(struct queue *s, void *y, const void *x, bool narrow, size_t n);
 
 // ---- heads.cu; `narrow`: all void pointers are bf16, else f32. Names as in ops.h.
 struct key_args {
     void *u;
-    const void *rkv, *lora;
-    const float *v_first, *vecs; // v_first may be NULL
+    const void *rkv, *lora, *v_first; // v_first may be NULL
+    const float *vecs;
     size_t R, C;
     int H;
     bool narrow;
 };
 void k_key_prep(struct queue *s, const struct key_args *p);
 struct key_bwd_args {
-    void *drkv, *dlora;
-    float *dv_first, *dvecs, *part; // part: k_parts(R) · 5C; dv_first may be NULL, with v_first
-    const void *du, *rkv, *lora;
-    const float *v_first, *vecs;
+    void *drkv, *dlora, *dv_first; // dv_first may be NULL, with v_first
+    float *dvecs, *part;           // part: k_parts(R) · 5C
+    const void *du, *rkv, *lora, *v_first;
+    const float *vecs;
     size_t R, C;
     int H;
     bool narrow;
@@ -119,14 +119,14 @@ struct mix_bwd_args {
 };
 bool k_norm_mix_bwd(struct queue *s, const struct mix_bwd_args *p);
 struct recall_args {
-    void *o, *state; // the state goes on in place
-    float *v_out;    // may be NULL
-    const void *rkv, *lora;
-    const float *v_first, *key_vecs, *read_vecs; // v_first may be NULL
+    void *o, *v_out;                  // v_out may be NULL
+    void *state;                      // goes on in place
+    const void *rkv, *lora, *v_first; // v_first may be NULL
+    const float *key_vecs, *read_vecs;
     const int32_t *span;
     size_t R, C;
     int H;
-    bool narrow, half; // rkv, lora and o are bf16; the state is f16
+    bool narrow, half; // all void pointers but the state are bf16; the state is f16
 };
 bool k_recall(struct queue *s, const struct recall_args *p);
 

@@ -346,7 +346,7 @@ static void cuda_copy(struct backend *be, struct tensor y, struct tensor x) {
 }
 
 static void cuda_add(struct backend *be, struct tensor y, struct tensor x) {
-    k_add(queue_of(be), dev(y), narrow(y), dev(x), tensor_count(y));
+    k_add(queue_of(be), dev(y), dev(x), narrow(y), tensor_count(y));
 }
 
 const struct ops cuda_ops = {

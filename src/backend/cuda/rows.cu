@@ -328,7 +328,7 @@ void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool na
     if (n) GO_EACH(act_bwd_each, n, fours, dx, dy, y, narrow, act);
 }
 
-template <int N, class T> __device__ static void add_all(T *y, const float *x, size_t n) {
+template <int N, class T> __device__ static void add_all(T *y, const T *x, size_t n) {
     EACH(i, n) {
         several<N> v = load<N>(y + i * N);
         const several<N> u = load<N>(x + i * N);
@@ -338,16 +338,16 @@ template <int N, class T> __device__ static void add_all(T *y, const float *x, s
     }
 }
 
-template <int N> static __global__ void add_each(void *y, bool narrow, const float *x, size_t n) {
+template <int N> static __global__ void add_each(void *y, const void *x, bool narrow, size_t n) {
     begin_kernel();
     if (narrow)
-        add_all<N>((uint16_t *)y, x, n);
+        add_all<N>((uint16_t *)y, (const uint16_t *)x, n);
     else
-        add_all<N>((float *)y, x, n);
+        add_all<N>((float *)y, (const float *)x, n);
 }
 
-void k_add(struct queue *s, void *y, bool narrow, const float *x, size_t n) {
-    if (n) GO_EACH(add_each, n, in_fours(n, y, x), y, narrow, x);
+void k_add(struct queue *s, void *y, const void *x, bool narrow, size_t n) {
+    if (n) GO_EACH(add_each, n, in_fours(n, y, x), y, x, narrow);
 }
 
 template <class T> static __global__ void fill_each(T *y, T value, size_t n) {

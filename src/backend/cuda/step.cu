@@ -33,7 +33,7 @@ __device__ static void prepare_token(float (&vec)[VECTORS][N], const recall_args
     head<VEC, NL> b = {}, first = {};
     if (p.v_first) {
         b.take(lora + LORA_V * plane, N);
-        first.take(p.v_first + at, N);
+        first.take((const T *)p.v_first + at, N);
     }
     TAKE(w0, p.key_vecs + KEY_W0 * C + h);
     TAKE(a0, p.key_vecs + KEY_A0 * C + h);
@@ -48,7 +48,7 @@ __device__ static void prepare_token(float (&vec)[VECTORS][N], const recall_args
         a[i] = stored<T>(a[i]);
         b[i] = stored<T>(b[i]);
     }
-    if (p.v_out) v.give(p.v_out + at, N);
+    if (p.v_out) v.give((T *)p.v_out + at, N);
     EACH(i) {
         const int c = head<VEC, NL>::column(0) + i;
         vec[U_W][c] = decay_of(w[i]);

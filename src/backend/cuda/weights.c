@@ -137,8 +137,9 @@ struct weight *cuda_weight_create(struct backend *be, struct tensor src, struct 
     }
     const size_t rows = w->m.so == 1 ? K : O, cols = w->m.so == 1 ? O : K,
                  ld = w->m.so == 1 ? w->m.sk : w->m.so;
-    w->mapped = c->tiles && w->data && p.stored == DT_BF16 &&
-                tile_map_make(&w->map, w->data, rows, cols, ld * sizeof(uint16_t));
+    const void *data = trained ? dev(rounded) : w->data;
+    w->mapped = c->tiles && data && p.stored == DT_BF16 &&
+                tile_map_make(&w->map, data, rows, cols, ld * sizeof(uint16_t));
     cuda_weight_refresh(be, &w->base, src);
     return &w->base;
 }
