@@ -53,8 +53,8 @@ struct call {
     int args;
     int H, S, spans;
     struct span span[MAX_SPANS];
-    bool used[MAX_SPANS + 8]; // slots that a span has
-    int32_t prev[MAX_ROWS], last[MAX_ROWS];
+    bool used[MAX_SPANS + 8];                                // slots that a span has
+    int32_t prev[MAX_ROWS], last[MAX_ROWS], order[MAX_ROWS]; // order: of the rows by their tokens
     struct precision precision; // of the weight made of argument "weight"
     enum weight_layout layout;
     bool trained;

@@ -108,10 +108,18 @@ CALL(embed) {
 static void shape_embed_bwd(struct call *c) {
     put(c, "dtable", "+", 2, (size_t[]){(size_t)c->size.V, (size_t)c->size.C}, -1);
     put_rows(c, "dy", "i", (size_t)c->size.C);
-    put_ids(c, "tokens", value_token);
+    const struct arg *tokens = put_ids(c, "tokens", value_token);
+    double token[MAX_ROWS];
+    for (int r = 0; r < c->size.R; r++) {
+        int i = r;
+        token[r] = value_token(c, tokens, (size_t)r);
+        for (; i > 0 && token[c->order[i - 1]] > token[r]; i--) c->order[i] = c->order[i - 1];
+        c->order[i] = r;
+    }
+    put_ids(c, "order", NULL)->given = c->order;
 }
 CALL(embed_bwd) {
-    op_embed_bwd(be, t[0], t[1], t[2]);
+    op_embed_bwd(be, t[0], t[1], t[2], t[3]);
 }
 
 static void shape_gather_rows(struct call *c) {

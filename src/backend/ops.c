@@ -131,12 +131,13 @@ void op_embed(struct backend *be, struct tensor y, struct tensor tokens, struct 
 }
 
 void op_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
-                  struct tensor tokens) {
+                  struct tensor tokens, struct tensor order) {
     want("embed_bwd", "dtable", dtable, be->real, 2, dtable.dim[0], dy.dim[1], 0);
     want("embed_bwd", "dy", dy, be->real, 2, dy.dim[0], dy.dim[1], 0);
     want("embed_bwd", "tokens", tokens, DT_I32, 1, dy.dim[0], 0, 0);
+    want("embed_bwd", "order", order, DT_I32, 1, dy.dim[0], 0, 0);
     trace("embed_bwd", dtable);
-    be->ops->embed_bwd(be, dtable, dy, tokens);
+    be->ops->embed_bwd(be, dtable, dy, tokens, order);
 }
 
 void op_gather_rows(struct backend *be, struct tensor y, struct tensor x, struct tensor rows) {

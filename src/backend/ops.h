@@ -91,9 +91,10 @@ struct ops {
     // -- rows ----------------------------------------------------------------------------------
     // y (R,C) = table (V,C)[tokens (R) i32]; the table in any float storage.
     void (*embed)(struct backend *, struct tensor y, struct tensor tokens, struct tensor table);
-    // dtable (V,C) += dy at each row's token.
+    // dtable (V,C) += dy at each row's token. order (R) i32: the rows by their tokens, those of one
+    // token upwards.
     void (*embed_bwd)(struct backend *, struct tensor dtable, struct tensor dy,
-                      struct tensor tokens);
+                      struct tensor tokens, struct tensor order);
 
     // y (O,C) = x (R,C)[rows (O) i32].
     void (*gather_rows)(struct backend *, struct tensor y, struct tensor x, struct tensor rows);
@@ -232,7 +233,8 @@ size_t sample_penalty_bytes(size_t V);
 
 // The checked callers: one per op, same arguments.
 void op_embed(struct backend *, struct tensor y, struct tensor tokens, struct tensor table);
-void op_embed_bwd(struct backend *, struct tensor dtable, struct tensor dy, struct tensor tokens);
+void op_embed_bwd(struct backend *, struct tensor dtable, struct tensor dy, struct tensor tokens,
+                  struct tensor order);
 void op_gather_rows(struct backend *, struct tensor y, struct tensor x, struct tensor rows);
 void op_norm(struct backend *, struct tensor y, struct tensor x, struct tensor w, struct tensor b,
              double eps);

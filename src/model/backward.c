@@ -146,7 +146,7 @@ static void backward(struct model *m, struct run *r, const struct feed *f) {
     }
     op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 0), vector_grad(m, P_LN0_B, 0), g->x, r->e,
                 model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());
-    op_embed_bwd(be, grad_of(m, P_EMB, 0), g->z, f->tokens);
+    op_embed_bwd(be, grad_of(m, P_EMB, 0), g->z, f->tokens, f->order);
 }
 
 // Of vectors and of the embedding, which are summed over rows; those of matrices are written by the

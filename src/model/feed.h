@@ -12,9 +12,11 @@ struct feed {
     struct feed_limits limits;
     struct buffer *memory;
     int32_t *staging;       // host: built here, uploaded at once
+    int32_t *sorted;        // host: room to sort in
     struct batch batch;     // views for the current rows and spans
     struct tensor tokens;   // (R) i32
     struct tensor targets;  // (R) i32, -1: none; absent unless given
+    struct tensor order;    // (R) i32: rows by their tokens, where there are targets
     struct tensor out_rows; // (O) i32
     int outs;
     int num_targets; // targets ≥ 0

@@ -170,7 +170,8 @@ static void scatter_task(void *ctx, int task) {
 }
 
 static void cpu_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
-                          struct tensor tokens) {
+                          struct tensor tokens, struct tensor order) {
+    (void)order;
     struct cpu *cpu = cpu_of(be);
     struct scatter_job j = {.k = cpu->k->rows,
                             .table = f32(dtable),

@@ -20,12 +20,13 @@ void k_norm(struct queue *s, void *y, bool narrow, const float *x, const float *
 void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
                 const float *w, const float *add, float *part, size_t R, size_t C, float eps);
 
-// ---- rows.cu
+// ---- embed.cu, rows.cu
 // Types are those of backend/dtype.h, as numbers: kernels see no other header of ours.
 void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
              size_t C, size_t V);
-void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t *token, size_t R,
-                 size_t C, size_t V);
+// part: k_parts(R) · C.
+void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t *token,
+                 const int32_t *order, float *part, size_t R, size_t C, size_t V);
 void k_gather_rows(struct queue *s, float *y, const float *x, const int32_t *row, size_t O,
                    size_t C);
 void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float *z, const float *in,

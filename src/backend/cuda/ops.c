@@ -25,9 +25,12 @@ static void cuda_embed(struct backend *be, struct tensor y, struct tensor tokens
 }
 
 static void cuda_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
-                           struct tensor tokens) {
-    k_embed_bwd(queue_of(be), dev(dtable), dev(dy), dev(tokens), dy.dim[0], dy.dim[1],
-                dtable.dim[0]);
+                           struct tensor tokens, struct tensor order) {
+    const size_t R = dy.dim[0], C = dy.dim[1];
+    float *part = parts(be, R, C, 0);
+    if (part)
+        k_embed_bwd(queue_of(be), dev(dtable), dev(dy), dev(tokens), dev(order), part, R, C,
+                    dtable.dim[0]);
 }
 
 static void cuda_gather_rows(struct backend *be, struct tensor y, struct tensor x,

@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 
-enum { ROW_THREADS = 256, ROW_WARPS = ROW_THREADS / 32, CHUNK = 32, COLUMNS = 128 };
+enum { ROW_THREADS = 256, CHUNK = 32, COLUMNS = 128 };
 
 size_t k_parts(size_t R) {
     return (R + CHUNK - 1) / CHUNK;
@@ -45,66 +45,6 @@ void k_add_parts(struct queue *s, struct sum_outs outs, const float *part, size_
     for (int i = 0; i < SUM_OUTS; i++) width += outs.n[i];
     LAUNCH(add_parts, blocks(width, PART_COLUMNS), PART_COLUMNS * STRETCHES, s, outs, part, parts,
            width);
-}
-
-// ---- embedding ---------------------------------------------------------------------------------
-
-static __global__ void embed(float *y, const int32_t *token, const void *table, int type, size_t C,
-                             size_t V) {
-    begin_kernel();
-    const size_t r = blockIdx.x, t = (size_t)token[r];
-    if (t >= V) __trap();
-    for (size_t c = threadIdx.x; c < C; c += blockDim.x)
-        y[r * C + c] = (float)load_number(table, type, t * C + c);
-}
-
-void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
-             size_t C, size_t V) {
-    if (R) LAUNCH(embed, (unsigned)R, ROW_THREADS, s, y, token, table, type, C, V);
-}
-
-// The block of the first row that holds a token adds all rows that hold it, in order: nothing is
-// left to chance, and no two blocks write the same row.
-static __global__ void embed_bwd(float *dtable, const float *dy, const int32_t *token, size_t R,
-                                 size_t C, size_t V) {
-    begin_kernel();
-    __shared__ int32_t match[ROW_THREADS];
-    __shared__ int before[ROW_WARPS + 1];
-    const size_t r = blockIdx.x;
-    const int32_t mine = token[r];
-    if ((size_t)mine >= V) __trap();
-    for (size_t at = 0; at < r; at += ROW_THREADS) {
-        const size_t i = at + threadIdx.x;
-        if (__syncthreads_or(i < r && token[i] == mine)) return;
-    }
-    float *out = dtable + (size_t)mine * C;
-    for (size_t at = r; at < R; at += ROW_THREADS) {
-        const size_t i = at + threadIdx.x;
-        const bool hit = i < R && token[i] == mine;
-        const unsigned votes = __ballot_sync(0xffffffffu, hit);
-        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-        if (lane == 0) before[warp + 1] = __popc(votes);
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            before[0] = 0;
-            for (int w = 0; w < ROW_WARPS; w++) before[w + 1] += before[w];
-        }
-        __syncthreads();
-        if (hit) match[before[warp] + __popc(votes & ((1u << lane) - 1))] = (int32_t)i;
-        __syncthreads();
-        const int n = before[ROW_WARPS];
-        for (size_t c = threadIdx.x; n && c < C; c += ROW_THREADS) {
-            float sum = out[c];
-            for (int k = 0; k < n; k++) sum += dy[(size_t)match[k] * C + c];
-            out[c] = sum;
-        }
-        __syncthreads();
-    }
-}
-
-void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t *token, size_t R,
-                 size_t C, size_t V) {
-    if (R) LAUNCH(embed_bwd, (unsigned)R, ROW_THREADS, s, dtable, dy, token, R, C, V);
 }
 
 static __global__ void gather_rows(float *y, const float *x, const int32_t *row, size_t C) {

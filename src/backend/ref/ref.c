@@ -50,8 +50,8 @@ static void ref_embed(struct backend *be, struct tensor y, struct tensor tokens,
 }
 
 static void ref_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
-                          struct tensor tokens) {
-    (void)be;
+                          struct tensor tokens, struct tensor order) {
+    (void)be, (void)order;
     const size_t C = dy.dim[1];
     const int32_t *token = tensor_host(tokens);
     for (size_t r = 0; r < dy.dim[0]; r++)
