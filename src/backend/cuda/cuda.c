@@ -37,6 +37,11 @@ cudaError_t cuda_enter(const struct cuda *c) {
     return e;
 }
 
+void cuda_flush(struct cuda *c) {
+    sums_settle(c);
+    queue_flush(c->queue);
+}
+
 int cuda_troubled(struct cuda *c, struct error *err) {
     const char *refused = lt_trouble(c->lt);
     if (refused && !c->trouble[0]) snprintf(c->trouble, sizeof c->trouble, "%s", refused);
@@ -46,7 +51,7 @@ int cuda_troubled(struct cuda *c, struct error *err) {
 static int cuda_sync(struct backend *be, struct error *err) {
     struct cuda *c = cuda_of(be);
     cuda_enter(c);
-    queue_flush(c->queue);
+    cuda_flush(c);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
     return cuda_troubled(c, err);
@@ -72,7 +77,7 @@ void *cuda_scratch(struct cuda *c, size_t bytes) {
     struct error err;
     void *more;
     cuda_enter(c);
-    queue_flush(c->queue);
+    cuda_flush(c);
     cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels");
     cudaFree(c->scratch);
     c->scratch = NULL;
@@ -105,7 +110,7 @@ static struct buffer *cuda_buffer_create(struct backend *be, size_t bytes, struc
 static void cuda_buffer_destroy(struct buffer *b) {
     struct cuda *c = cuda_of(b->be);
     cuda_enter(c);
-    queue_flush(c->queue);
+    cuda_flush(c);
     cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels"); // they may use it
     cuda_failed(c, cudaFree(((struct cuda_buffer *)(void *)b)->data), "freeing memory");
     free(b);
@@ -131,7 +136,7 @@ static double cuda_measure(struct backend *be, enum limit what) {
     char *a = memory + side * side * 4;
     double *part = cuda_scratch(c, (SUM_PARTS + 1) * sizeof *part);
     for (int i = 0; part && i < 4; i++) {
-        queue_flush(c->queue);
+        cuda_flush(c);
         cudaStreamSynchronize(c->stream);
         const double start = clock_s();
         if (read)
@@ -140,7 +145,7 @@ static double cuda_measure(struct backend *be, enum limit what) {
             lt_multiply(c->lt, c->queue, (struct lt_out){.data = memory, .ld = side},
                         (struct lt_side){a, side, true}, (struct lt_side){a + operand, side, false},
                         narrow, side, side, side);
-        queue_flush(c->queue);
+        cuda_flush(c);
         cudaStreamSynchronize(c->stream);
         const double work = read ? (double)bytes : 2.0 * SIDE * SIDE * SIDE;
         const double rate = work / (clock_s() - start) * 1e-9;
@@ -175,6 +180,7 @@ static void cuda_destroy(struct backend *be) {
     cuda_enter(c);
     queue_destroy(c->queue);
     transfer_close(c);
+    if (c->sums.memory) cudaFree(c->sums.memory);
     lt_close(c->lt);
     if (c->scratch) cudaFree(c->scratch);
     if (c->stream) cudaStreamDestroy(c->stream);

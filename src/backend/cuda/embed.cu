@@ -6,7 +6,11 @@
 
 #include "kernels.h"
 
-enum { ROW_THREADS = 256, THREADS = 128, STRIP = 32, AT_ONCE = 8 }; // STRIP: k_parts cuts so
+enum { ROW_THREADS = 256, THREADS = 128, STRIP = 32, AT_ONCE = 8 };
+
+size_t k_embed_strips(size_t R) {
+    return (R + STRIP - 1) / STRIP;
+}
 
 static __global__ void embed(float *y, const int32_t *token, const void *table, int type, size_t C,
                              size_t V) {
@@ -104,7 +108,7 @@ static __global__ void __launch_bounds__(THREADS) embed_bwd_rest(embed_bwd_args 
 }
 
 template <int N> static void start(struct queue *s, const embed_bwd_args &p) {
-    const unsigned strips = blocks(p.R, STRIP), columns = blocks(p.C, THREADS * N);
+    const unsigned strips = (unsigned)k_embed_strips(p.R), columns = blocks(p.C, THREADS * N);
     LAUNCH(embed_bwd<N>, dim3(strips, columns), THREADS, s, p);
     if (strips > 1) LAUNCH(embed_bwd_rest<N>, dim3(strips - 1, columns), THREADS, s, p);
 }

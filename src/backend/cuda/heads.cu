@@ -4,7 +4,7 @@
 
 #include "kernels.h"
 
-enum { WARPS = 4, THREADS = WARPS * 32, CHUNK_ROWS = 32 }; // CHUNK_ROWS: k_parts cuts so
+enum { WARPS = 4, THREADS = WARPS * 32 };
 
 // LAUNCH by the width of a head and by storage; <VEC, NL, T> is what the kernel has first.
 #define BY_WIDTH(kernel, T, N, twos, grid, s, ...)                                                 \
@@ -80,12 +80,12 @@ __device__ static void store_sums(float *part, const head<VEC, NL> (&sum)[K], si
 }
 
 // Under the floor of 1e-12 the norm is a constant.
-template <int VEC, int NL, class T> static __global__ void key_prep_bwd(key_bwd_args p) {
+template <int VEC, int NL, class T>
+static __global__ void key_prep_bwd(key_bwd_args p, size_t chunk) {
     begin_kernel();
     const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
-    const size_t first = blockIdx.y * (size_t)CHUNK_ROWS;
-    const size_t end = first + CHUNK_ROWS < p.R ? first + CHUNK_ROWS : p.R;
+    const size_t first = blockIdx.y * chunk, end = first + chunk < p.R ? first + chunk : p.R;
     TAKE(a0, p.vecs + KEY_A0 * C + h);
     TAKE(v0, p.vecs + KEY_V0 * C + h);
     TAKE(k_k, p.vecs + KEY_KK * C + h);
@@ -148,12 +148,10 @@ template <int VEC, int NL, class T> static __global__ void key_prep_bwd(key_bwd_
 
 void k_key_prep_bwd(struct queue *s, const struct key_bwd_args *p) {
     if (!p->R) return;
-    const size_t parts = k_parts(p->R), count = KEY_COUNT * p->C;
-    const dim3 grid(p->H, (unsigned)parts);
+    const dim3 grid(p->H, (unsigned)k_parts(p->R));
     const bool twos =
         in_fours(4, p->drkv, p->dlora, p->dv_first, p->du, p->rkv, p->lora, p->v_first, p->vecs);
-    BY_HEAD(key_prep_bwd, p->narrow, p->C / p->H, twos, grid, s, *p);
-    k_add_parts(s, {{p->dvecs}, {count}}, p->part, parts);
+    BY_HEAD(key_prep_bwd, p->narrow, p->C / p->H, twos, grid, s, *p, part_rows(p->R));
 }
 
 // ---- readout -----------------------------------------------------------------------------------
@@ -198,12 +196,12 @@ void k_readout(struct queue *s, const struct read_args *p) {
     if (p->R) BY_HEAD(readout, p->narrow, p->C / p->H, twos, blocks(rows * p->H, WARPS), s, *p);
 }
 
-template <int VEC, int NL, class T> static __global__ void readout_bwd(read_bwd_args p) {
+template <int VEC, int NL, class T>
+static __global__ void readout_bwd(read_bwd_args p, size_t chunk) {
     begin_kernel();
     const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
-    const size_t first = blockIdx.y * (size_t)CHUNK_ROWS;
-    const size_t end = first + CHUNK_ROWS < p.R ? first + CHUNK_ROWS : p.R;
+    const size_t first = blockIdx.y * chunk, end = first + chunk < p.R ? first + chunk : p.R;
     TAKE(weight, p.vecs + READ_WEIGHT * C + h);
     TAKE(bias, p.vecs + READ_BIAS * C + h);
     TAKE(r_k, p.vecs + READ_RK * C + h);
@@ -253,10 +251,8 @@ template <int VEC, int NL, class T> static __global__ void readout_bwd(read_bwd_
 
 void k_readout_bwd(struct queue *s, const struct read_bwd_args *p) {
     if (!p->R) return;
-    const size_t parts = k_parts(p->R), count = READ_COUNT * p->C;
-    const dim3 grid(p->H, (unsigned)parts);
+    const dim3 grid(p->H, (unsigned)k_parts(p->R));
     const bool twos =
         in_fours(4, p->dy, p->dr, p->du, p->dg, p->d_o, p->y, p->r, p->u, p->g, p->vecs);
-    BY_HEAD(readout_bwd, p->narrow, p->C / p->H, twos, grid, s, *p);
-    k_add_parts(s, {{p->dvecs}, {count}}, p->part, parts);
+    BY_HEAD(readout_bwd, p->narrow, p->C / p->H, twos, grid, s, *p, part_rows(p->R));
 }

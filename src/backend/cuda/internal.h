@@ -21,6 +21,13 @@ struct reply { // to a download_later
     cudaEvent_t here;
 };
 
+// Gradients of vectors are summed over rows in parts, which are added up together (sums.c).
+struct sums {
+    char *memory; // of the parts
+    size_t bytes, used;
+    struct part_list list;
+};
+
 struct cuda {
     struct backend base;
     cudaStream_t stream; // behind the queue: flush before anything else goes there
@@ -35,6 +42,7 @@ struct cuda {
     const void *rounded_of;
     uint16_t *rounded;
     size_t rounded_count;
+    struct sums sums;
     struct lt *lt;  // NULL: our own kernels do all products
     int processors; // multiprocessors
     bool tiles;     // many.cu runs here
@@ -67,13 +75,24 @@ static inline void *dev(struct tensor t) {
 // The runtime's current device is the thread's: a backend may be opened in one, used in another.
 cudaError_t cuda_enter(const struct cuda *c);
 
-// Every op goes through here.
-static inline struct queue *queue_of(struct backend *be) {
+// sums.c. What is not added yet: settle adds it, before anybody can look; all that waits or
+// uploads does so, and most ops.
+float *sums_take(struct cuda *c, size_t floats); // memory for parts, until they are settled; NULL
+void sums_add(struct cuda *c, struct part_sums s);
+void sums_settle(struct cuda *c);
+
+// Every op goes through here, but for gradients on their way down, which leave sums where they are.
+static inline struct queue *queue_passing(struct backend *be) {
     struct cuda *c = cuda_of(be);
     cuda_enter(c);
     c->rounded_of = NULL;
     return c->queue;
 }
+static inline struct queue *queue_of(struct backend *be) {
+    sums_settle(cuda_of(be));
+    return queue_passing(be);
+}
+void cuda_flush(struct cuda *c); // all that is written down goes out
 
 // At least so many bytes, contents undefined, valid until the next call. Where there is no memory
 // left the op is done on what there is: NULL, and sync says why.

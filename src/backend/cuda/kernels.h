@@ -16,15 +16,16 @@ extern "C" {
 // ---- norm.cu
 void k_norm(struct queue *s, void *y, bool narrow, const float *x, const float *w, const float *b,
             size_t R, size_t C, float eps);
-// part: k_parts(R) · 2C, then 2R floats; 8-byte aligned.
-void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
-                const float *w, const float *add, float *part, size_t R, size_t C, float eps);
+// part: k_parts(R) · 2C, for dw and db, then 2R floats; 8-byte aligned.
+void k_norm_bwd(struct queue *s, float *dx, const float *dy, const float *x, const float *w,
+                const float *add, float *part, size_t R, size_t C, float eps);
 
 // ---- embed.cu, rows.cu
 // Types are those of backend/dtype.h, as numbers: kernels see no other header of ours.
 void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
              size_t C, size_t V);
-// part: k_parts(R) · C.
+size_t k_embed_strips(size_t R);
+// part: k_embed_strips(R) · C.
 void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t *token,
                  const int32_t *order, float *part, size_t R, size_t C, size_t V);
 void k_gather_rows(struct queue *s, float *y, const float *x, const int32_t *row, size_t O,
@@ -32,21 +33,27 @@ void k_gather_rows(struct queue *s, float *y, const float *x, const int32_t *row
 void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float *z, const float *in,
                  const float *mix, const int32_t *prev, const int32_t *last, size_t n, size_t R,
                  size_t C, bool single); // single: every span is one row
-// part: k_parts(R) · nC.
-void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const void *dm, bool narrow,
-                     const float *z, const float *in, const float *mix, const int32_t *prev,
-                     const int32_t *last, float *part, size_t n, size_t R, size_t C);
+// part: k_parts(R) · nC, for dmix.
+void k_shift_mix_bwd(struct queue *s, float *dz, const void *dm, bool narrow, const float *z,
+                     const float *in, const float *mix, const int32_t *prev, const int32_t *last,
+                     float *part, size_t n, size_t R, size_t C);
 void k_act(struct queue *s, void *y, const void *x, bool narrow, size_t n, int act);
 void k_act_bwd(struct queue *s, void *dx, const void *dy, const void *y, bool narrow, size_t n,
                int act);
 size_t k_parts(size_t R); // how many partial sums R rows are cut into
 // Each part has n[0] sums for out[0], then n[1] for out[1], …: out += Σ over parts, in order.
-enum { SUM_OUTS = 3 };
-struct sum_outs {
+enum { SUM_OUTS = 3, MOST_SUMS = 4 };
+struct part_sums {
     float *out[SUM_OUTS];
     size_t n[SUM_OUTS];
+    const float *part;
+    size_t parts;
 };
-void k_add_parts(struct queue *s, struct sum_outs outs, const float *part, size_t parts);
+struct part_list {
+    struct part_sums of[MOST_SUMS];
+    int n;
+};
+void k_add_parts(struct queue *s, const struct part_list *list); // no two of one out
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
 void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
@@ -64,7 +71,7 @@ struct key_args {
 void k_key_prep(struct queue *s, const struct key_args *p);
 struct key_bwd_args {
     void *drkv, *dlora, *dv_first; // dv_first may be NULL, with v_first
-    float *dvecs, *part;           // part: k_parts(R) · 5C
+    float *part;                   // k_parts(R) · 5C, for dvecs
     const void *du, *rkv, *lora, *v_first;
     const float *vecs;
     size_t R, C;
@@ -83,7 +90,7 @@ struct read_args {
 void k_readout(struct queue *s, const struct read_args *p);
 struct read_bwd_args {
     void *dy, *dr, *du, *dg;
-    float *dvecs, *part; // part: k_parts(R) · 3C
+    float *part; // k_parts(R) · 3C, for dvecs
     const void *d_o, *y, *r, *u, *g;
     const float *vecs;
     size_t R, C;
@@ -105,7 +112,6 @@ struct mix_args {
     bool narrow; // m is bf16
 };
 bool k_norm_mix(struct queue *s, const struct mix_args *p);
-size_t k_mix_strips(size_t R); // how many partial sums k_norm_mix_bwd cuts R rows into
 struct mix_bwd_args {
     float *dx;
     uint16_t *rounded; // dx once more; may be NULL
@@ -113,7 +119,7 @@ struct mix_bwd_args {
     const void *dm;                          // (n,R,C)
     const float *x, *w, *b, *mix, *in, *add; // in and add may be NULL, add may be dx
     const int32_t *prev;
-    float *part; // k_mix_strips(R) · (n + 2)C
+    float *part; // k_parts(R) · (n + 2)C, for dmix, dw and db
     size_t n, R, C;
     float eps;
     bool narrow; // dm is bf16

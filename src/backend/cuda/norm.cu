@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 
-enum { CHUNK = 32, COLUMNS = 128 }; // CHUNK: k_parts cuts so
+enum { COLUMNS = 128 };
 
 // Of a row that a block has: counted from the first number on, what is left of equal numbers is
 // zero.
@@ -44,7 +44,7 @@ static __global__ void norm_rows(T *y, const float *x, const float *w, const flo
 struct bwd {
     float *dx, *part;
     const float *dy, *x, *w, *add;
-    size_t R, C;
+    size_t R, C, chunk; // chunk: rows of a part
     float eps;
 };
 
@@ -56,8 +56,8 @@ static __global__ void __launch_bounds__(THREADS) norm_bwd_rows(bwd p) {
     __shared__ float scratch[WARPS];
     __shared__ float4 sums[GROUP == 1 ? WARPS : 1][GROUP == 1 ? NV * 32 : 1];
     const int warp = threadIdx.x >> 5;
-    const size_t C = p.C, first = blockIdx.x * (size_t)CHUNK;
-    const size_t end = first + CHUNK < p.R ? first + CHUNK : p.R;
+    const size_t C = p.C, first = blockIdx.x * p.chunk;
+    const size_t end = first + p.chunk < p.R ? first + p.chunk : p.R;
     R dw = {}, db = {};
     for (size_t r = first + (GROUP == 1 ? warp : 0); r < end; r += WARPS / GROUP) {
         R x, g;
@@ -157,11 +157,11 @@ static __global__ void norm_bwd_any(bwd p, float2 *stat) {
 }
 
 static __global__ void norm_sums(float *part, const float *dy, const float *x, const float2 *stat,
-                                 size_t R, size_t C) {
+                                 size_t R, size_t C, size_t chunk) {
     begin_kernel();
-    const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x, first = blockIdx.y * (size_t)CHUNK;
+    const size_t c = blockIdx.x * (size_t)COLUMNS + threadIdx.x, first = blockIdx.y * chunk;
     if (c >= C) return;
-    const size_t end = first + CHUNK < R ? first + CHUNK : R;
+    const size_t end = first + chunk < R ? first + chunk : R;
     float dw = 0, db = 0;
     for (size_t r = first; r < end; r++) {
         const float2 m = stat[r];
@@ -196,11 +196,11 @@ void k_norm(struct queue *s, void *y, bool narrow, const float *x, const float *
         norm_as(s, (float *)y, x, w, b, R, C, eps);
 }
 
-void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *dy, const float *x,
-                const float *w, const float *add, float *part, size_t R, size_t C, float eps) {
+void k_norm_bwd(struct queue *s, float *dx, const float *dy, const float *x, const float *w,
+                const float *add, float *part, size_t R, size_t C, float eps) {
     if (!R) return;
     const size_t parts = k_parts(R);
-    const bwd p = {dx, part, dy, x, w, add, R, C, eps};
+    const bwd p = {dx, part, dy, x, w, add, R, C, part_rows(R), eps};
 #define GO(GROUP, NV) LAUNCH((norm_bwd_rows<GROUP, NV>), (unsigned)parts, THREADS, s, p)
     if (C <= WIDEST && in_fours(C, dx, dy, x, w, add)) {
         BY_WIDTH(C, GO);
@@ -208,8 +208,7 @@ void k_norm_bwd(struct queue *s, float *dx, float *dw, float *db, const float *d
         float2 *stat = (float2 *)(part + parts * 2 * C);
         LAUNCH(norm_bwd_any, (unsigned)R, THREADS, s, p, stat);
         LAUNCH(norm_sums, dim3(blocks(C, COLUMNS), (unsigned)parts), COLUMNS, s, part, dy, x, stat,
-               R, C);
+               R, C, part_rows(R));
     }
 #undef GO
-    k_add_parts(s, {{dw, db}, {C, C}}, part, parts);
 }

@@ -10,18 +10,7 @@
 
 #include "kernels.h"
 
-enum { MIXES = 6, VEC = 4, DEPTH = 3, LONGEST_STRIP = 128 };
-
-// Strips as long as leave every multiprocessor of a large device two of them.
-static size_t strip_of(size_t R) {
-    size_t rows = 32;
-    while (rows < LONGEST_STRIP && R > 264 * rows) rows *= 2;
-    return rows;
-}
-
-size_t k_mix_strips(size_t R) {
-    return (R + strip_of(R) - 1) / strip_of(R);
-}
+enum { MIXES = 6, VEC = 4, DEPTH = 3 };
 
 // What a row wants, in shared memory: each thread has its own columns and reads nobody else's.
 template <class T, int M> struct ring {
@@ -69,8 +58,8 @@ struct normed { // a row's x̂ and 1/√(var+ε)
 // What a block knows of its strip: the i-th row from its end is row end - 1 - i.
 template <int BLOCK> struct notes {
     float sums[4][BLOCK / 32];
-    float first[LONGEST_STRIP + 1];  // number of the i-th row: means are counted from there on
-    int32_t prev[LONGEST_STRIP + 1]; // of the row after the i-th
+    float first[MOST_PART + 1];  // number of the i-th row: means are counted from there on
+    int32_t prev[MOST_PART + 1]; // of the row after the i-th
 
     __device__ void take(const mix_bwd_args &p, size_t end, int n) {
         for (int i = (int)threadIdx.x; i <= n; i += (int)blockDim.x) {
@@ -264,11 +253,11 @@ template <class T, int M> static bool start(struct queue *s, const mix_bwd_args 
     const unsigned threads = blocks(p.C, 32 * VEC) * 32;
     const size_t shared = DEPTH * ring<T, M>::stage(threads);
     if (threads > 640 || shared + 8192 > most_shared()) return false;
-    const unsigned strips = (unsigned)k_mix_strips(p.R);
+    const unsigned strips = (unsigned)k_parts(p.R);
     if (threads <= 256)
-        launch_with(s, norm_mix_bwd_strips<T, M, 256>, strips, threads, shared, p, strip_of(p.R));
+        launch_with(s, norm_mix_bwd_strips<T, M, 256>, strips, threads, shared, p, part_rows(p.R));
     else
-        launch_with(s, norm_mix_bwd_strips<T, M, 640>, strips, threads, shared, p, strip_of(p.R));
+        launch_with(s, norm_mix_bwd_strips<T, M, 640>, strips, threads, shared, p, part_rows(p.R));
     return true;
 }
 
@@ -277,13 +266,6 @@ bool k_norm_mix_bwd(struct queue *s, const struct mix_bwd_args *p) {
         !in_fours(p->C, p->dx, p->rounded, p->dm, p->x, p->w, p->b, p->mix, p->in, p->add))
         return false;
     if (!p->R) return true;
-    bool done;
-    if (p->n == 1)
-        done = p->narrow ? start<uint16_t, 1>(s, *p) : start<float, 1>(s, *p);
-    else
-        done = p->narrow ? start<uint16_t, MIXES>(s, *p) : start<float, MIXES>(s, *p);
-    if (done)
-        k_add_parts(s, {{p->dmix, p->dw, p->db}, {p->n * p->C, p->C, p->C}}, p->part,
-                    k_mix_strips(p->R));
-    return done;
+    if (p->n == 1) return p->narrow ? start<uint16_t, 1>(s, *p) : start<float, 1>(s, *p);
+    return p->narrow ? start<uint16_t, MIXES>(s, *p) : start<float, MIXES>(s, *p);
 }

@@ -4,12 +4,6 @@
 #include "backend/cuda/internal.h"
 #include "backend/dtype.h"
 
-// Scratch for partial sums of `n` numbers over R rows, and `more` numbers. NULL: no memory, and the
-// op is left out; sync says so.
-static float *parts(struct backend *be, size_t R, size_t n, size_t more) {
-    return cuda_scratch(cuda_of(be), (k_parts(R) * n + more + 1) * sizeof(float));
-}
-
 static bool narrow(struct tensor t) {
     return t.dtype == DT_BF16;
 }
@@ -27,7 +21,7 @@ static void cuda_embed(struct backend *be, struct tensor y, struct tensor tokens
 static void cuda_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
                            struct tensor tokens, struct tensor order) {
     const size_t R = dy.dim[0], C = dy.dim[1];
-    float *part = parts(be, R, C, 0);
+    float *part = cuda_scratch(cuda_of(be), k_embed_strips(R) * C * sizeof *part);
     if (part)
         k_embed_bwd(queue_of(be), dev(dtable), dev(dy), dev(tokens), dev(order), part, R, C,
                     dtable.dim[0]);
@@ -47,10 +41,11 @@ static void cuda_norm_bwd(struct backend *be, struct tensor dx, struct tensor dw
                           struct tensor dy, struct tensor x, struct tensor w, double eps,
                           struct tensor add) {
     const size_t R = x.dim[0], C = x.dim[1];
-    float *part = parts(be, R, 2 * C, 2 * R);
-    if (part)
-        k_norm_bwd(queue_of(be), dev(dx), dev(dw), dev(db), dev(dy), dev(x), dev(w), dev(add), part,
-                   R, C, (float)eps);
+    float *part = sums_take(cuda_of(be), k_parts(R) * 2 * C + 2 * R);
+    if (!part) return;
+    k_norm_bwd(queue_passing(be), dev(dx), dev(dy), dev(x), dev(w), dev(add), part, R, C,
+               (float)eps);
+    sums_add(cuda_of(be), (struct part_sums){{dev(dw), dev(db)}, {C, C}, part, k_parts(R)});
 }
 
 static void cuda_shift_mix(struct backend *be, struct tensor m, struct tensor shift_out,
@@ -64,10 +59,11 @@ static void cuda_shift_mix_bwd(struct backend *be, struct tensor dz, struct tens
                                struct tensor dm, struct tensor z, struct tensor shift_in,
                                struct tensor mix, const struct batch *b) {
     const size_t n = mix.dim[0], R = z.dim[0], C = z.dim[1];
-    float *part = parts(be, R, n * C, 0);
-    if (part)
-        k_shift_mix_bwd(queue_of(be), dev(dz), dev(dmix), dev(dm), narrow(dm), dev(z),
-                        dev(shift_in), dev(mix), dev(b->prev), dev(b->last), part, n, R, C);
+    float *part = sums_take(cuda_of(be), k_parts(R) * n * C);
+    if (!part) return;
+    k_shift_mix_bwd(queue_passing(be), dev(dz), dev(dm), narrow(dm), dev(z), dev(shift_in),
+                    dev(mix), dev(b->prev), dev(b->last), part, n, R, C);
+    sums_add(cuda_of(be), (struct part_sums){{dev(dmix)}, {n * C}, part, k_parts(R)});
 }
 
 static void cuda_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
@@ -76,7 +72,7 @@ static void cuda_act(struct backend *be, struct tensor y, struct tensor x, enum 
 
 static void cuda_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
                          enum act f) {
-    k_act_bwd(queue_of(be), dev(dx), dev(dy), dev(y), narrow(y), tensor_count(y), (int)f);
+    k_act_bwd(queue_passing(be), dev(dx), dev(dy), dev(y), narrow(y), tensor_count(y), (int)f);
 }
 
 // ---- time mix ----------------------------------------------------------------------------------
@@ -99,22 +95,22 @@ static void cuda_key_prep_bwd(struct backend *be, struct tensor drkv, struct ten
                               struct tensor rkv, struct tensor lora, struct tensor v_first,
                               struct tensor vecs, int H) {
     const size_t R = du.dim[1], C = du.dim[2];
-    float *part = parts(be, R, KEY_COUNT * C, 0);
+    float *part = sums_take(cuda_of(be), k_parts(R) * KEY_COUNT * C);
     if (!part) return;
-    k_key_prep_bwd(queue_of(be), &(struct key_bwd_args){.drkv = dev(drkv),
-                                                        .dlora = dev(dlora),
-                                                        .dv_first = dev(dv_first),
-                                                        .dvecs = dev(dvecs),
-                                                        .part = part,
-                                                        .du = dev(du),
-                                                        .rkv = dev(rkv),
-                                                        .lora = dev(lora),
-                                                        .v_first = dev(v_first),
-                                                        .vecs = dev(vecs),
-                                                        .R = R,
-                                                        .C = C,
-                                                        .H = H,
-                                                        .narrow = narrow(du)});
+    k_key_prep_bwd(queue_passing(be), &(struct key_bwd_args){.drkv = dev(drkv),
+                                                             .dlora = dev(dlora),
+                                                             .dv_first = dev(dv_first),
+                                                             .part = part,
+                                                             .du = dev(du),
+                                                             .rkv = dev(rkv),
+                                                             .lora = dev(lora),
+                                                             .v_first = dev(v_first),
+                                                             .vecs = dev(vecs),
+                                                             .R = R,
+                                                             .C = C,
+                                                             .H = H,
+                                                             .narrow = narrow(du)});
+    sums_add(cuda_of(be), (struct part_sums){{dev(dvecs)}, {KEY_COUNT * C}, part, k_parts(R)});
 }
 
 static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tensor saved,
@@ -168,7 +164,7 @@ static void cuda_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du
     a.dstate_in = dev(dstate_in);
     a.dy = dev(dy);
     a.dstate_out = dev(dstate_out);
-    if (give_carry(be, &a)) k_wkv7_bwd(queue_of(be), &a);
+    if (give_carry(be, &a)) k_wkv7_bwd(queue_passing(be), &a);
 }
 
 static void cuda_readout(struct backend *be, struct tensor o, struct tensor y, struct tensor r,
@@ -190,24 +186,24 @@ static void cuda_readout_bwd(struct backend *be, struct tensor dy, struct tensor
                              struct tensor d_o, struct tensor y, struct tensor r, struct tensor u,
                              struct tensor g, struct tensor vecs, int H) {
     const size_t R = y.dim[0], C = y.dim[1];
-    float *part = parts(be, R, READ_COUNT * C, 0);
+    float *part = sums_take(cuda_of(be), k_parts(R) * READ_COUNT * C);
     if (!part) return;
-    k_readout_bwd(queue_of(be), &(struct read_bwd_args){.dy = dev(dy),
-                                                        .dr = dev(dr),
-                                                        .du = dev(du),
-                                                        .dg = dev(dg),
-                                                        .dvecs = dev(dvecs),
-                                                        .part = part,
-                                                        .d_o = dev(d_o),
-                                                        .y = dev(y),
-                                                        .r = dev(r),
-                                                        .u = dev(u),
-                                                        .g = dev(g),
-                                                        .vecs = dev(vecs),
-                                                        .R = R,
-                                                        .C = C,
-                                                        .H = H,
-                                                        .narrow = narrow(y)});
+    k_readout_bwd(queue_passing(be), &(struct read_bwd_args){.dy = dev(dy),
+                                                             .dr = dev(dr),
+                                                             .du = dev(du),
+                                                             .dg = dev(dg),
+                                                             .part = part,
+                                                             .d_o = dev(d_o),
+                                                             .y = dev(y),
+                                                             .r = dev(r),
+                                                             .u = dev(u),
+                                                             .g = dev(g),
+                                                             .vecs = dev(vecs),
+                                                             .R = R,
+                                                             .C = C,
+                                                             .H = H,
+                                                             .narrow = narrow(y)});
+    sums_add(cuda_of(be), (struct part_sums){{dev(dvecs)}, {READ_COUNT * C}, part, k_parts(R)});
 }
 
 // ---- several ops as one ------------------------------------------------------------------------
@@ -242,13 +238,10 @@ static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shi
 static void cuda_norm_mix_bwd(struct backend *be, const struct norm_mix_bwd *t,
                               const struct batch *b) {
     const size_t n = t->mix.dim[0], R = t->x.dim[0], C = t->x.dim[1];
-    float *part = cuda_scratch(cuda_of(be), (k_mix_strips(R) * (n + 2) * C + 1) * sizeof *part);
+    float *part = sums_take(cuda_of(be), k_parts(R) * (n + 2) * C);
     if (!part) return;
     const struct mix_bwd_args p = {.dx = dev(t->dx),
                                    .rounded = dev(t->rounded),
-                                   .dmix = dev(t->dmix),
-                                   .dw = dev(t->dw),
-                                   .db = dev(t->db),
                                    .dm = dev(t->dm),
                                    .x = dev(t->x),
                                    .w = dev(t->w),
@@ -264,7 +257,13 @@ static void cuda_norm_mix_bwd(struct backend *be, const struct norm_mix_bwd *t,
                                    .eps = (float)t->eps,
                                    .narrow = narrow(t->dm)};
     const bool fits = !tensor_is(t->rounded) || narrow(t->rounded);
-    if (!fits || !k_norm_mix_bwd(queue_of(be), &p)) norm_mix_bwd_parts(be, t, b);
+    if (fits && k_norm_mix_bwd(queue_passing(be), &p))
+        sums_add(cuda_of(be), (struct part_sums){{dev(t->dmix), dev(t->dw), dev(t->db)},
+                                                 {n * C, C, C},
+                                                 part,
+                                                 k_parts(R)});
+    else
+        norm_mix_bwd_parts(be, t, b);
 }
 
 static void cuda_recall(struct backend *be, const struct recall *t, const struct batch *b, int H) {

@@ -5,47 +5,60 @@
 
 #include "kernels.h"
 
-enum { ROW_THREADS = 256, CHUNK = 32, COLUMNS = 128 };
+enum { ROW_THREADS = 256, COLUMNS = 128 };
 
 size_t k_parts(size_t R) {
-    return (R + CHUNK - 1) / CHUNK;
+    return (R + part_rows(R) - 1) / part_rows(R);
 }
 
 // The sums of all parts, in order, to where they belong. Eight threads share a column's parts, a
 // stretch each.
 enum { PART_COLUMNS = 32, STRETCHES = 8 };
 
-static __global__ void add_parts(sum_outs outs, const float *part, size_t parts, size_t width) {
+__host__ __device__ static inline size_t width_of(const part_sums &p) {
+    size_t width = 0;
+    for (int i = 0; i < SUM_OUTS; i++) width += p.n[i];
+    return width;
+}
+
+static __global__ void add_parts(part_list list) {
     begin_kernel();
     __shared__ float sums[STRETCHES][PART_COLUMNS];
+    size_t block = blockIdx.x;
+    int which = 0;
+    for (; block >= (width_of(list.of[which]) + PART_COLUMNS - 1) / PART_COLUMNS; which++)
+        block -= (width_of(list.of[which]) + PART_COLUMNS - 1) / PART_COLUMNS;
+    const part_sums &p = list.of[which];
+    const size_t width = width_of(p);
     const int c = threadIdx.x % PART_COLUMNS, t = threadIdx.x / PART_COLUMNS;
-    size_t i = blockIdx.x * (size_t)PART_COLUMNS + c;
-    const size_t each = (parts + STRETCHES - 1) / STRETCHES, from = t * each;
-    const size_t end = from + each < parts ? from + each : parts;
+    size_t i = block * PART_COLUMNS + c;
+    const size_t each = (p.parts + STRETCHES - 1) / STRETCHES, from = t * each;
+    const size_t end = from + each < p.parts ? from + each : p.parts;
     float sum = 0;
     if (i < width)
 #pragma unroll 16
-        for (size_t p = from; p < end; p++) sum += part[p * width + i];
+        for (size_t k = from; k < end; k++) sum += p.part[k * width + i];
     sums[t][c] = sum;
     __syncthreads();
     if (t || i >= width) return;
     for (int k = 1; k < STRETCHES; k++) sum += sums[k][c];
 #pragma unroll
     for (int k = 0; k < SUM_OUTS; k++) {
-        if (i < outs.n[k]) {
-            outs.out[k][i] += sum;
+        if (i < p.n[k]) {
+            p.out[k][i] += sum;
             return;
         }
-        i -= outs.n[k];
+        i -= p.n[k];
     }
 }
 
-void k_add_parts(struct queue *s, struct sum_outs outs, const float *part, size_t parts) {
-    size_t width = 0;
-    for (int i = 0; i < SUM_OUTS; i++) width += outs.n[i];
-    LAUNCH(add_parts, blocks(width, PART_COLUMNS), PART_COLUMNS * STRETCHES, s, outs, part, parts,
-           width);
+void k_add_parts(struct queue *s, const struct part_list *list) {
+    unsigned grid = 0;
+    for (int i = 0; i < list->n; i++) grid += blocks(width_of(list->of[i]), PART_COLUMNS);
+    LAUNCH(add_parts, grid, PART_COLUMNS * STRETCHES, s, *list);
 }
+
+// ---- rows by number ----------------------------------------------------------------------------
 
 static __global__ void gather_rows(float *y, const float *x, const int32_t *row, size_t C) {
     begin_kernel();
@@ -132,12 +145,13 @@ void k_shift_mix(struct queue *s, void *m, bool narrow, float *out, const float 
 template <int N, class T>
 static __global__ void shift_mix_bwd(float *dz, float *part, const T *dm, const float *z,
                                      const float *in, const float *mix, const int32_t *prev,
-                                     const int32_t *last, size_t n, size_t R, size_t C) {
+                                     const int32_t *last, size_t n, size_t R, size_t C,
+                                     size_t chunk) {
     begin_kernel();
     const size_t c = (blockIdx.x * (size_t)COLUMNS + threadIdx.x) * N;
-    const size_t first = blockIdx.y * (size_t)CHUNK;
+    const size_t first = blockIdx.y * chunk;
     if (c >= C) return;
-    const size_t end = first + CHUNK < R ? first + CHUNK : R;
+    const size_t end = first + chunk < R ? first + chunk : R;
     several<N> weight[MIXES], sum[MIXES] = {}, here[MIXES] = {};
 #pragma unroll
     for (int k = 0; k < MIXES; k++) {
@@ -172,15 +186,15 @@ static __global__ void shift_mix_bwd(float *dz, float *part, const T *dm, const 
         if ((size_t)k < n) store<N>(part + (blockIdx.y * n + k) * C + c, sum[k]);
 }
 
-void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const void *dm, bool narrow,
-                     const float *z, const float *in, const float *mix, const int32_t *prev,
-                     const int32_t *last, float *part, size_t n, size_t R, size_t C) {
+void k_shift_mix_bwd(struct queue *s, float *dz, const void *dm, bool narrow, const float *z,
+                     const float *in, const float *mix, const int32_t *prev, const int32_t *last,
+                     float *part, size_t n, size_t R, size_t C) {
     if (!R) return;
     const bool twos = C % 2 == 0 && in_fours(4, dz, dm, z, in, mix);
     const dim3 grid(blocks(C, COLUMNS * (twos ? 2 : 1)), (unsigned)k_parts(R));
 #define GO(N, T)                                                                                   \
     LAUNCH((shift_mix_bwd<N, T>), grid, COLUMNS, s, dz, part, (const T *)dm, z, in, mix, prev,     \
-           last, n, R, C)
+           last, n, R, C, part_rows(R))
     if (narrow && twos)
         GO(2, uint16_t);
     else if (narrow)
@@ -190,7 +204,6 @@ void k_shift_mix_bwd(struct queue *s, float *dz, float *dmix, const void *dm, bo
     else
         GO(1, float);
 #undef GO
-    k_add_parts(s, {{dmix}, {n * C}}, part, k_parts(R));
 }
 
 // ---- elements ----------------------------------------------------------------------------------
@@ -297,6 +310,11 @@ template <class T> static __global__ void fill_each(T *y, T value, size_t n) {
 
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n) {
     if (!n) return;
+    if (size == 2 && n % 2 == 0 && (uintptr_t)y % 4 == 0) { // in pairs
+        const uint32_t pair = *(const uint16_t *)value * 0x10001u;
+        LAUNCH(fill_each<uint32_t>, element_blocks(n / 2), ELEMENTS, s, (uint32_t *)y, pair, n / 2);
+        return;
+    }
     const unsigned grid = element_blocks(n);
     if (size == 2)
         LAUNCH(fill_each<uint16_t>, grid, ELEMENTS, s, (uint16_t *)y, *(const uint16_t *)value, n);

@@ -35,7 +35,8 @@ static struct stage *stage_take(struct cuda *c, size_t bytes) {
 void cuda_upload(struct backend *be, struct tensor dst, const void *src) {
     struct cuda *c = cuda_of(be);
     const size_t bytes = tensor_bytes(dst);
-    queue_flush(queue_of(be));
+    cuda_enter(c);
+    cuda_flush(c);
     if (!bytes) return;
     struct stage *s = stage_take(c, bytes);
     if (s) src = memcpy(s->data, src, bytes);
@@ -48,7 +49,7 @@ void cuda_download(struct backend *be, void *dst, struct tensor src) {
     struct cuda *c = cuda_of(be);
     const size_t bytes = tensor_bytes(src);
     cuda_enter(c);
-    queue_flush(c->queue);
+    cuda_flush(c);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     if (bytes)
         cuda_failed(c, cudaMemcpyAsync(dst, dev(src), bytes, cudaMemcpyDeviceToHost, c->stream),
@@ -63,7 +64,7 @@ void cuda_download_later(struct backend *be, void *dst, struct tensor src) {
     struct reply *r = &c->reply[i];
     assert(c->num_replies < REPLIES && tensor_bytes(src) <= REPLY_BYTES);
     cuda_enter(c);
-    queue_flush(c->queue);
+    cuda_flush(c);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     if (!c->replies)
         cuda_failed(c, cudaHostAlloc((void **)&c->replies, REPLIES * REPLY_BYTES, 0),

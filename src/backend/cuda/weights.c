@@ -149,7 +149,7 @@ void cuda_weight_destroy(struct weight *base) {
     struct cuda *c = cuda_of(base->be);
     if (w->data) {
         cuda_enter(c);
-        queue_flush(c->queue);
+        cuda_flush(c);
         cuda_failed(c, cudaStreamSynchronize(c->stream), "waiting for kernels");
         cuda_failed(c, cudaFree(w->data), "freeing memory");
     }
