@@ -24,41 +24,65 @@ enum { WARPS = 4, THREADS = WARPS * 32 };
             BY_WIDTH(kernel, float, N, twos, grid, s, __VA_ARGS__);                                \
     } while (0)
 
+// Of a head, known where two numbers a lane are all of it.
+template <int NL> __device__ static int width(size_t C, int H) {
+    return NL == 1 ? 64 : (int)(C / H);
+}
+
 // ---- key_prep ----------------------------------------------------------------------------------
+
+// Where a head is two numbers a lane, a warp takes it of so many rows, all asked for at once: with
+// one it would read as much of vecs as of anything else.
+enum { ROWS_AT_ONCE = 4 };
+static unsigned row_blocks(size_t R, size_t C, int H, bool twos) {
+    const size_t each = twos && C / H == 64 ? ROWS_AT_ONCE : 1;
+    return blocks((R + each - 1) / each * H, WARPS);
+}
 
 template <int VEC, int NL, class T> static __global__ void key_prep(key_args p) {
     begin_kernel();
+    constexpr int ROWS = NL == 1 ? ROWS_AT_ONCE : 1;
     const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5), C = p.C;
-    if (task >= p.R * p.H) return;
-    const int N = (int)(C / p.H);
-    const size_t h = task % p.H * N, plane = p.R * C, at = task / p.H * C + h;
-    const T *rkv = (const T *)p.rkv + at, *lora = (const T *)p.lora + at;
-    TAKE(k, rkv + RKV_K * plane);
-    TAKE(v, rkv + RKV_V * plane);
-    TAKE(w, lora + LORA_W * plane);
-    TAKE(a, lora + LORA_A * plane);
-    head<VEC, NL> mixed = {}, first = {};
-    if (p.v_first) {
-        mixed.take(lora + LORA_V * plane, N);
-        first.take((const T *)p.v_first + at, N);
+    const size_t row = task / p.H * ROWS;
+    if (row >= p.R) return;
+    const int N = width<NL>(p.C, p.H);
+    const size_t h = task % p.H * N, plane = p.R * C;
+    const T *rkv = (const T *)p.rkv + h, *lora = (const T *)p.lora + h;
+    head<VEC, NL> k[ROWS], v[ROWS], w[ROWS], a[ROWS], mixed[ROWS] = {}, first[ROWS] = {};
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        const size_t at = (row + i) * C;
+        if (row + i >= p.R) break;
+        k[i].take(rkv + RKV_K * plane + at, N);
+        v[i].take(rkv + RKV_V * plane + at, N);
+        w[i].take(lora + LORA_W * plane + at, N);
+        a[i].take(lora + LORA_A * plane + at, N);
+        if (!p.v_first) continue;
+        mixed[i].take(lora + LORA_V * plane + at, N);
+        first[i].take((const T *)p.v_first + at + h, N);
     }
     TAKE(w0, p.vecs + KEY_W0 * C + h);
     TAKE(a0, p.vecs + KEY_A0 * C + h);
     TAKE(v0, p.vecs + KEY_V0 * C + h);
     TAKE(k_k, p.vecs + KEY_KK * C + h);
     TAKE(k_a, p.vecs + KEY_KA * C + h);
-    prepare(k, v, w, a, mixed, p.v_first ? &first : nullptr, w0, a0, v0, k_k, k_a);
-    T *u = (T *)p.u + at;
-    w.give(u + U_W * plane, N);
-    k.give(u + U_K * plane, N);
-    v.give(u + U_V * plane, N);
-    a.give(u + U_A * plane, N);
-    mixed.give(u + U_B * plane, N);
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        if (row + i >= p.R) break;
+        prepare<T>(k[i], v[i], w[i], a[i], mixed[i], first[i], p.v_first, w0, a0, v0, k_k, k_a);
+        T *u = (T *)p.u + (row + i) * C + h;
+        w[i].give(u + U_W * plane, N);
+        k[i].give(u + U_K * plane, N);
+        v[i].give(u + U_V * plane, N);
+        a[i].give(u + U_A * plane, N);
+        mixed[i].give(u + U_B * plane, N);
+    }
 }
 
 void k_key_prep(struct queue *s, const struct key_args *p) {
     const bool twos = in_fours(4, p->u, p->rkv, p->lora, p->v_first, p->vecs);
-    if (p->R) BY_HEAD(key_prep, p->narrow, p->C / p->H, twos, blocks(p->R * p->H, WARPS), s, *p);
+    const unsigned grid = row_blocks(p->R, p->C, p->H, twos);
+    if (p->R) BY_HEAD(key_prep, p->narrow, p->C / p->H, twos, grid, s, *p);
 }
 
 // The warps' sums of K vectors, in order, to this chunk's part (K,C) at head h.
@@ -83,7 +107,7 @@ __device__ static void store_sums(float *part, const head<VEC, NL> (&sum)[K], si
 template <int VEC, int NL, class T>
 static __global__ void key_prep_bwd(key_bwd_args p, size_t chunk) {
     begin_kernel();
-    const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
+    const int warp = threadIdx.x >> 5, N = width<NL>(p.C, p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
     const size_t first = blockIdx.y * chunk, end = first + chunk < p.R ? first + chunk : p.R;
     TAKE(a0, p.vecs + KEY_A0 * C + h);
@@ -109,17 +133,17 @@ static __global__ void key_prep_bwd(key_bwd_args p, size_t chunk) {
             v_first.take((const T *)p.v_first + at, N);
             dv_first.take((const T *)p.dv_first + at, N);
         }
-        const float norm = key_norm(k, k_k), s = fmaxf(norm, 1e-12f);
+        const float norm = key_norm(k, k_k), inverse = 1.0f / fmaxf(norm, 1e-12f);
         float along = 0;
         EACH(i) {
-            a[i] = sigmoid(a0[i] + a[i]);
+            a[i] = sigmoid_as<T>(a0[i] + a[i]);
             da[i] = db[i] * a[i] - da[i]; // of κ
-            along += k[i] * k_k[i] / s * da[i];
+            along += k[i] * k_k[i] * inverse * da[i];
         }
         along = warp_sum(along);
         EACH(i) {
-            const float kappa = k[i] * k_k[i] / s;
-            const float dtilde = (da[i] - (norm > 1e-12f ? kappa * along : 0)) / s;
+            const float kappa = k[i] * k_k[i] * inverse;
+            const float dtilde = (da[i] - (norm > 1e-12f ? kappa * along : 0)) * inverse;
             const float dlogit = (db[i] * kappa + dk[i] * k[i] * k_a[i]) * a[i] * (1 - a[i]);
             sum[KEY_W0][i] += dw[i];
             sum[KEY_A0][i] += dlogit;
@@ -129,7 +153,7 @@ static __global__ void key_prep_bwd(key_bwd_args p, size_t chunk) {
             da[i] = dlogit;
             db[i] = 0; // of the value's gate
             if (!p.v_first) continue;
-            const float g = sigmoid(v0[i] + gate[i]);
+            const float g = sigmoid_as<T>(v0[i] + gate[i]);
             db[i] = dv[i] * (v_first[i] - v[i]) * g * (1 - g);
             dv_first[i] += dv[i] * g;
             dv[i] *= 1 - g;
@@ -156,17 +180,13 @@ void k_key_prep_bwd(struct queue *s, const struct key_bwd_args *p) {
 
 // ---- readout -----------------------------------------------------------------------------------
 
-// Where a head is two numbers a lane, a warp takes it of so many rows, all asked for at once: with
-// one it would read more of vecs than of anything else.
-enum { READ_ROWS = 4 };
-
 template <int VEC, int NL, class T> static __global__ void readout(read_args p) {
     begin_kernel();
-    constexpr int ROWS = NL == 1 ? READ_ROWS : 1;
+    constexpr int ROWS = NL == 1 ? ROWS_AT_ONCE : 1;
     const size_t task = blockIdx.x * (size_t)WARPS + (threadIdx.x >> 5), C = p.C;
     const size_t row = task / p.H * ROWS;
     if (row >= p.R) return;
-    const int N = (int)(C / p.H);
+    const int N = width<NL>(p.C, p.H);
     const size_t h = task % p.H * N, plane = p.R * C;
     head<VEC, NL> y[ROWS], r[ROWS], k[ROWS], v[ROWS], g[ROWS];
 #pragma unroll
@@ -192,14 +212,14 @@ template <int VEC, int NL, class T> static __global__ void readout(read_args p) 
 
 void k_readout(struct queue *s, const struct read_args *p) {
     const bool twos = in_fours(4, p->o, p->y, p->r, p->u, p->g, p->vecs);
-    const size_t rows = twos && p->C / p->H == 64 ? (p->R + READ_ROWS - 1) / READ_ROWS : p->R;
-    if (p->R) BY_HEAD(readout, p->narrow, p->C / p->H, twos, blocks(rows * p->H, WARPS), s, *p);
+    const unsigned grid = row_blocks(p->R, p->C, p->H, twos);
+    if (p->R) BY_HEAD(readout, p->narrow, p->C / p->H, twos, grid, s, *p);
 }
 
 template <int VEC, int NL, class T>
 static __global__ void readout_bwd(read_bwd_args p, size_t chunk) {
     begin_kernel();
-    const int warp = threadIdx.x >> 5, N = (int)(p.C / p.H);
+    const int warp = threadIdx.x >> 5, N = width<NL>(p.C, p.H);
     const size_t h = blockIdx.x * (size_t)N, C = p.C, plane = p.R * C;
     const size_t first = blockIdx.y * chunk, end = first + chunk < p.R ? first + chunk : p.R;
     TAKE(weight, p.vecs + READ_WEIGHT * C + h);

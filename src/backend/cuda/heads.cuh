@@ -56,17 +56,18 @@ __device__ static float key_norm(const head<VEC, NL> &k, const head<VEC, NL> &k_
     return sqrtf(warp_sum(sum));
 }
 
-// From k' v' lora_w lora_a lora_v: k, v, ω, -κ and κa, each in its place. first: NULL in layer 0.
-template <int VEC, int NL>
+// From k' v' lora_w lora_a lora_v, stored as T: k, v, ω, -κ and κa, each in its place. later: than
+// layer 0, which has no first values.
+template <class T, int VEC, int NL>
 __device__ static void prepare(head<VEC, NL> &k, head<VEC, NL> &v, head<VEC, NL> &w,
-                               head<VEC, NL> &a, head<VEC, NL> &mixed, const head<VEC, NL> *first,
-                               const head<VEC, NL> &w0, const head<VEC, NL> &a0,
+                               head<VEC, NL> &a, head<VEC, NL> &mixed, const head<VEC, NL> &first,
+                               bool later, const head<VEC, NL> &w0, const head<VEC, NL> &a0,
                                const head<VEC, NL> &v0, const head<VEC, NL> &k_k,
                                const head<VEC, NL> &k_a) {
     const float norm = fmaxf(key_norm(k, k_k), 1e-12f);
     EACH(i) {
-        const float rate = sigmoid(a0[i] + a[i]), kappa = k[i] * k_k[i] / norm;
-        if (first) v[i] += ((*first)[i] - v[i]) * sigmoid(v0[i] + mixed[i]);
+        const float rate = sigmoid_as<T>(a0[i] + a[i]), kappa = quotient<T>(k[i] * k_k[i], norm);
+        if (later) v[i] += (first[i] - v[i]) * sigmoid_as<T>(v0[i] + mixed[i]);
         w[i] += w0[i];
         k[i] *= 1 + (rate - 1) * k_a[i];
         a[i] = -kappa;

@@ -10,18 +10,6 @@
 
 enum { N = 4, MOST_THREADS = 1024, FEW_THREADS = 128, FEW_NUMBERS = 4096, QUARTERS = 4 };
 
-// Of what is bf16 anyway the exponential may be off by 2^-21.
-template <class T> __device__ static inline float exponential(float x) {
-#ifdef __CUDA_ARCH__
-    if constexpr (sizeof(T) == 2) {
-        float y;
-        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
-        return y;
-    }
-#endif
-    return expf(x);
-}
-
 // What a thread knows of its part of a row: the first of the largest, and the sum of e^(x - top).
 // NaN is never the largest, and makes the sum NaN.
 struct so_far {

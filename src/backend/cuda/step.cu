@@ -40,7 +40,7 @@ __device__ static void prepare_token(float (&vec)[VECTORS][N], const recall_args
     TAKE(v0, p.key_vecs + KEY_V0 * C + h);
     TAKE(k_k, p.key_vecs + KEY_KK * C + h);
     TAKE(k_a, p.key_vecs + KEY_KA * C + h);
-    prepare(k, v, w, a, b, p.v_first ? &first : nullptr, w0, a0, v0, k_k, k_a);
+    prepare<T>(k, v, w, a, b, first, p.v_first, w0, a0, v0, k_k, k_a);
     EACH(i) {
         w[i] = stored<T>(w[i]);
         k[i] = stored<T>(k[i]);

@@ -89,6 +89,31 @@ template <int N> __device__ static inline void store(uint16_t *p, const several<
         *p = bf16_bits(v.x[0]);
 }
 
+// ---- functions of what is stored as T ----------------------------------------------------------
+
+// Of what is bf16 anyway they may be off by 2^-20.
+template <class T> __device__ static inline float exponential(float x) {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(T) == 2) {
+        float y;
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+        return y;
+    }
+#endif
+    return expf(x);
+}
+
+template <class T> __device__ static inline float quotient(float x, float y) {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(T) == 2) return __fdividef(x, y);
+#endif
+    return x / y;
+}
+
+template <class T> __device__ static inline float sigmoid_as(float x) {
+    return quotient<T>(1.0f, 1.0f + exponential<T>(-x));
+}
+
 // ---- ahead -------------------------------------------------------------------------------------
 
 // This thread's N numbers from global into shared memory, while it goes on. What is asked for
