@@ -748,6 +748,9 @@ static const struct size loss_sizes[] = {{1, 1, 1, 1},    {0, 1, 1, 7},
 
 static const struct size rows_bench[] = {
     {1, 768, 64, 65536}, {32, 768, 64, 65536}, {512, 768, 64, 65536}, {1024, 192, 64, 256}, END};
+// The last is a step of training.
+static const struct size pass_bench[] = {{1, 768, 64, 1},    {32, 768, 64, 1},   {512, 768, 64, 1},
+                                         {1024, 192, 64, 1}, {8192, 768, 64, 1}, END};
 static const struct size wide_bench[] = {
     {1, 3072, 64, 1}, {32, 3072, 64, 1}, {512, 3072, 64, 1}, {1024, 768, 64, 1}, END};
 static const struct size product_bench[] = {{1, 768, 1, 768},
@@ -763,10 +766,8 @@ static const struct size product_bench[] = {{1, 768, 1, 768},
                                             {1024, 192, 1, 192},
                                             {1024, 192, 1, 768},
                                             END};
-static const struct size loss_bench[] = {{1, 1, 1, 65536},
-                                         {32, 1, 1, 65536},
-                                         {1024, 1, 1, 256},
-                                         END};
+static const struct size loss_bench[] = {
+    {1, 1, 1, 65536}, {32, 1, 1, 65536}, {1024, 1, 1, 256}, {2048, 1, 1, 65536}, END};
 static const struct size flat_bench[] = {{1, 768, 1, 1}, {768, 768, 1, 1}, {3072, 3072, 1, 1}, END};
 
 #define NAMED(op) .name = #op, .shape = shape_##op, .call = call_##op
@@ -799,27 +800,27 @@ const struct op_case op_cases[] = {
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .flops = flops_act},
     {NAMED(act_bwd), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 6,
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .forward = "act"},
-    {NAMED(key_prep), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2, .rowwise = true,
-     .can_bare = true, .tolerance = 1e-6, .flops = flops_key_prep},
-    {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
-     .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
+    {NAMED(key_prep), .sizes = odd_head_sizes, .bench_variants = 3u, .bench = pass_bench,
+     .variants = 2, .rowwise = true, .can_bare = true, .tolerance = 1e-6, .flops = flops_key_prep},
+    {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench_variants = 3u, .bench = pass_bench,
+     .variants = 2, .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
     {NAMED(wkv7), .sizes = span_head_sizes, .tensor_cores = 2e-5, .bench = rows_bench,
      .variants = 3, .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
      .bench = rows_bench, .variants = 2, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},
-    {NAMED(readout), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2, .rowwise = true,
-     .tolerance = 1e-6},
-    {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench = rows_bench, .variants = 2,
-     .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
-    {NAMED(norm_mix), .sizes = row_span_sizes, .bench = rows_bench, .variants = 8, .singles = 0xf0,
-     .can_bare = true, .can_alias = true, .tolerance = 1e-6},
-    {NAMED(norm_mix_bwd), .bench_variants = 15u, .sizes = row_span_sizes, .bench = rows_bench,
+    {NAMED(readout), .sizes = odd_head_sizes, .bench_variants = 3u, .bench = pass_bench,
+     .variants = 2, .rowwise = true, .tolerance = 1e-6},
+    {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench_variants = 3u, .bench = pass_bench,
+     .variants = 2, .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
+    {NAMED(norm_mix), .sizes = row_span_sizes, .bench_variants = 15u, .bench = pass_bench,
+     .variants = 8, .singles = 0xf0, .can_bare = true, .can_alias = true, .tolerance = 1e-6},
+    {NAMED(norm_mix_bwd), .bench_variants = 15u, .sizes = row_span_sizes, .bench = pass_bench,
      .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 3e-6, .forward = "norm_mix"},
     {NAMED(recall), .sizes = step_sizes, .bench = step_bench, .variants = 2, .singles = 3,
      .can_bare = true, .tolerance = 5e-6},
-    {NAMED(xent), .bench_variants = 2u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,
+    {NAMED(xent), .bench_variants = 10u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,
      .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 1e-6, .forward = "xent",
      .flops = flops_xent},
     {NAMED(sample), .sizes = loss_sizes, .bench = loss_bench, .variants = 1, .can_bare = true},

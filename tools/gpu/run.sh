@@ -112,9 +112,9 @@ else
         done
         part prefill-0.1b-bf16-16x512 60 "${function[@]}" bench prefill --size 0.1b --dtype bf16 --tokens 512 --batch 16
         for b in 16 64; do
-            part "train-0.1b-bf16-${b}x512" 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch $b --tokens 512
+            part "train-0.1b-bf16-${b}x512" 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch $b --tokens 512 --repeat 3 --steps 10
         done
-        part train-28m-bf16-64x512 60 "${function[@]}" bench train --size 28m --dtype bf16 --batch 64 --tokens 512
+        part train-28m-bf16-64x512 60 "${function[@]}" bench train --size 28m --dtype bf16 --batch 64 --tokens 512 --repeat 3 --steps 10
         part kernels 120 "$here/bin/check_ops" bench --backend cuda
     fi
 fi

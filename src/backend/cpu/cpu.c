@@ -503,7 +503,6 @@ static void cpu_adamw(struct backend *be, const struct adamw *t) {
     const double *sums = tensor_host(t->sums), *now = tensor_host(t->now);
     if (!isfinite(sums[0]) || !isfinite(sums[1])) return;
     const double want = t->clip / (sqrt(sums[0]) + 1e-6);
-    const size_t n = t->p.dim[0], from = n - (tensor_is(t->rounded) ? t->rounded.dim[0] : 0);
     for (size_t k = 0; k < t->groups.dim[0]; k++) {
         const struct adamw_group *g = (const struct adamw_group *)tensor_host(t->groups) + k;
         const struct adamw_args a = {.p = f32(t->p) + g->first,
@@ -520,13 +519,10 @@ static void cpu_adamw(struct backend *be, const struct adamw *t) {
                                            .eps = (float)t->eps,
                                            .lr = (float)(now[0] * g->lr_scale),
                                            .wd = (float)g->weight_decay}};
-        const size_t first = (size_t)g->first, count = (size_t)g->count;
-        run_elements(be, count, adamw_some, &a);
-        const size_t at = first > from ? first : from;
-        if (first + count > at)
-            cpu_copy(be, tensor_slice(t->rounded, at - from, first + count - at),
-                     tensor_slice(t->p, at, first + count - at));
+        run_elements(be, (size_t)g->count, adamw_some, &a);
     }
+    const size_t last = tensor_is(t->rounded) ? t->rounded.dim[0] : 0;
+    if (last) cpu_copy(be, t->rounded, tensor_slice(t->p, t->p.dim[0] - last, last));
 }
 
 // ---- the backend -------------------------------------------------------------------------------

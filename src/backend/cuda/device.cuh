@@ -165,12 +165,12 @@ static inline unsigned blocks(size_t n, size_t per) {
     return (unsigned)((n + per - 1) / per);
 }
 
-// Rows whose sums make one part: no more parts than leave every multiprocessor of a large device
-// two of them, as long as a part has no more than MOST_PART rows.
+// Rows whose sums make one part: as many as leave each multiprocessor of a large device four parts,
+// within limits. By the number of rows alone.
 enum { LEAST_PART = 32, MOST_PART = 128 };
 static inline size_t part_rows(size_t R) {
     size_t rows = LEAST_PART;
-    while (rows < MOST_PART && R > 264 * rows) rows *= 2;
+    while (rows < MOST_PART && R > 528 * rows) rows *= 2;
     return rows;
 }
 
