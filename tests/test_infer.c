@@ -238,8 +238,10 @@ static int make_model(void **state) {
     assert_true(fd >= 0);
     close(fd);
     assert_int_equal(backend_open(&be, "cpu", 1, &err), 0);
-    assert_int_equal(model_create(&m, be, &d, (struct model_options){{DT_F32, DT_F32}, true}, &err),
-                     0);
+    assert_int_equal(
+        model_create(&m, be, &d,
+                     (struct model_options){.precision = {DT_F32, DT_F32}, .trained = true}, &err),
+        0);
     assert_int_equal(model_randomise(m, 3, false, &err), 0);
     assert_int_equal(model_save(m, model_path, DT_F32, &err), 0);
     model_destroy(m);
@@ -399,8 +401,8 @@ static void engine_writes_what_the_writer_writes(void **state) {
     struct engine *e = open_engine(&bell, 4, 64, true);
     tok_open_bytes(&tok);
     assert_int_equal(backend_open(&be, "cpu", 1, &err), 0);
-    assert_int_equal(model_open(&m, be, model_path, (struct model_options){{DT_F32, DT_F32}, false},
-                                &err),
+    assert_int_equal(model_open(&m, be, model_path,
+                                (struct model_options){.precision = {DT_F32, DT_F32}}, &err),
                      0);
     assert_int_equal(writer_create(&w, m, &err), 0);
     for (uint64_t seed = 100; seed < 110; seed++) {
