@@ -197,10 +197,10 @@ static int bench_train(struct bench *b, struct error *err) {
         const double start = clock_s();
         for (int i = 0; i < steps; i++) {
             begin_step(b, run, feed, opt, tokens, ++step);
-            class->download_later(b->be, sums, opt->sums);
+            class->fetch(b->be, sums, opt->sums);
             begun++;
-            for (; begun > (i + 1 < steps ? class->ahead : 0); begun--)
-                if (class->download_wait(b->be, err)) goto out;
+            for (; begun > (i + 1 < steps ? b->be->depth - 1 : 0); begun--)
+                if (class->fetched(b->be, err)) goto out;
         }
         note(b, r, (clock_s() - start) / steps);
     }
@@ -314,19 +314,22 @@ static int find_size(struct dims *out, const char *text, struct error *err) {
     return 0;
 }
 
-// The weights of a file, or random ones.
-static int open_model(struct bench *b, const struct cli_args *args, struct model_options options,
+static int make_model(struct bench *b, const struct cli_args *args, struct model_options options,
                       struct error *err) {
-    const char *file = cli_string(args, "weights");
-    if (file) {
-        if (model_open(&b->model, b->be, file, options, err)) return -1;
-        b->dims = b->model->dims;
-        return 0;
-    }
     if (find_size(&b->dims, cli_string(args, "size"), err) ||
         model_create(&b->model, b->be, &b->dims, options, err))
         return -1;
     return model_randomise(b->model, 1, cli_flag(args, "sparse"), err);
+}
+
+// The weights of a file, or random ones.
+static int open_model(struct bench *b, const struct cli_args *args, struct model_options options,
+                      struct error *err) {
+    const char *file = cli_string(args, "weights");
+    if (!file) return make_model(b, args, options, err);
+    if (model_open(&b->model, b->be, file, options, err)) return -1;
+    b->dims = b->model->dims;
+    return 0;
 }
 
 static int measure(const struct cli_args *args, const char *what, bool trained,
@@ -365,10 +368,32 @@ static int run_train(const struct cli_args *args, struct error *err) {
     return measure(args, "train", true, bench_train, err);
 }
 
+// The random weights themselves: something to serve where only speed counts.
+static int run_weights(const struct cli_args *args, struct error *err) {
+    struct bench b = {.args = args};
+    // What is trained can be saved.
+    const struct model_options options = {.precision = {DT_F32, DT_F32}, .trained = true};
+    int rc = backend_open(&b.be, "cpu", 0, err);
+    if (!rc) rc = make_model(&b, args, options, err);
+    if (!rc) rc = model_save(b.model, cli_string(args, "OUT"), DT_BF16, err);
+    model_destroy(b.model);
+    backend_destroy(b.be);
+    return rc;
+}
+
+#define OPTION_SIZE                                                                                \
+    {                                                                                              \
+        "size", "NAME", .fallback = "0.1b",                                                        \
+                        .help = "which model: demo, 28m, 0.1b, 0.4b, 1.5b, 2.9b, 7.2b, 13.3b, or " \
+                                "LAYERSxCHANNELSxVOCABULARY"                                       \
+    }
+#define OPTION_SPARSE                                                                              \
+    {                                                                                              \
+        "sparse", .type = CLI_FLAG,                                                                \
+                  .help = "weights that leave most of relu² zero, as trained ones do"             \
+    }
 #define BENCH_OPTIONS(default_tokens)                                                              \
-    {"size", "NAME", .fallback = "0.1b",                                                           \
-     .help = "which model: demo, 28m, 0.1b, 0.4b, 1.5b, 2.9b, 7.2b, 13.3b, or "                    \
-             "LAYERSxCHANNELSxVOCABULARY"},                                                        \
+    OPTION_SIZE,                                                                                   \
         {"batch",                                                                                  \
          "B",                                                                                      \
          .fallback = "1",                                                                          \
@@ -390,9 +415,7 @@ static int run_train(const struct cli_args *args, struct error *err) {
          .min = 1,                                                                                 \
          .max = 10000,                                                                             \
          .help = "repetitions after one to warm up; the median counts"},                           \
-        {"weights", "FILE", .help = "a model's weights instead of random ones"},                   \
-        {"sparse", .type = CLI_FLAG,                                                               \
-         .help = "weights that leave most of relu² zero, as trained ones do"},                     \
+        {"weights", "FILE", .help = "a model's weights instead of random ones"}, OPTION_SPARSE,    \
         {"json", .type = CLI_FLAG, .help = "print one JSON object"}, OPTION_BACKEND, OPTION_DTYPE, \
         OPTION_THREADS
 
@@ -403,6 +426,13 @@ static const struct cli_option train_options[] = {
     {"grad-checkpoint", .type = CLI_FLAG, .help = "compute layers again on the way back"},
     {"steps", "N", .fallback = "1", .type = CLI_INT, .min = 1, .max = 10000,
      .help = "steps in a row in one repetition; their mean counts"},
+    {0},
+};
+
+static const struct cli_option weights_options[] = {
+    OPTION_SIZE,
+    OPTION_SPARSE,
+    {"OUT", .operand = true, .required = true, .help = "the file, .safetensors or .pth"},
     {0},
 };
 
@@ -428,10 +458,19 @@ static const struct cli_command train = {
     .run = run_train,
 };
 
+static const struct cli_command weights = {
+    .name = "weights",
+    .summary = "the random weights that are measured, in a file",
+    .help = "  rwkv bench weights --size 0.1b random.safetensors\n",
+    .options = weights_options,
+    .run = run_weights,
+};
+
 extern const struct cli_command cmd_bench_kernels, cmd_bench_serve, cmd_bench_report;
 
 static const struct cli_command *const below[] = {
-    &decode, &prefill, &train, &cmd_bench_kernels, &cmd_bench_serve, &cmd_bench_report, NULL,
+    &decode,          &prefill,          &train, &weights, &cmd_bench_kernels,
+    &cmd_bench_serve, &cmd_bench_report, NULL,
 };
 
 const struct cli_command cmd_bench = {

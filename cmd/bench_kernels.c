@@ -83,7 +83,8 @@ static void lay_out(struct bench *b, struct carver *c) {
     b->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->du = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->saved = carve(c, DT_U8, 1, &saved);
-    b->batch = (struct batch){.rows = (int)R, .spans = b->s.B, .shortest = b->s.T, .longest = b->s.T};
+    b->batch =
+        (struct batch){.rows = (int)R, .spans = b->s.B, .shortest = b->s.T, .longest = b->s.T};
     b->batch.span = carve(c, DT_I32, 2, (size_t[]){B, 4});
     b->batch.prev = carve(c, DT_I32, 1, &R);
     b->batch.last = carve(c, DT_I32, 1, &R);
@@ -175,7 +176,7 @@ static void run_forward(struct bench *b) {
 static void run_kernel(struct bench *b) {
     const struct tensor none = tensor_none();
     if (b->k->sample)
-        op_sample(b->be, b->token, b->logits, b->rows, none);
+        op_sample(b->be, b->token, b->logits, b->rows, none, none);
     else if (b->k->backward)
         op_wkv7_bwd(b->be, b->dr, b->du, b->k->state_in ? b->dS0 : none, b->dy, b->r, b->u,
                     b->saved, b->k->state_out ? b->dST : none, &b->batch, b->s.H);

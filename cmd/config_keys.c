@@ -251,8 +251,10 @@ static const struct config_key infer_model_keys[] = {
             "them"},
     {"max_batch_size", CONFIG_INT, SERVED(max_batch_size), "4", .min = 1, .max = 65536,
      .reloadable = true, .doc = "Sequences at once"},
-    {"paragraph_len", CONFIG_INT, SERVED(paragraph_len), "256", .min = 1, .max = 1 << 20,
-     .reloadable = true, .doc = "Tokens of a prompt computed in one step"},
+    {"paragraph_len", CONFIG_INT, SERVED(paragraph_len), "0", .min = 0, .max = 1 << 20,
+     .reloadable = true,
+     .doc = "Tokens of prompts computed in one step; 0: as the backend likes, 256 on the CPU, 1024 "
+            "on a GPU"},
     {"max_context_len", CONFIG_INT, SERVED(max_context_len), "4096", .min = 1, .max = 1e9,
      .reloadable = true, .doc = "Longest prompt and continuation together"},
     {"decode_first", CONFIG_BOOL, SERVED(decode_first), "true", .reloadable = true,

@@ -5,7 +5,7 @@
 #include "backend/backend.h"
 #include "backend/ops.h"
 
-enum { MAX_ARGS = 18, MAX_SPANS = 80, MAX_ROWS = 8192 };
+enum { MAX_ARGS = 18, MAX_SPANS = 80, MAX_ROWS = 8192, DRAWN = 7, BIASES = 5 };
 
 // What the values look like. Parameters stay ordinary but for FILL_ZERO.
 enum fill { FILL_RANDOM, FILL_TINY, FILL_HUGE, FILL_EQUAL, FILL_ZERO, FILL_COUNT };
@@ -26,7 +26,8 @@ struct arg {
     int ndim;
     size_t dim[4];
     int row_axis;       // which dim counts rows; -1: none
-    bool slots;         // dim[0] counts slots: only those of the spans are touched
+    bool slots;         // one dim counts slots: only those of the spans are touched
+    int slot_axis;      // which
     bool aligned;       // else placed off the 64-byte grid
     bool narrow;        // bf16 in backends that can (° in ops.h), with values that bf16 can hold
     double rounding;    // what that costs a result, relative to the largest; 0: 1/256
@@ -111,6 +112,7 @@ void call_text(char *out, size_t cap, const struct call *c);
 // ---- check_ops_values.c: see there
 double value_param(const struct call *c, const struct arg *a, size_t i);
 double value_token(const struct call *c, const struct arg *a, size_t i);
+double value_token_or_drawn(const struct call *c, const struct arg *a, size_t i); // one of DRAWN
 double value_target(const struct call *c, const struct arg *a, size_t i);
 double value_any_row(const struct call *c, const struct arg *a, size_t i);
 double value_activated(const struct call *c, const struct arg *a, size_t i);
@@ -121,6 +123,7 @@ double value_gradient(const struct call *c, const struct arg *a, size_t i);
 double value_wkv_input(const struct call *c, const struct arg *a, size_t i);
 double value_sample_rows(const struct call *c, const struct arg *a, size_t i);
 double value_sample_penalties(const struct call *c, const struct arg *a, size_t i);
+double value_sample_biases(const struct call *c, const struct arg *a, size_t i);
 double value_mostly_zero(const struct call *c, const struct arg *a, size_t i);
 double value_faint(const struct call *c, const struct arg *a, size_t i);
 double flops_matmul(const struct call *c);

@@ -138,7 +138,9 @@ double arg_value(const struct call *c, const struct arg *a, size_t i) {
 char arg_mode(const struct call *c, const struct arg *a, size_t i) {
     char mode = a->mode[0];
     if (a->mode[1]) mode = a->mode[i / (arg_count(a) / a->dim[0])];
-    if (a->slots && mode != 'i' && !c->used[i / (arg_count(a) / a->dim[0])]) return '.';
+    size_t inner = 1;
+    for (int d = a->slot_axis + 1; d < a->ndim; d++) inner *= a->dim[d];
+    if (a->slots && mode != 'i' && !c->used[i / inner % a->dim[a->slot_axis]]) return '.';
     return mode;
 }
 

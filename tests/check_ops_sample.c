@@ -56,7 +56,7 @@ static void table_draw(struct table *t, int32_t *token, const float *logits, str
     }
     t->be->class->upload(t->be, t->rows, all);
     t->be->class->upload(t->be, t->logits, x);
-    op_sample(t->be, t->token, t->logits, t->rows, t->penalties);
+    op_sample(t->be, t->token, t->logits, t->rows, t->penalties, tensor_none());
     t->be->class->download(t->be, token, t->token);
     free(all);
     free(x);

@@ -97,12 +97,20 @@ static void put_batch(struct call *c) {
 static void shape_embed(struct call *c) {
     static const enum dtype stored[] = {DT_NONE, DT_BF16, DT_F16};
     put_rows(c, "y", "=", (size_t)c->size.C);
-    put_ids(c, "tokens", value_token);
+    // embed_bwd, whose finite differences take the first variant, knows no drawn ones.
+    put_ids(c, "tokens", c->variant ? value_token_or_drawn : value_token);
+    if (!c->variant) {
+        put_none(c, "drawn");
+    } else {
+        struct arg *a = put(c, "drawn", "i", 1, (size_t[]){DRAWN}, -1);
+        a->dtype = DT_I32;
+        a->value = value_token;
+    }
     put(c, "table", "i", 2, (size_t[]){(size_t)c->size.V, (size_t)c->size.C}, -1)->dtype =
         stored[c->variant];
 }
 CALL(embed) {
-    op_embed(be, t[0], t[1], t[2]);
+    op_embed(be, t[0], t[1], t[2], t[3]);
 }
 
 static void shape_embed_bwd(struct call *c) {
@@ -557,15 +565,36 @@ static void shape_sample(struct call *c) {
     a->value = value_sample_rows;
     if (c->bare) {
         put_none(c, "penalties");
+        put_none(c, "biases");
         return;
     }
     a = put(c, "penalties", "+", 2, (size_t[]){(size_t)c->whole_rows, sample_penalty_bytes(V)}, -1);
     a->dtype = DT_U8;
     a->aligned = true;
     a->value = value_sample_penalties;
+    const size_t biases = BIASES * sizeof(struct sample_bias);
+    a = put(c, "biases", "i", 2, (size_t[]){(size_t)c->whole_rows, biases}, -1);
+    a->dtype = DT_U8;
+    a->aligned = true;
+    a->value = value_sample_biases;
 }
 CALL(sample) {
-    op_sample(be, t[0], t[1], t[2], t[3]);
+    op_sample(be, t[0], t[1], t[2], t[3], t[4]);
+}
+
+enum { PLANES_TO_CLEAR = 24, SLOTS_TO_CLEAR = 5, CLEARED = 3 }; // of 12 layers
+static void shape_clear(struct call *c) {
+    static const enum dtype stored[] = {DT_NONE, DT_F64, DT_BF16};
+    const size_t dims[] = {PLANES_TO_CLEAR, SLOTS_TO_CLEAR, (size_t)c->size.C};
+    struct arg *a = put(c, "y", "=", 3, dims, -1);
+    a->dtype = stored[c->variant];
+    a->slots = true;
+    a->slot_axis = 1;
+    memset(c->used, 0, sizeof c->used);
+    c->used[CLEARED] = true;
+}
+CALL(clear) {
+    op_clear(be, t[0], CLEARED);
 }
 
 static void shape_sum(struct call *c) {
@@ -820,6 +849,7 @@ const struct op_case op_cases[] = {
      .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 3e-6, .forward = "norm_mix"},
     {NAMED(recall), .sizes = step_sizes, .bench = step_bench, .variants = 2, .singles = 3,
      .can_bare = true, .tolerance = 5e-6},
+    {NAMED(clear), .sizes = flat_sizes, .bench = rows_bench, .variants = 3},
     {NAMED(xent), .bench_variants = 10u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,
      .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 1e-6, .forward = "xent",
      .flops = flops_xent},

@@ -22,6 +22,11 @@ double value_token(const struct call *c, const struct arg *a, size_t i) {
     return floor(uniform(c, a, i) * c->size.V);
 }
 
+double value_token_or_drawn(const struct call *c, const struct arg *a, size_t i) {
+    const uint64_t bits = call_bits(c, "whether", i);
+    return bits & 1 ? -1 - (double)(bits / 2 % DRAWN) : value_token(c, a, i);
+}
+
 double value_target(const struct call *c, const struct arg *a, size_t i) {
     return i % 5 == 3 ? -1 : value_token(c, a, i);
 }
@@ -96,7 +101,10 @@ double value_sample_rows(const struct call *c, const struct arg *a, size_t i) {
     };
     size_t o = i / a->dim[1];
     struct sample_row row = kinds[o % 8];
-    row.slot = c->whole_rows - 1 - (int)o;
+    row.slot = o % 5 == 4 ? -1 : c->whole_rows - 1 - (int)o;
+    const int most = c->size.V < BIASES ? c->size.V : BIASES;
+    row.bias_slot = (int)o;
+    if (!c->bare) row.num_bias = (int)(o % 7) < most ? (int)(o % 7) : most;
     row.seed = c->seed;
     row.position = o;
     return ((const unsigned char *)&row)[i % a->dim[1]];
@@ -108,6 +116,14 @@ double value_sample_penalties(const struct call *c, const struct arg *a, size_t 
     if (at >= 4 * V) return 0x21; // tokens 0 and 5 of every eight were generated
     const float p = id % 8 == 0 || id % 8 == 5 ? (float)(id % 16 + 1) / 8 : 0;
     return ((const unsigned char *)&p)[at % 4];
+}
+
+// Neighbours, from anywhere on.
+double value_sample_biases(const struct call *c, const struct arg *a, size_t i) {
+    const size_t slot = i / a->dim[1], at = i % a->dim[1], n = at / sizeof(struct sample_bias);
+    const size_t first = call_bits(c, a->name, slot) % (size_t)c->size.V;
+    const struct sample_bias b = {(int32_t)((first + n) % (size_t)c->size.V), (float)n * 2 - 3};
+    return ((const unsigned char *)&b)[at % sizeof b];
 }
 
 // As relu² leaves them: seven of eight are zero.

@@ -1,11 +1,14 @@
-// Backends by name, and devices by id.
+// Backends by name, devices by id, and what goes there and back.
 #include "backend/backend.h"
 #include "base/error.h"
+#include "base/mem.h"
+#include "base/rng.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -60,38 +63,54 @@ static void backends_without_devices_pay_ids_no_heed(void **state) {
     backend_destroy(be);
 }
 
-// A download that is waited for later has what was there when it was asked for, whatever is
-// uploaded since; large uploads and small ones.
-static void later_downloads_are_of_their_time(void **state) {
+static struct tensor bytes_of(struct buffer *b, size_t at, size_t len) {
+    return (struct tensor){.buf = b, .offset = at, .dtype = DT_U8, .ndim = 1, .dim = {len}};
+}
+
+// Uploads of all sizes, past what a backend may keep aside, whose source changes at once, and
+// fetches that are waited for only when others are under way.
+static void transfers_keep_their_order(void **state) {
+    enum { MOST = 3 << 19, ROUNDS = 20, UPLOADS = 40 };
     (void)state;
-    enum { N = 40000, FEW = 5 };
-    static int32_t numbers[N];
+    unsigned char *src = mem_alloc(MOST), *dst[MAX_FETCHES];
+    for (int i = 0; i < MAX_FETCHES; i++) dst[i] = mem_alloc(MOST);
     for (const char *const *name = backend_names(); *name; name++) {
         struct backend *be;
         struct error err;
-        if (backend_open(&be, *name, 1, &err)) continue;
-        struct buffer *b = buffer_create(be, sizeof numbers, &err);
+        if (backend_open(&be, *name, 1, &err)) {
+            print_message("SKIP backend %s: %s\n", *name, err.msg);
+            continue;
+        }
+        struct buffer *b = buffer_create(be, (size_t)MAX_FETCHES * MOST, &err);
+        size_t lens[MAX_FETCHES];
         assert_non_null(b);
-        const struct tensor all = {.buf = b, .dtype = DT_I32, .ndim = 1, .dim = {N}};
-        const struct tensor few = tensor_slice(all, N - FEW, FEW);
-        int32_t got[4][FEW];
-        int asked = 0, answered = 0;
-        for (int round = 0; round < 8; round++) {
-            for (int i = 0; i < N; i++) numbers[i] = i * (round + 1);
-            if (round % 3 == 2)
-                be->class->upload(be, few, numbers + N - FEW);
-            else
-                be->class->upload(be, all, numbers);
-            be->class->download_later(be, got[asked++ % 4], few);
-            for (; asked - answered > (round < 7 ? be->class->ahead : 0); answered++) {
-                if (be->class->download_wait(be, &err)) fail_msg("%s: %s", *name, err.msg);
-                for (int i = 0; i < FEW; i++)
-                    assert_int_equal(got[answered % 4][i], (N - FEW + i) * (answered + 1));
+        for (int round = 0, fetched = 0; fetched < ROUNDS; round++) {
+            const int place = round % MAX_FETCHES;
+            if (round >= MAX_FETCHES) {
+                const int at = fetched % MAX_FETCHES;
+                assert_int_equal(be->class->fetched(be, &err), 0);
+                for (size_t i = 0; i < lens[at]; i++)
+                    if (dst[at][i] != (unsigned char)(fetched + 1))
+                        fail_msg("%s, fetch %d, byte %zu of %zu: %d", *name, fetched, i, lens[at],
+                                 dst[at][i]);
+                fetched++;
             }
+            if (round >= ROUNDS) continue;
+            const size_t len = rng_u64(3, 0, (uint64_t)round) % (round % 8 ? 300000 : MOST);
+            lens[place] = len;
+            const struct tensor t = bytes_of(b, (size_t)place * MOST, len);
+            for (int n = 0; n < UPLOADS; n++) { // the last one counts
+                memset(src, n == UPLOADS - 1 ? round + 1 : 0, len);
+                be->class->upload(be, t, src);
+            }
+            memset(src, 0, len);
+            be->class->fetch(be, dst[place], t);
         }
         buffer_destroy(b);
         backend_destroy(be);
     }
+    for (int i = 0; i < MAX_FETCHES; i++) free(dst[i]);
+    free(src);
 }
 
 int main(void) {
@@ -99,7 +118,7 @@ int main(void) {
         cmocka_unit_test(names_say_what_they_want),
         cmocka_unit_test(a_device_that_is_not_there_is_an_error),
         cmocka_unit_test(backends_without_devices_pay_ids_no_heed),
-        cmocka_unit_test(later_downloads_are_of_their_time),
+        cmocka_unit_test(transfers_keep_their_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

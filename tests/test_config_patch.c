@@ -176,7 +176,7 @@ static void a_saved_text_is_what_was_asked_for(void **state) {
     if (infer_config_load(&c, dir, "i", NULL, 0, &err)) fail_msg("%s", err.msg);
     assert_int_equal(c.num_models, 1);
     assert_int_equal(c.models[0].max_batch_size, 3);
-    assert_int_equal(c.models[0].paragraph_len, 256);
+    assert_int_equal(c.models[0].paragraph_len, 0);
     assert_string_equal(c.api_key, "secret");
     infer_config_free(&c);
     assert_true(lstat(link, &st) == 0 && S_ISLNK(st.st_mode));

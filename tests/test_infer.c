@@ -1,5 +1,6 @@
 // The engine and what it leans on: laws first. What a sequence writes must not depend on its
-// company, on cuts of its prompt, or on what happens to the limits meanwhile.
+// company, on cuts of its prompt, on steps that are written down ahead, or on what happens to the
+// limits meanwhile. RWKV_TEST_BACKEND says on which backend.
 #include "infer/engine.h"
 
 #include "backend/backend.h"
@@ -10,9 +11,6 @@
 #include "infer/sched.h"
 #include "model/model.h"
 #include "model/writer.h"
-#include "text/prompt.h"
-#include "text/stop.h"
-#include "text/think.h"
 #include "text/tok.h"
 #include "text/utf8.h"
 
@@ -27,6 +25,10 @@
 
 #include <cmocka.h>
 
+#ifdef CUDA_EMU
+#include "cuda_runtime_api.h"
+#endif
+
 static uint64_t draw_seed, draw_count;
 
 static int draw(int n) { // in [0, n)
@@ -36,141 +38,6 @@ static int draw(int n) { // in [0, n)
 static void begin_draws(uint64_t seed) {
     draw_seed = seed;
     draw_count = 0;
-}
-
-// ---- stop strings ------------------------------------------------------------------------------
-
-// By definition: the text ends before the string that is complete first, the longest of those.
-static size_t naive_stop(const char *text, const char *const *stops, int n, bool *stopped) {
-    for (size_t end = 1; end <= strlen(text); end++) {
-        size_t longest = 0;
-        for (int i = 0; i < n; i++) {
-            const size_t len = strlen(stops[i]);
-            if (len <= end && !memcmp(text + end - len, stops[i], len) && len > longest)
-                longest = len;
-        }
-        *stopped = longest > 0;
-        if (longest) return end - longest;
-    }
-    return strlen(text);
-}
-
-static void stops_are_found_however_the_text_is_cut(void **state) {
-    (void)state;
-    for (uint64_t seed = 0; seed < 3000; seed++) {
-        begin_draws(seed);
-        char text[64] = {0}, strings[3][8] = {{0}};
-        const char *stops[3];
-        const int n = draw(4);
-        for (int i = 0, len = draw(60); i < len; i++) text[i] = (char)('a' + draw(2));
-        for (int k = 0; k < n; k++) {
-            for (int i = 0, len = 1 + draw(6); i < len; i++) strings[k][i] = (char)('a' + draw(2));
-            stops[k] = strings[k];
-        }
-        bool wanted_stop = false, stopped = false;
-        const size_t wanted = naive_stop(text, stops, n, &wanted_stop);
-        struct stop *s = stop_create(stops, n);
-        struct str out;
-        str_init(&out, 1000);
-        for (size_t at = 0; at < strlen(text) && !stopped;) {
-            size_t len = (size_t)draw(5);
-            if (len > strlen(text) - at) len = strlen(text) - at;
-            stopped = stop_feed(s, text + at, len, &out);
-            at += len;
-        }
-        if (!stopped) stop_flush(s, &out);
-        if (stopped != wanted_stop || out.len != wanted || memcmp(out.data, text, wanted))
-            fail_msg("seed %llu: \"%s\" became \"%s\", wanted %zu bytes", (unsigned long long)seed,
-                     text, out.data, wanted);
-        stop_destroy(s);
-        str_free(&out);
-    }
-}
-
-// ---- thoughts ----------------------------------------------------------------------------------
-
-static void thoughts_are_split_however_the_text_is_cut(void **state) {
-    (void)state;
-    static const struct {
-        const char *text, *thoughts, *answer;
-        bool in_tag;
-    } cases[] = {
-        {" Hello <think>no</think>", "", "Hello <think>no</think>", false},
-        {"<think>\nhm </thin </think>\n\nYes.", "hm </thin ", "Yes.", false},
-        {">\nfirst\n</think>\nthen", "first\n", "then", true},
-        {"><b></think>", "<b>", "", true},
-        {"no tag", "no tag", "", true},
-        {"<thin", "", "<thin", false},
-        {">never closed </thi", "never closed </thi", "", true},
-        {"", "", "", false},
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        for (size_t piece = 1; piece < 9; piece++) {
-            struct think t;
-            struct str thoughts, answer;
-            str_init(&thoughts, 1000);
-            str_init(&answer, 1000);
-            think_begin(&t, cases[i].in_tag);
-            const size_t len = strlen(cases[i].text);
-            for (size_t at = 0; at < len; at += piece)
-                think_feed(&t, cases[i].text + at, len - at < piece ? len - at : piece, &thoughts,
-                           &answer);
-            think_flush(&t, &thoughts, &answer);
-            assert_string_equal(thoughts.data, cases[i].thoughts);
-            assert_string_equal(answer.data, cases[i].answer);
-            str_free(&thoughts);
-            str_free(&answer);
-        }
-    }
-}
-
-// ---- prompts -----------------------------------------------------------------------------------
-
-static void chat_prompts_are_the_official_ones(void **state) {
-    (void)state;
-    struct prompt_message m[] = {{PROMPT_SYSTEM, " S\r\n\r\nS2 ", 8},
-                                 {PROMPT_USER, "Q\n\n\nUser: x", 11},
-                                 {PROMPT_ASSISTANT, "A", 1},
-                                 {PROMPT_USER, "Q2\n", 3}};
-    static const struct {
-        enum prompt_think think;
-        const char *end;
-    } ends[] = {{PROMPT_PLAIN, "User: Q2\n\nAssistant:"},
-                {PROMPT_DONT_THINK, "User: Q2\n\nAssistant: <think></think>"},
-                {PROMPT_THINK, "User: Q2 (think)\n\nAssistant: <think"},
-                {PROMPT_THINK_A_LOT, "User: Q2 (think a lot)\n\nAssistant: <think"}};
-    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        char wanted[200];
-        struct str out;
-        str_init(&out, 1000);
-        assert_int_equal(prompt_chat(&out, m, 4, ends[i].think), 0);
-        snprintf(wanted, sizeof wanted, "System: S\nS2\n\nUser: Q\nUser: x\n\nAssistant: A\n\n%s",
-                 ends[i].end);
-        assert_string_equal(out.data, wanted);
-        str_free(&out);
-    }
-}
-
-static void no_text_begins_a_turn(void **state) {
-    (void)state;
-    static const char *const pieces[] = {"\n", "\r", "\r\n", "User:", " ", "Assistant:", "x", "\t"};
-    for (uint64_t seed = 0; seed < 2000; seed++) {
-        begin_draws(seed);
-        struct str text, out;
-        str_init(&text, 1000);
-        str_init(&out, 4000);
-        for (int i = 0, n = draw(12); i < n; i++) str_puts(&text, pieces[draw(8)]);
-        struct prompt_message m[2] = {{PROMPT_USER, text.data, text.len},
-                                      {PROMPT_ASSISTANT, text.data, text.len}};
-        prompt_chat(&out, m, 2, PROMPT_PLAIN);
-        int turns = 0;
-        for (const char *p = out.data; (p = strstr(p, "\n\n")); p++) turns++;
-        if (turns != 2)
-            fail_msg("seed %llu: %d empty lines in \"%s\"", (unsigned long long)seed, turns,
-                     out.data);
-        str_free(&text);
-        str_free(&out);
-    }
 }
 
 // ---- the scheduler -----------------------------------------------------------------------------
@@ -254,21 +121,46 @@ static int remove_model(void **state) {
     return unlink(model_path);
 }
 
+// What an emulated device takes a second for must be small.
+#ifdef CUDA_EMU
+enum { MOST_PROMPT = 70, MOST_TOKENS = 10, FEWER = 2 };
+#else
+enum { MOST_PROMPT = 299, MOST_TOKENS = 40, FEWER = 1 };
+#endif
+
+static int depth; // of the engine that is tested; 0: as the backend likes
+
+static int one_step(void **state) {
+    (void)state;
+    depth = 1;
+    return 0;
+}
+
+static int steps_ahead(void **state) {
+    (void)state;
+    depth = MAX_DEPTH;
+    return 0;
+}
+
 static struct engine_spec spec(void) {
+    const char *backend = getenv("RWKV_TEST_BACKEND");
     return (struct engine_spec){.name = "test",
                                 .weights_path = model_path,
                                 .vocab_path = "bytes",
-                                .backend = "cpu",
+                                .backend = backend ? backend : "cpu",
                                 .dtype = "f32",
                                 .num_threads = 2,
+                                .depth = depth,
                                 .shape_path = "test"};
 }
 
-// One job, what came of it, and what is wanted.
+// One job, and what came of it.
 struct task {
     struct engine_job job;
     int32_t prompt[300];
-    struct str text;
+    struct engine_bias bias[3];
+    char stop[3];
+    struct str text, tokens, logprobs; // the last two as bytes
     int generated, prompt_read, finals;
     enum engine_finish finish;
 };
@@ -299,9 +191,9 @@ static void make_task(struct task *t, uint64_t seed) {
     begin_draws(seed);
     struct engine_job *j = &t->job;
     j->prompt = t->prompt;
-    j->num_prompt = 1 + draw(299);
+    j->num_prompt = 1 + draw(draw(3) ? 12 : MOST_PROMPT);
     for (int i = 0; i < j->num_prompt; i++) t->prompt[i] = draw(257);
-    j->max_tokens = 1 + draw(40);
+    j->max_tokens = draw(12) ? 1 + draw(MOST_TOKENS) : 0;
     j->temperature = draw(3) ? 0.5f + (float)draw(10) / 10 : 0;
     j->top_p = draw(2) ? 1 : 0.7f;
     j->top_k = draw(2) ? 0 : 20;
@@ -309,11 +201,34 @@ static void make_task(struct task *t, uint64_t seed) {
     j->frequency = draw(2) ? 0 : 0.1f;
     j->penalty_decay = 0.99f;
     j->seed = seed;
-    j->top = draw(3) - 1;
+    j->top = draw(25) ? -1 : draw(3); // such steps have no other beside them
     j->prompt_logprobs = j->top >= 0 && draw(2);
     j->ignore_end = draw(2);
     j->owner = t;
+    if (!draw(3)) {
+        for (int i = 0; i < 3; i++)
+            t->bias[i] = (struct engine_bias){draw(80) + 80 * i, (float)(draw(9) - 4)};
+        j->bias = t->bias;
+        j->num_bias = 3;
+    }
+    if (!draw(3)) {
+        for (int i = 0, len = 1 + draw(2); i < len; i++) t->stop[i] = (char)(' ' + draw(90));
+        j->stops[j->num_stops++] = t->stop;
+    }
     str_init(&t->text, 1 << 20);
+    str_init(&t->tokens, 1 << 20);
+    str_init(&t->logprobs, 1 << 24);
+}
+
+static void free_task(struct task *t) {
+    str_free(&t->text);
+    str_free(&t->tokens);
+    str_free(&t->logprobs);
+}
+
+static void free_tasks(struct task *tasks, int n) {
+    for (int i = 0; i < n; i++) free_task(&tasks[i]);
+    free(tasks);
 }
 
 static void take_events(struct engine *e) {
@@ -323,6 +238,11 @@ static void take_events(struct engine *e) {
         struct task *t = events[i].job->owner;
         assert_int_equal(t->finals, 0); // nothing comes after the last one
         str_append(&t->text, events[i].text, events[i].text_len);
+        if (events[i].generated_tokens)
+            str_append(&t->tokens, (const char *)&events[i].token, sizeof events[i].token);
+        const int each = 1 + (t->job.top > 0 ? t->job.top : 0);
+        str_append(&t->logprobs, (const char *)events[i].logprobs,
+                   (size_t)(events[i].num_logprobs * each) * sizeof *events[i].logprobs);
         t->generated += events[i].generated_tokens;
         t->prompt_read += events[i].prompt_tokens;
         t->finish = events[i].finish;
@@ -336,11 +256,17 @@ static int unfinished(const struct task *tasks, int n) {
     return left;
 }
 
+enum { MAX_CONTEXT = 320 }; // some end there
+
+static struct engine_limits limits_of(int batch, int paragraph, bool decode_first) {
+    return (struct engine_limits){batch, paragraph, MAX_CONTEXT, 1000, decode_first};
+}
+
 static struct engine *open_engine(struct bell *bell, int batch, int paragraph, bool decode_first) {
     struct engine *e;
     struct error err;
     const struct engine_spec s = spec();
-    const struct engine_limits limits = {batch, paragraph, 100000, 1000, decode_first};
+    const struct engine_limits limits = limits_of(batch, paragraph, decode_first);
     if (engine_open(&e, &s, limits, ring, bell, &err)) fail_msg("%s", err.msg);
     return e;
 }
@@ -348,45 +274,100 @@ static struct engine *open_engine(struct bell *bell, int batch, int paragraph, b
 #define BELL                                                                                       \
     { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false }
 
-static void company_changes_nothing(void **state) {
-    enum { N = 40 };
-    (void)state;
-    struct task *alone = mem_zero(N, sizeof *alone), *together = mem_zero(N, sizeof *together);
+// Each task by itself, a step at a time; of an emulated device, whose steps are slow, all at once.
+static struct task *run_alone(int n) {
+    struct task *tasks = mem_zero((size_t)n, sizeof *tasks);
     struct bell bell = BELL;
     struct error err;
-    struct engine *e = open_engine(&bell, 1, 4096, true);
-    for (int i = 0; i < N; i++) {
-        make_task(&alone[i], (uint64_t)i);
-        assert_int_equal(engine_submit(e, &alone[i].job, &err), 0);
-        while (!alone[i].finals) wait_for(&bell), take_events(e);
-        assert_int_equal(alone[i].prompt_read, alone[i].job.num_prompt);
-    }
+    const int wanted = depth;
+    depth = 1;
+    struct engine *e = open_engine(&bell, FEWER > 1 ? n : 1, 4096, true);
+    depth = wanted;
+    for (int i = 0; i < n; i++) make_task(&tasks[i], (uint64_t)i);
+    for (int i = 0; i < n; i++) assert_int_equal(engine_submit(e, &tasks[i].job, &err), 0);
+    while (unfinished(tasks, n)) wait_for(&bell), take_events(e);
     engine_close(e);
-    for (int round = 0; round < 2; round++) {
-        e = open_engine(&bell, 7, 100, round);
+    for (int i = 0; i < n; i++) assert_int_equal(tasks[i].prompt_read, tasks[i].job.num_prompt);
+    return tasks;
+}
+
+// Everything that was said is what was said alone. Of a job that was canceled the beginning, but
+// for its text, which ends with what was held back.
+static void same_as_alone(const struct task *alone, const struct task *t, int i) {
+    const struct str *a[] = {&alone->text, &alone->tokens, &alone->logprobs},
+                     *b[] = {&t->text, &t->tokens, &t->logprobs};
+    static const char *const names[] = {"text", "tokens", "logprobs"};
+    const bool canceled = t->finish == ENGINE_CANCELED;
+    for (int k = canceled; k < 3; k++)
+        if (b[k]->len > a[k]->len || memcmp(a[k]->data, b[k]->data, b[k]->len) ||
+            (!canceled && b[k]->len != a[k]->len))
+            fail_msg("task %d, depth %d: other %s than alone: \"%s\", not \"%s\"", i, depth,
+                     names[k], t->text.data, alone->text.data);
+    if (!canceled && t->finish != alone->finish)
+        fail_msg("task %d, depth %d: ends with %d, alone with %d", i, depth, (int)t->finish,
+                 (int)alone->finish);
+}
+
+static void company_changes_nothing(void **state) {
+    enum { N = 40 / FEWER };
+    (void)state;
+    struct task *alone = run_alone(N), *together = mem_zero(N, sizeof *together);
+    struct bell bell = BELL;
+    struct error err;
+    for (int round = 0; round < 2; round += FEWER) {
+        struct engine *e = open_engine(&bell, 18, 100, round); // more than few rows on a GPU
         for (int i = 0; i < N; i++) make_task(&together[i], (uint64_t)i);
         for (int i = 0; i < N; i++) assert_int_equal(engine_submit(e, &together[i].job, &err), 0);
         for (int looks = 0; unfinished(together, N); looks++) {
             wait_for(&bell);
             take_events(e);
             if (looks == 5) // limits change under way
-                engine_set_limits(e, (struct engine_limits){3, 64, 100000, 1000, round});
-            if (looks == 20)
-                engine_set_limits(e, (struct engine_limits){11, 300, 100000, 1000, round});
-        }
-        for (int i = 0; i < N; i++) {
-            if (strcmp(alone[i].text.data, together[i].text.data) ||
-                alone[i].generated != together[i].generated ||
-                alone[i].finish != together[i].finish)
-                fail_msg("task %d, round %d: \"%s\" alone, \"%s\" in company", i, round,
-                         alone[i].text.data, together[i].text.data);
-            str_free(&together[i].text);
+                engine_set_limits(e, limits_of(3, 64, round));
+            if (looks == 20) engine_set_limits(e, limits_of(11, 300, round));
         }
         engine_close(e);
+        for (int i = 0; i < N; i++) {
+            same_as_alone(&alone[i], &together[i], i);
+            free_task(&together[i]);
+        }
     }
-    for (int i = 0; i < N; i++) str_free(&alone[i].text);
-    free(alone);
     free(together);
+    free_tasks(alone, N);
+}
+
+// Jobs come a few at a time, are parked, go on and are canceled at any moment, and the limits
+// change: slots change hands while a step of their last owner is under way.
+static void stories_change_nothing(void **state) {
+    enum { N = 60 / FEWER / FEWER, STORIES = FEWER > 1 ? 1 : 3 };
+    (void)state;
+    struct task *alone = run_alone(N);
+    struct bell bell = BELL;
+    struct error err;
+    for (uint64_t story = 0; story < STORIES; story++) {
+        struct task *tasks = mem_zero(N, sizeof *tasks);
+        bool parked[N] = {false};
+        int submitted = 0;
+        for (int i = 0; i < N; i++) make_task(&tasks[i], (uint64_t)i);
+        begin_draws(900 + story);
+        struct engine *e = open_engine(&bell, 4, 64 + draw(200), draw(2));
+        while (submitted < N || unfinished(tasks, N)) {
+            for (int k = draw(4); k > 0 && submitted < N; k--)
+                assert_int_equal(engine_submit(e, &tasks[submitted++].job, &err), 0);
+            take_events(e);
+            for (int i = 0; i < submitted; i++) {
+                if (tasks[i].finals || draw(4)) continue;
+                if (i % 5 == 0 && !draw(4)) engine_cancel(e, &tasks[i].job);
+                parked[i] = !parked[i] && !draw(3);
+                engine_park(e, &tasks[i].job, parked[i]);
+            }
+            if (!draw(20)) engine_set_limits(e, limits_of(1 + draw(9), 64 + draw(200), draw(2)));
+            usleep((unsigned)draw(300));
+        }
+        engine_close(e);
+        for (int i = 0; i < N; i++) same_as_alone(&alone[i], &tasks[i], i);
+        free_tasks(tasks, N);
+    }
+    free_tasks(alone, N);
 }
 
 // The command line's writer and the engine are two ways to the same text.
@@ -400,15 +381,16 @@ static void engine_writes_what_the_writer_writes(void **state) {
     struct tok *tok;
     struct engine *e = open_engine(&bell, 4, 64, true);
     tok_open_bytes(&tok);
-    assert_int_equal(backend_open(&be, "cpu", 1, &err), 0);
+    assert_int_equal(backend_open(&be, spec().backend, 1, &err), 0);
     assert_int_equal(model_open(&m, be, model_path,
                                 (struct model_options){.precision = {DT_F32, DT_F32}}, &err),
                      0);
     assert_int_equal(writer_create(&w, m, &err), 0);
-    for (uint64_t seed = 100; seed < 110; seed++) {
+    for (uint64_t seed = 100; seed < 100 + 4 / FEWER; seed++) {
         struct task t;
         make_task(&t, seed);
         t.job.ignore_end = true;
+        t.job.num_bias = t.job.num_stops = 0;
         assert_int_equal(engine_submit(e, &t.job, &err), 0);
         while (!t.finals) wait_for(&bell), take_events(e);
         const struct writer_options o = {.temperature = t.job.temperature,
@@ -434,7 +416,7 @@ static void engine_writes_what_the_writer_writes(void **state) {
         assert_string_equal(t.text.data, text.data);
         assert_int_equal(t.generated, t.job.max_tokens);
         str_free(&text);
-        str_free(&t.text);
+        free_task(&t);
     }
     writer_destroy(w);
     model_destroy(m);
@@ -444,7 +426,7 @@ static void engine_writes_what_the_writer_writes(void **state) {
 }
 
 static void every_cancel_ends_once(void **state) {
-    enum { N = 60 };
+    enum { N = 60 / FEWER / FEWER };
     (void)state;
     struct task *tasks = mem_zero(N, sizeof *tasks);
     struct bell bell = BELL;
@@ -453,7 +435,7 @@ static void every_cancel_ends_once(void **state) {
     struct engine_stats stats;
     for (int i = 0; i < N; i++) {
         make_task(&tasks[i], 200 + (uint64_t)i);
-        tasks[i].job.max_tokens = 300;
+        tasks[i].job.max_tokens = 300 / FEWER / FEWER;
         tasks[i].job.ignore_end = true;
     }
     begin_draws(77);
@@ -477,12 +459,76 @@ static void every_cancel_ends_once(void **state) {
     }
     assert_int_equal(stats.running + stats.waiting, 0);
     engine_close(e);
-    for (int i = 0; i < N; i++) {
-        assert_int_equal(tasks[i].finals, 1);
-        str_free(&tasks[i].text);
-    }
-    free(tasks);
+    for (int i = 0; i < N; i++) assert_int_equal(tasks[i].finals, 1);
+    free_tasks(tasks, N);
 }
+
+#ifdef CUDA_EMU
+// What changes from step to step lies in memory that kernels read, not in how they are launched: a
+// step in which all write is a graph, of two that take turns, and those are made before the first.
+static void steady_steps_are_graphs(void **state) {
+    enum { N = 3, TOKENS = 40 };
+    (void)state;
+    struct bell bell = BELL;
+    struct error err;
+    struct task *tasks = mem_zero(N, sizeof *tasks);
+    struct engine *e;
+    struct engine_spec s = spec();
+    s.warm = true;
+    if (strcmp(s.backend, "cuda")) skip();
+    assert_int_equal(engine_open(&e, &s, limits_of(N, 64, true), ring, &bell, &err), 0);
+    for (int i = 0; i < N; i++) {
+        make_task(&tasks[i], (uint64_t)i);
+        struct engine_job *j = &tasks[i].job;
+        *j = (struct engine_job){.prompt = tasks[i].prompt,
+                                 .num_prompt = 5,
+                                 .max_tokens = TOKENS,
+                                 .temperature = 1,
+                                 .top_p = 1,
+                                 .presence = i ? 0 : 0.5f,
+                                 .bias = tasks[i].bias,
+                                 .num_bias = i == 1,
+                                 .top = -1,
+                                 .ignore_end = true,
+                                 .owner = &tasks[i]};
+    }
+    const unsigned long graphs = cuda_emu_graphs, made = cuda_emu_graphs_made;
+    for (int i = 0; i < N; i++) assert_int_equal(engine_submit(e, &tasks[i].job, &err), 0);
+    while (unfinished(tasks, N)) wait_for(&bell), take_events(e);
+    engine_close(e);
+    if (cuda_emu_graphs - graphs < TOKENS - N || cuda_emu_graphs_made != made)
+        fail_msg("%lu graphs, and %lu were made", cuda_emu_graphs - graphs,
+                 cuda_emu_graphs_made - made);
+    free_tasks(tasks, N);
+}
+
+// Every job ends, those that write, wait and come later, and so does the engine.
+static void a_device_that_fails_ends_every_job(void **state) {
+    enum { N = 6 };
+    (void)state;
+    struct bell bell = BELL;
+    struct error err;
+    struct task *tasks = mem_zero(N, sizeof *tasks);
+    if (strcmp(spec().backend, "cuda")) skip();
+    struct engine *e = open_engine(&bell, 2, 64, true);
+    for (int i = 0; i < N; i++) {
+        make_task(&tasks[i], (uint64_t)i);
+        tasks[i].job.max_tokens = 100;
+        tasks[i].job.ignore_end = true;
+        tasks[i].job.num_stops = 0;
+    }
+    for (int i = 0; i < N - 1; i++) assert_int_equal(engine_submit(e, &tasks[i].job, &err), 0);
+    while (tasks[0].generated < 3) wait_for(&bell), take_events(e);
+    cuda_emu_broken = 1;
+    while (unfinished(tasks, N - 1)) wait_for(&bell), take_events(e);
+    assert_int_equal(engine_submit(e, &tasks[N - 1].job, &err), 0);
+    while (unfinished(tasks, N)) wait_for(&bell), take_events(e);
+    engine_close(e);
+    cuda_emu_broken = 0;
+    for (int i = 0; i < N; i++) assert_int_equal(tasks[i].finish, ENGINE_FAILED);
+    free_tasks(tasks, N);
+}
+#endif
 
 static void a_full_queue_refuses(void **state) {
     (void)state;
@@ -508,7 +554,7 @@ static void a_full_queue_refuses(void **state) {
     for (int i = 0; i < 12; i++)
         if (!tasks[i].finals) engine_cancel(e, &tasks[i].job);
     while (unfinished(tasks, 12)) wait_for(&bell), take_events(e);
-    for (int i = 0; i < 12; i++) str_free(&tasks[i].text);
+    for (int i = 0; i < 12; i++) free_task(&tasks[i]);
     engine_close(e);
 }
 
@@ -529,16 +575,23 @@ static void wrong_shapes_are_named(void **state) {
     assert_non_null(strstr(err.msg, "some.toml says 3"));
 }
 
+// Once a step at a time, and once with the next step written down before one is done.
+#define BOTH_WAYS(test)                                                                            \
+    {#test, test, one_step, NULL, NULL}, {                                                         \
+#test " (ahead)", test, steps_ahead, NULL, NULL                                            \
+    }
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(stops_are_found_however_the_text_is_cut),
-        cmocka_unit_test(thoughts_are_split_however_the_text_is_cut),
-        cmocka_unit_test(chat_prompts_are_the_official_ones),
-        cmocka_unit_test(no_text_begins_a_turn),
         cmocka_unit_test(schedules_keep_their_laws),
-        cmocka_unit_test(company_changes_nothing),
-        cmocka_unit_test(engine_writes_what_the_writer_writes),
-        cmocka_unit_test(every_cancel_ends_once),
+        BOTH_WAYS(company_changes_nothing),
+        BOTH_WAYS(stories_change_nothing),
+        BOTH_WAYS(engine_writes_what_the_writer_writes),
+        BOTH_WAYS(every_cancel_ends_once),
+#ifdef CUDA_EMU
+        {"steady_steps_are_graphs", steady_steps_are_graphs, steps_ahead, NULL, NULL},
+        BOTH_WAYS(a_device_that_fails_ends_every_job),
+#endif
         cmocka_unit_test(a_full_queue_refuses),
         cmocka_unit_test(wrong_shapes_are_named),
     };

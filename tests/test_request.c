@@ -162,6 +162,7 @@ static void fields_are_checked_by_name(void **state) {
         {"\"logit_bias\":{\"5\":-100}", NULL},
         {"\"logit_bias\":{\"-1\":1}", "logit_bias"},
         {"\"logit_bias\":{\"abc\":1}", "logit_bias"},
+        {"\"logit_bias\":{\"05\":1}", "logit_bias"},
         {"\"logit_bias\":{\"1\":101}", "logit_bias"},
         {"\"logprobs\":21", "logprobs"},
         {"\"logprobs\":true", "logprobs"},

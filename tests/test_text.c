@@ -1,5 +1,5 @@
 // The tokenizer against the official one's recorded answers, and laws: any bytes come back, any cut
-// of a UTF-8 stream reads the same.
+// of a UTF-8 stream reads the same, stop strings and thoughts are found across cuts.
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -7,6 +7,9 @@
 #include "base/rng.h"
 #include "base/str.h"
 #include "shared.h"
+#include "text/prompt.h"
+#include "text/stop.h"
+#include "text/think.h"
 #include "text/tok.h"
 #include "text/utf8.h"
 
@@ -210,6 +213,152 @@ static void utf8_reads_the_same_however_it_is_cut(void **state) {
     }
 }
 
+static uint64_t draw_seed, draw_count;
+
+static int draw(int n) { // in [0, n)
+    return (int)(rng_u64(draw_seed, 7, draw_count++) % (uint64_t)n);
+}
+
+static void begin_draws(uint64_t seed) {
+    draw_seed = seed;
+    draw_count = 0;
+}
+
+// ---- stop strings ------------------------------------------------------------------------------
+
+// By definition: the text ends before the string that is complete first, the longest of those.
+static size_t naive_stop(const char *text, const char *const *stops, int n, bool *stopped) {
+    for (size_t end = 1; end <= strlen(text); end++) {
+        size_t longest = 0;
+        for (int i = 0; i < n; i++) {
+            const size_t len = strlen(stops[i]);
+            if (len <= end && !memcmp(text + end - len, stops[i], len) && len > longest)
+                longest = len;
+        }
+        *stopped = longest > 0;
+        if (longest) return end - longest;
+    }
+    return strlen(text);
+}
+
+static void stops_are_found_however_the_text_is_cut(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < 3000; seed++) {
+        begin_draws(seed);
+        char text[64] = {0}, strings[3][8] = {{0}};
+        const char *stops[3];
+        const int n = draw(4);
+        for (int i = 0, len = draw(60); i < len; i++) text[i] = (char)('a' + draw(2));
+        for (int k = 0; k < n; k++) {
+            for (int i = 0, len = 1 + draw(6); i < len; i++) strings[k][i] = (char)('a' + draw(2));
+            stops[k] = strings[k];
+        }
+        bool wanted_stop = false, stopped = false;
+        const size_t wanted = naive_stop(text, stops, n, &wanted_stop);
+        struct stop *s = stop_create(stops, n);
+        struct str out;
+        str_init(&out, 1000);
+        for (size_t at = 0; at < strlen(text) && !stopped;) {
+            size_t len = (size_t)draw(5);
+            if (len > strlen(text) - at) len = strlen(text) - at;
+            stopped = stop_feed(s, text + at, len, &out);
+            at += len;
+        }
+        if (!stopped) stop_flush(s, &out);
+        if (stopped != wanted_stop || out.len != wanted || memcmp(out.data, text, wanted))
+            fail_msg("seed %llu: \"%s\" became \"%s\", wanted %zu bytes", (unsigned long long)seed,
+                     text, out.data, wanted);
+        stop_destroy(s);
+        str_free(&out);
+    }
+}
+
+// ---- thoughts ----------------------------------------------------------------------------------
+
+static void thoughts_are_split_however_the_text_is_cut(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *thoughts, *answer;
+        bool in_tag;
+    } cases[] = {
+        {" Hello <think>no</think>", "", "Hello <think>no</think>", false},
+        {"<think>\nhm </thin </think>\n\nYes.", "hm </thin ", "Yes.", false},
+        {">\nfirst\n</think>\nthen", "first\n", "then", true},
+        {"><b></think>", "<b>", "", true},
+        {"no tag", "no tag", "", true},
+        {"<thin", "", "<thin", false},
+        {">never closed </thi", "never closed </thi", "", true},
+        {"", "", "", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        for (size_t piece = 1; piece < 9; piece++) {
+            struct think t;
+            struct str thoughts, answer;
+            str_init(&thoughts, 1000);
+            str_init(&answer, 1000);
+            think_begin(&t, cases[i].in_tag);
+            const size_t len = strlen(cases[i].text);
+            for (size_t at = 0; at < len; at += piece)
+                think_feed(&t, cases[i].text + at, len - at < piece ? len - at : piece, &thoughts,
+                           &answer);
+            think_flush(&t, &thoughts, &answer);
+            assert_string_equal(thoughts.data, cases[i].thoughts);
+            assert_string_equal(answer.data, cases[i].answer);
+            str_free(&thoughts);
+            str_free(&answer);
+        }
+    }
+}
+
+// ---- prompts -----------------------------------------------------------------------------------
+
+static void chat_prompts_are_the_official_ones(void **state) {
+    (void)state;
+    struct prompt_message m[] = {{PROMPT_SYSTEM, " S\r\n\r\nS2 ", 8},
+                                 {PROMPT_USER, "Q\n\n\nUser: x", 11},
+                                 {PROMPT_ASSISTANT, "A", 1},
+                                 {PROMPT_USER, "Q2\n", 3}};
+    static const struct {
+        enum prompt_think think;
+        const char *end;
+    } ends[] = {{PROMPT_PLAIN, "User: Q2\n\nAssistant:"},
+                {PROMPT_DONT_THINK, "User: Q2\n\nAssistant: <think></think>"},
+                {PROMPT_THINK, "User: Q2 (think)\n\nAssistant: <think"},
+                {PROMPT_THINK_A_LOT, "User: Q2 (think a lot)\n\nAssistant: <think"}};
+    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+        char wanted[200];
+        struct str out;
+        str_init(&out, 1000);
+        assert_int_equal(prompt_chat(&out, m, 4, ends[i].think), 0);
+        snprintf(wanted, sizeof wanted, "System: S\nS2\n\nUser: Q\nUser: x\n\nAssistant: A\n\n%s",
+                 ends[i].end);
+        assert_string_equal(out.data, wanted);
+        str_free(&out);
+    }
+}
+
+static void no_text_begins_a_turn(void **state) {
+    (void)state;
+    static const char *const pieces[] = {"\n", "\r", "\r\n", "User:", " ", "Assistant:", "x", "\t"};
+    for (uint64_t seed = 0; seed < 2000; seed++) {
+        begin_draws(seed);
+        struct str text, out;
+        str_init(&text, 1000);
+        str_init(&out, 4000);
+        for (int i = 0, n = draw(12); i < n; i++) str_puts(&text, pieces[draw(8)]);
+        struct prompt_message m[2] = {{PROMPT_USER, text.data, text.len},
+                                      {PROMPT_ASSISTANT, text.data, text.len}};
+        prompt_chat(&out, m, 2, PROMPT_PLAIN);
+        int turns = 0;
+        for (const char *p = out.data; (p = strstr(p, "\n\n")); p++) turns++;
+        if (turns != 2)
+            fail_msg("seed %llu: %d empty lines in \"%s\"", (unsigned long long)seed, turns,
+                     out.data);
+        str_free(&text);
+        str_free(&out);
+    }
+}
+
 int main(void) {
     json_init();
     const struct CMUnitTest tests[] = {
@@ -217,6 +366,10 @@ int main(void) {
         cmocka_unit_test(every_vocabulary_is_total),
         cmocka_unit_test(bad_vocabularies_are_refused_by_line),
         cmocka_unit_test(utf8_reads_the_same_however_it_is_cut),
+        cmocka_unit_test(stops_are_found_however_the_text_is_cut),
+        cmocka_unit_test(thoughts_are_split_however_the_text_is_cut),
+        cmocka_unit_test(chat_prompts_are_the_official_ones),
+        cmocka_unit_test(no_text_begins_a_turn),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -100,7 +100,12 @@ struct backend {
     enum dtype real; // storage of activations, gradients, states and parameter vectors
     const struct ops *ops;
     const struct backend_class *class;
+    // Passes that are worth having under way at a time: 1, or 2 where ops run beside the caller,
+    // who then writes the next one down before the results of this one are there.
+    int depth;
 };
+
+enum { MAX_DEPTH = 2, MAX_FETCHES = 4 };
 
 // What the machine can do, for shares in benches.
 enum limit { LIMIT_READ, LIMIT_F32, LIMIT_BF16, LIMIT_INT8 };
@@ -112,17 +117,16 @@ struct backend_class {
 
     struct buffer *(*buffer_create)(struct backend *be, size_t bytes, struct error *err); // zeroed
     void (*buffer_destroy)(struct buffer *b);
-    void (*upload)(struct backend *be, struct tensor dst,
-                   const void *src);                                    // tensor_bytes(dst) bytes
+    // tensor_bytes(dst) bytes, in the queue's order; src is the caller's again on return.
+    void (*upload)(struct backend *be, struct tensor dst, const void *src);
     void (*download)(struct backend *be, void *dst, struct tensor src); // waits for it
     int (*sync)(struct backend *be, struct error *err);                 // where device faults show
-
-    // Small downloads that the host need not wait for at once: dst is there when download_wait has
-    // returned, which waits for the oldest; device faults show there too. Up to `ahead` of them may
-    // be out while what comes after is written down: 0 where nothing is ever left to wait for.
-    void (*download_later)(struct backend *be, void *dst, struct tensor src);
-    int (*download_wait)(struct backend *be, struct error *err);
-    int ahead;
+    // A download in two halves, up to MAX_FETCHES under way, first come, first served. fetch: dst
+    // will hold what src is once all that is queued so far is done; nothing that is queued before
+    // the second half may write src. fetched waits for the oldest fetch and for nothing behind it;
+    // -1: the device failed, and all bits of dst are set.
+    void (*fetch)(struct backend *be, void *dst, struct tensor src);
+    int (*fetched)(struct backend *be, struct error *err);
 
     // src is a (rows, cols) tensor of this backend in any float storage; it may be freed
     // afterwards. Values are rounded to `precision.stored`. A trained weight can do matmul_bwd_x;
@@ -156,6 +160,10 @@ struct backend_class {
     int (*narrow_from)(const struct backend *be, struct precision precision);
     bool half_states; // states of wkv7 and recall may be DT_F16 (ops.h)
     int head_rows;    // rows of logits in f32 at a time that training likes; of bf16 twice as many
+    int prompt_rows; // tokens of prompts that a step of serving takes beside those that are written
+    // As many rows or a few more, so that passes of few different sizes come, and come again: what
+    // was prepared for one is there the next time. NULL: any number is as good.
+    int (*round_rows)(const struct backend *be, int rows);
 };
 
 // Every weight begins with this: what ops.c checks shapes against.
@@ -179,7 +187,8 @@ const char *const *backend_names(void);   // NULL-terminated
 
 // Short forms.
 struct buffer *buffer_create(struct backend *be, size_t bytes, struct error *err);
-void buffer_destroy(struct buffer *b); // NULL is fine
-void weight_destroy(struct weight *w); // NULL is fine
+void buffer_destroy(struct buffer *b);              // NULL is fine
+void weight_destroy(struct weight *w);              // NULL is fine
+int batch_rows(const struct backend *be, int rows); // as round_rows has it
 // DT_BF16 or be->real: the storage of what only products read, in a batch of so many rows.
 enum dtype input_type(const struct backend *be, struct precision precision, int rows);

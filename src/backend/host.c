@@ -30,6 +30,13 @@ void host_download(struct backend *be, void *dst, struct tensor src) {
     if (tensor_bytes(src)) memcpy(dst, tensor_host(src), tensor_bytes(src));
 }
 
+// The ops are done, and so is host_download, which is the first half.
+int host_fetched(struct backend *be, struct error *err) {
+    (void)be;
+    (void)err;
+    return 0;
+}
+
 int host_sync(struct backend *be, struct error *err) {
     (void)be;
     (void)err;

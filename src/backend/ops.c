@@ -26,8 +26,8 @@ static const struct {
     OP(shift_mix),   OP(shift_mix_bwd), OP(matmul),      OP(matmul_bwd_x),  OP(matmul_bwd_w),
     OP(act),         OP(act_bwd),       OP(key_prep),    OP(key_prep_bwd),  OP(wkv7),
     OP(wkv7_bwd),    OP(readout),       OP(readout_bwd), SEVERAL(norm_mix), SEVERAL(norm_mix_bwd),
-    SEVERAL(recall), OP(xent),          OP(sample),      OP(sum),           OP(sumsq),
-    OP(adamw),       OP(fill),          OP(copy),        OP(add),
+    SEVERAL(recall), SEVERAL(clear),    OP(xent),        OP(sample),        OP(sum),
+    OP(sumsq),       OP(adamw),         OP(fill),        OP(copy),          OP(add),
 };
 
 enum { OP_COUNT = sizeof op_table / sizeof op_table[0] };
@@ -122,12 +122,14 @@ static bool same_shape(struct tensor a, struct tensor b) {
 
 // ---- the callers -------------------------------------------------------------------------------
 
-void op_embed(struct backend *be, struct tensor y, struct tensor tokens, struct tensor table) {
+void op_embed(struct backend *be, struct tensor y, struct tensor tokens, struct tensor drawn,
+              struct tensor table) {
     require("embed", y.ndim == 2 && table.ndim == 2, "y and table have two dimensions");
     want("embed", "y", y, be->real, 2, y.dim[0], table.dim[1], 0);
     want("embed", "tokens", tokens, DT_I32, 1, y.dim[0], 0, 0);
+    maybe("embed", "drawn", drawn, DT_I32, 1, drawn.dim[0], 0, 0);
     trace("embed", y);
-    be->ops->embed(be, y, tokens, table);
+    be->ops->embed(be, y, tokens, drawn, table);
 }
 
 void op_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
@@ -453,6 +455,17 @@ void op_recall(struct backend *be, const struct recall *t, const struct batch *b
     be->ops->recall(be, t, b, H);
 }
 
+void op_clear(struct backend *be, struct tensor y, size_t slot) {
+    require("clear", y.ndim == 3 && slot < y.dim[1], "y is not (n,S,M), or has no such slot");
+    if (!be->ops->clear) {
+        for (size_t i = 0; i < y.dim[0]; i++)
+            op_fill(be, tensor_slice(tensor_at(y, i), slot, 1), 0);
+        return;
+    }
+    trace("clear", y);
+    be->ops->clear(be, y, slot);
+}
+
 void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, struct tensor logits,
              struct tensor target, float scale, bool l2wrap) {
     const size_t O = logits.dim[0], V = logits.dim[1];
@@ -465,14 +478,15 @@ void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, stru
 }
 
 void op_sample(struct backend *be, struct tensor token, struct tensor logits, struct tensor rows,
-               struct tensor penalties) {
+               struct tensor penalties, struct tensor biases) {
     const size_t O = logits.dim[0], V = logits.dim[1];
     want("sample", "logits", logits, be->real, 2, O, V, 0);
     want("sample", "token", token, DT_I32, 1, O, 0, 0);
     want("sample", "rows", rows, DT_U8, 2, O, sizeof(struct sample_row), 0);
     maybe("sample", "penalties", penalties, DT_U8, 2, penalties.dim[0], sample_penalty_bytes(V), 0);
+    maybe("sample", "biases", biases, DT_U8, 2, biases.dim[0], biases.dim[1], 0);
     trace("sample", token);
-    be->ops->sample(be, token, logits, rows, penalties);
+    be->ops->sample(be, token, logits, rows, penalties, biases);
 }
 
 void op_sum(struct backend *be, struct tensor sum, struct tensor x, bool more) {

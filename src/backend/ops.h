@@ -29,10 +29,18 @@ struct sample_row {
     float temperature;  // 0: argmax, first index
     float top_p, min_p; // 1 and 0: off
     float presence, repetition, frequency, penalty_decay;
-    int32_t top_k; // 0: off; 1: argmax
-    int32_t slot;  // whose penalties
-    int32_t reserved;
+    int32_t top_k;           // 0: off; 1: argmax
+    int32_t slot;            // whose penalties; -1: nobody's
+    int32_t num_bias;        // so many of a slot's biases, from the first on
+    int32_t bias_slot;       // whose
+    int32_t reserved;        // 0
     uint64_t seed, position; // the draw is a pure function of both
+};
+
+// Added to a logit before anything else.
+struct sample_bias {
+    int32_t token; // once in a slot
+    float value;
 };
 
 // Neighbouring parameters with constants in common.
@@ -89,8 +97,10 @@ struct norm_mix_bwd {
 
 struct ops {
     // -- rows ----------------------------------------------------------------------------------
-    // y (R,C) = table (V,C)[tokens (R) i32]; the table in any float storage.
-    void (*embed)(struct backend *, struct tensor y, struct tensor tokens, struct tensor table);
+    // y (R,C) = table (V,C)[tokens (R) i32]; the table in any float storage. A token below 0, -1-i,
+    // stands for drawn (D) i32 [i], which nobody has to have seen; drawn may be absent if none is.
+    void (*embed)(struct backend *, struct tensor y, struct tensor tokens, struct tensor drawn,
+                  struct tensor table);
     // dtable (V,C) += dy at each row's token. order (R) i32: the rows by their tokens, those of one
     // token upwards.
     void (*embed_bwd)(struct backend *, struct tensor dtable, struct tensor dy,
@@ -200,6 +210,8 @@ struct ops {
     void (*norm_mix_bwd)(struct backend *, const struct norm_mix_bwd *, const struct batch *);
     // What struct recall says.
     void (*recall)(struct backend *, const struct recall *, const struct batch *, int H);
+    // y (n,S,M)[i][slot] = 0 for every i, in any float storage: fill of each.
+    void (*clear)(struct backend *, struct tensor y, size_t slot);
 
     // -- loss and sampling -----------------------------------------------------------------------
     // loss (O) = -log softmax(logits° (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
@@ -209,9 +221,9 @@ struct ops {
                  struct tensor target, float scale, bool l2wrap);
     // token (O) i32, drawn from logits (O,V) (left changed) as rows (O) struct sample_row in u8
     // (O, sizeof) say. penalties (S, sample_penalty_bytes(V)) u8, or absent; updated with the
-    // token.
+    // token. biases (S,B) struct sample_bias in u8 (S, B sizeof), or absent where no row has any.
     void (*sample)(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
-                   struct tensor penalties);
+                   struct tensor penalties, struct tensor biases);
 
     // -- optimizer -------------------------------------------------------------------------------
     // sum (1) f64 = Σ x, or += where `more` says so; = Σ x². In a fixed order.
@@ -232,7 +244,8 @@ struct ops {
 size_t sample_penalty_bytes(size_t V);
 
 // The checked callers: one per op, same arguments.
-void op_embed(struct backend *, struct tensor y, struct tensor tokens, struct tensor table);
+void op_embed(struct backend *, struct tensor y, struct tensor tokens, struct tensor drawn,
+              struct tensor table);
 void op_embed_bwd(struct backend *, struct tensor dtable, struct tensor dy, struct tensor tokens,
                   struct tensor order);
 void op_gather_rows(struct backend *, struct tensor y, struct tensor x, struct tensor rows);
@@ -276,10 +289,11 @@ void op_recall(struct backend *, const struct recall *, const struct batch *, in
 // As the ops they stand for.
 void norm_mix_bwd_parts(struct backend *, const struct norm_mix_bwd *, const struct batch *);
 void recall_parts(struct backend *, const struct recall *, const struct batch *, int H);
+void op_clear(struct backend *, struct tensor y, size_t slot);
 void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
              struct tensor target, float scale, bool l2wrap);
 void op_sample(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
-               struct tensor penalties);
+               struct tensor penalties, struct tensor biases);
 void op_sum(struct backend *, struct tensor sum, struct tensor x, bool more);
 void op_sumsq(struct backend *, struct tensor sum, struct tensor x);
 void op_adamw(struct backend *, const struct adamw *);

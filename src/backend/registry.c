@@ -100,6 +100,10 @@ enum dtype input_type(const struct backend *be, struct precision precision, int 
     return from && rows >= from ? DT_BF16 : be->real;
 }
 
+int batch_rows(const struct backend *be, int rows) {
+    return be->class->round_rows ? be->class->round_rows(be, rows) : rows;
+}
+
 void weight_destroy(struct weight *w) {
     if (w) w->be->class->weight_destroy(w);
 }

@@ -91,11 +91,19 @@ static const char *escape_of(unsigned char c, char room[8]) {
     return room;
 }
 
+static bool is_plain(char c) {
+    return c >= 0x20 && c < 0x7f && c != '"' && c != '\\';
+}
+
 void json_put_text(struct json_writer *w, const char *text, size_t len) {
     put_value(w, "\"", 1);
     size_t plain = 0; // where the run of bytes begins that need no escape
     for (size_t i = 0; i < len;) {
         char room[8];
+        if (is_plain(text[i])) { // nearly all
+            i++;
+            continue;
+        }
         const size_t n = unicode_decode(text + i, len - i, NULL);
         const char *instead = n ? escape_of((unsigned char)text[i], room) : "\xef\xbf\xbd";
         if (instead) {

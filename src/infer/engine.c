@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "infer/events.h"
+#include "infer/room.h"
 #include "infer/slots.h"
 #include "infer/turn.h"
 #include "model/model.h"
@@ -152,14 +153,26 @@ static void end_all(struct engine *e, enum engine_finish finish) {
     while (e->waiting.count) end_waiting(e, list_take(&e->waiting), finish);
 }
 
+// The device is gone, and with it every job, now and from now on.
+static void fail_all(struct engine *e, const struct error *err) {
+    log_error("%s: %s", e->name, err->msg);
+    pthread_mutex_lock(&e->lock);
+    e->failed = true;
+    memcpy(e->failure, err->msg, sizeof e->failure);
+    pthread_mutex_unlock(&e->lock);
+    end_all(e, ENGINE_FAILED);
+}
+
 static void apply_limits(struct engine *e, struct engine_limits limits) {
     struct error err;
-    if (slots_resize(e->slots, limits, &err))
+    if (slots_settle(e->slots, &e->fresh, &err))
+        fail_all(e, &err);
+    else if (slots_resize(e->slots, limits, &err))
         log_error("%s: the new limits need memory that is not there, the old ones stay: %s",
                   e->name, err.msg);
 }
 
-// One step without the lock. False: nobody can go on.
+// A step comes to its end, without the lock. False: there is none, and nobody can go on.
 static bool step(struct engine *e, double *seconds) {
     struct error err;
     if (e->takes_turns) turn_take();
@@ -167,14 +180,7 @@ static bool step(struct engine *e, double *seconds) {
     const int rows = slots_step(e->slots, &e->fresh, &err);
     *seconds = clock_s() - start;
     if (e->takes_turns) turn_leave();
-    if (rows < 0) {
-        log_error("%s: %s", e->name, err.msg);
-        pthread_mutex_lock(&e->lock);
-        e->failed = true;
-        memcpy(e->failure, err.msg, sizeof e->failure);
-        pthread_mutex_unlock(&e->lock);
-        end_all(e, ENGINE_FAILED);
-    }
+    if (rows < 0) fail_all(e, &err);
     return rows != 0;
 }
 
@@ -275,7 +281,7 @@ int engine_plan(uint64_t *bytes, const struct engine_spec *spec, struct engine_l
         goto out;
     m.be = be;
     m.options = options_of(spec);
-    *bytes = model_bytes(be, &m.dims, options_of(spec)) + slots_bytes(&m, limits) + tok_memory(tok);
+    *bytes = model_bytes(be, &m.dims, options_of(spec)) + room_bytes(&m, limits) + tok_memory(tok);
     rc = 0;
 out:
     weights_close(w);
@@ -317,10 +323,12 @@ int engine_open(struct engine **out, const struct engine_spec *spec, struct engi
     if (open_checked(&w, &dims, spec, err) || open_vocab(&e->tok, spec, dims.V, err) ||
         backend_open_device(&e->be, spec->backend, spec->device_id, spec->num_threads, err) ||
         model_create(&e->model, e->be, &dims, options_of(spec), err) ||
-        model_load(e->model, w, err) || slots_create(&e->slots, e->model, e->tok, limits, err))
+        model_load(e->model, w, err) ||
+        slots_create(&e->slots, e->model, e->tok, limits, spec->depth, err) ||
+        (spec->warm && slots_warm(e->slots, err)))
         goto out;
     e->stats.model_bytes = model_bytes(e->be, &dims, options_of(spec));
-    e->stats.state_bytes = slots_bytes(e->model, limits);
+    e->stats.state_bytes = room_bytes(e->model, limits);
     if (pthread_create(&e->thread, NULL, engine_main, e)) {
         fail(err, E_IO, "model %s: cannot start a thread", spec->name);
         goto out;

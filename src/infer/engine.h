@@ -31,6 +31,8 @@ struct engine_spec {
     bool half_states;       // sequences' states are f16
     int device_id;
     int num_threads; // 0: all
+    int depth;       // steps under way at a time, 1 or 2; 0: as the backend likes
+    bool warm;       // a device prepares itself for every size of step now, not when one comes
     // The shape that the configuration promises; the weights must have it.
     int L, C, H, V;
     const char *shape_path; // where it is said, for messages
@@ -39,7 +41,7 @@ struct engine_spec {
 // What may change while it runs.
 struct engine_limits {
     int max_batch_size;  // sequences at once
-    int paragraph_len;   // tokens of prompts in one step
+    int paragraph_len;   // tokens of prompts in one step; 0: as the backend likes
     int max_context_len; // tokens of prompt and text together
     int max_queue;       // sequences that wait
     bool decode_first;   // sequences that write don't wait for prompts
@@ -145,7 +147,7 @@ void engine_close(struct engine *e);
 int engine_submit(struct engine *e, struct engine_job *job, struct error *err);
 // The last event comes as soon as the step in progress is done. Harmless when it is on its way.
 void engine_cancel(struct engine *e, struct engine_job *job);
-// A parked job keeps its slot and writes nothing: its reader is slow.
+// A parked job keeps its slot and writes nothing but what is under way: its reader is slow.
 void engine_park(struct engine *e, struct engine_job *job, bool parked);
 
 // Events since the last call, valid until the next one.

@@ -15,6 +15,7 @@ struct feed {
     int32_t *sorted;        // host: room to sort in
     struct batch batch;     // views for the current rows and spans
     struct tensor tokens;   // (R) i32
+    struct tensor drawn;    // (D) i32: what tokens below 0 stand for (op_embed); the caller's
     struct tensor targets;  // (R) i32, -1: none; absent unless given
     struct tensor order;    // (R) i32: rows by their tokens, where there are targets
     struct tensor out_rows; // (O) i32

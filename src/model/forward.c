@@ -85,7 +85,7 @@ void layer_forward(struct model *m, int i, struct acts *a, struct tensor x_out, 
 }
 
 void embed_forward(struct model *m, struct run *r, const struct feed *f) {
-    op_embed(m->be, r->e, f->tokens, m->embedding);
+    op_embed(m->be, r->e, f->tokens, f->drawn, m->embedding);
     op_norm(m->be, run_x(r, 0), r->e, model_vector(m, P_LN0_W, 0), model_vector(m, P_LN0_B, 0),
             LN_EPS);
 }

@@ -69,7 +69,7 @@ static void score_some(struct scorer *s, const int32_t *tokens, size_t at, int l
     be->class->download(be, raw, out);
     dtype_convert(losses, DT_F64, raw, be->real, n);
     if (!hits) return;
-    op_sample(be, choice, logits, tensor_slice(s->greedy, 0, n), tensor_none());
+    op_sample(be, choice, logits, tensor_slice(s->greedy, 0, n), tensor_none(), tensor_none());
     be->class->download(be, best, choice);
     for (size_t i = 0; i < n; i++) hits[i] = best[i] == tokens[i + 1];
 }

@@ -51,7 +51,10 @@ static struct tensor piece(const struct state *s, int slot, int i) {
 }
 
 void state_zero(struct state *s, int slot) {
-    for (int i = 0; tensor_is(piece(s, slot, i)); i++) op_fill(s->be, piece(s, slot, i), 0);
+    const size_t L = (size_t)s->dims.L, S = (size_t)s->slots, C = (size_t)s->dims.C;
+    const size_t N = C / (size_t)s->dims.H;
+    op_clear(s->be, tensor_shape(s->shift, 3, (size_t[]){2 * L, S, C}), (size_t)slot);
+    op_clear(s->be, tensor_shape(s->wkv, 3, (size_t[]){L, S, C * N}), (size_t)slot);
 }
 
 void state_copy(struct state *to, int to_slot, const struct state *from, int from_slot) {

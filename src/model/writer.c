@@ -106,7 +106,8 @@ int32_t writer_next(struct writer *w, const struct writer_options *o) {
                                    .position = w->position};
     const bool penalised = o->presence != 0 || o->repetition != 0 || o->frequency != 0;
     be->class->upload(be, w->rows, &row);
-    op_sample(be, w->token, w->logits, w->rows, penalised ? w->penalties : tensor_none());
+    op_sample(be, w->token, w->logits, w->rows, penalised ? w->penalties : tensor_none(),
+              tensor_none());
     be->class->download(be, &w->pending, w->token);
     return w->pending;
 }

@@ -119,7 +119,8 @@ static void add_text(struct choice *c, const struct engine_event *e) {
 
 static void note_times(struct answer *a, const struct engine_event *e) {
     if (!e->generated_tokens) return;
-    const double now = clock_s();
+    if (a->all->now_s == 0) a->all->now_s = clock_s();
+    const double now = a->all->now_s;
     if (a->first_s == 0)
         hist_add(a->all->first_token_us, (uint64_t)((now - a->begin_s) * 1e6));
     else
@@ -168,6 +169,7 @@ static void say_failure(struct answer *a) {
 }
 
 void answers_settle(struct answers *all) {
+    all->now_s = 0;
     while (all->dirty) {
         struct answer *a = all->dirty;
         all->dirty = a->next_dirty;

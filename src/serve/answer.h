@@ -14,6 +14,7 @@ struct answers {
     int64_t keep_alive_ms; // a stream is not silent for longer
     struct answer *dirty;  // got events and must speak
     int open;              // answers with jobs in flight
+    double now_s;          // when the events came that are being taken; 0: none are
     struct hist *first_token_us, *token_us, *request_us;
 };
 

@@ -172,6 +172,8 @@ void conn_tick(struct conn *c, int64_t now_ms) {
         return;
     }
     if (c->listener.tick) c->listener.tick(c->listener.ctx, now_ms);
+    // Who reads what was said is not kept waiting for what it might still send.
+    if (c->stage == CONN_LINGERING && transport_queued(&c->transport)) set_deadline(c, LINGER_MS);
     if ((c->stage != CONN_READING && c->stage != CONN_LINGERING) || now_ms < c->deadline_ms) return;
     if (c->stage == CONN_READING && c->http.stage != HTTP_AT_START) {
         c->http.status = 408;
@@ -321,6 +323,13 @@ void conn_stream_begin(struct conn *c, const char *content_type) {
     str_free(&out);
 }
 
+static void put_hex(struct str *out, size_t n) {
+    char digits[2 * sizeof n], *at = digits + sizeof digits;
+    do *--at = "0123456789abcdef"[n & 15];
+    while (n >>= 4);
+    str_append(out, at, (size_t)(digits + sizeof digits - at));
+}
+
 void conn_stream_write(struct conn *c, const char *data, size_t len) {
     assert(c->stage == CONN_STREAMING);
     if (!len) return;
@@ -331,7 +340,8 @@ void conn_stream_write(struct conn *c, const char *data, size_t len) {
     static struct str chunk; // reused: one write, one system call
     if (!chunk.max) str_init(&chunk, SIZE_MAX / 2);
     str_clear(&chunk);
-    str_printf(&chunk, "%zx\r\n", len);
+    put_hex(&chunk, len);
+    str_append(&chunk, "\r\n", 2);
     str_append(&chunk, data, len);
     str_append(&chunk, "\r\n", 2);
     transport_write(&c->transport, chunk.data, chunk.len);

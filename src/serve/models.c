@@ -62,6 +62,7 @@ static struct engine_spec spec_of(const struct model_entry *e, size_t device) {
                                 .half_states = e->half_states,
                                 .device_id = (int)e->device_ids[device],
                                 .num_threads = e->num_threads,
+                                .warm = true,
                                 .L = e->L,
                                 .C = e->C,
                                 .H = e->H,

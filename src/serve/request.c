@@ -179,7 +179,7 @@ static int read_bias(struct reader *r) {
         char *end;
         double add;
         const long id = strtol(key, &end, 10);
-        if (*key < '0' || *key > '9' || *end || id > INT32_MAX)
+        if (*key < '0' || *key > '9' || (*key == '0' && key[1]) || *end || id > INT32_MAX)
             return bad("logit_bias", "logit_bias has the key \"%.40s\", wanted a token's id", key);
         if (json_read_float(&add, value, -100, 100, "a logit_bias", &err))
             return bad("logit_bias", "%s", err.msg);

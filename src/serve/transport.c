@@ -64,6 +64,18 @@ int64_t transport_stalled_ms(struct transport *t) {
 
 static void fly(struct transport *t);
 
+static void on_shutdown(uv_shutdown_t *req, int status) {
+    (void)status;
+    free(req);
+}
+
+// libuv takes no more once it has been asked to end, so what waits goes first.
+static void end_if_done(struct transport *t) {
+    if (!t->ending || t->flying || t->waiting_len) return;
+    uv_shutdown_t *req = mem_zero(1, sizeof *req);
+    if (uv_shutdown(req, (uv_stream_t *)&t->tcp, on_shutdown)) free(req);
+}
+
 static void on_written(uv_write_t *req, int status) {
     struct transport *t = req->data;
     free(t->flying);
@@ -78,10 +90,12 @@ static void on_written(uv_write_t *req, int status) {
         t->events->end(t->owner);
         return;
     }
-    if (t->waiting_len)
+    if (t->waiting_len) {
         fly(t);
-    else
-        t->events->drained(t->owner);
+        return;
+    }
+    end_if_done(t);
+    t->events->drained(t->owner);
 }
 
 static void fly(struct transport *t) {
@@ -119,15 +133,10 @@ void transport_write(struct transport *t, const void *data, size_t len) {
     if (!t->flying) fly(t);
 }
 
-static void on_shutdown(uv_shutdown_t *req, int status) {
-    (void)status;
-    free(req);
-}
-
 void transport_shutdown(struct transport *t) {
-    if (t->closing) return;
-    uv_shutdown_t *req = mem_zero(1, sizeof *req);
-    if (uv_shutdown(req, (uv_stream_t *)&t->tcp, on_shutdown)) free(req);
+    if (t->closing || t->ending) return;
+    t->ending = true;
+    end_if_done(t);
 }
 
 static void on_closed(uv_handle_t *handle) {

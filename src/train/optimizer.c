@@ -12,7 +12,7 @@ static void lay_out(struct optimizer *o, struct carver *c, const struct model *m
     const size_t n = tensor_count(m->master);
     o->m = carve(c, m->be->real, 1, &n);
     o->v = carve(c, m->be->real, 1, &n);
-    o->sums = carve(c, DT_F64, 1, &(size_t){2});
+    o->all_sums = carve(c, DT_F64, 2, (size_t[]){MAX_DEPTH, 2});
     o->now = carve(c, DT_F64, 1, &(size_t){3});
     o->groups = carve(c, DT_U8, 2, // at most
                       (size_t[]){(size_t)m->num_params, sizeof(struct adamw_group)});
@@ -83,6 +83,7 @@ void optimizer_destroy(struct optimizer *o) {
 void optimizer_begin(struct optimizer *o, double lr, int64_t step) {
     const double t = (double)step,
                  now[] = {lr, 1 - pow(o->options.beta1, t), 1 - pow(o->options.beta2, t)};
+    o->sums = tensor_at(o->all_sums, (size_t)(step % MAX_DEPTH));
     o->model->be->class->upload(o->model->be, o->now, now);
 }
 

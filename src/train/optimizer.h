@@ -15,9 +15,10 @@ struct optimizer {
     struct model *model;
     struct optimizer_options options;
     struct buffer *memory;
-    struct tensor m, v;   // like model->master
-    struct tensor sums;   // (2) f64: of the last step, Σ g² and Σ loss
-    struct tensor now;    // (3) f64: of this step, see ops.h
+    struct tensor m, v;     // like model->master
+    struct tensor sums;     // (2) f64: of the last step begun, Σ g² and Σ loss
+    struct tensor all_sums; // (MAX_DEPTH,2): so many steps may be under way at a time
+    struct tensor now;      // (3) f64: of this step, see ops.h
     struct tensor groups; // (k, sizeof (struct adamw_group)): neighbours in memory that have their
                           // constants in common. Padding has no gradient and stays zero.
 };

@@ -34,7 +34,6 @@ enum { MOST_SKIPPED = 10, MOST_CHECKPOINTS = 65536 };
 struct begun {
     double lr, sums[2]; // sums: the optimizer's
 };
-enum { MOST_AHEAD = 3, MOST_BEGUN = MOST_AHEAD + 1 };
 
 struct trainer {
     struct train_options o;
@@ -48,7 +47,7 @@ struct trainer {
     struct runlog *log;
     struct progress_line line;
     struct progress done;
-    struct begun begun[MOST_BEGUN]; // of step s at s % MOST_BEGUN, done.step and what follows
+    struct begun begun[MAX_DEPTH]; // of step s at s % MAX_DEPTH, done.step and what follows
     int num_begun;
     int32_t *inputs, *targets; // (B,T)
     int lock;
@@ -173,7 +172,7 @@ bad:
 
 void trainer_destroy(struct trainer *t) {
     if (!t) return;
-    for (; t->num_begun > 0; t->num_begun--) t->model->be->class->download_wait(t->model->be, NULL);
+    for (; t->num_begun > 0; t->num_begun--) t->model->be->class->fetched(t->model->be, NULL);
     loader_destroy(t->loader);
     runlog_close(t->log);
     feed_destroy(t->feed);
@@ -192,7 +191,7 @@ static bool due(int64_t step, int64_t every) {
 }
 
 static struct begun *begun_at(struct trainer *t, int64_t step) {
-    return &t->begun[step % MOST_BEGUN];
+    return &t->begun[step % MAX_DEPTH];
 }
 
 // Writes the next step down: gradients of the mean loss over its tokens, and the update.
@@ -212,7 +211,7 @@ static int begin_step(struct trainer *t, struct error *err) {
         optimizer_losses(t->optimizer, run_losses(t->run), i > 0);
     }
     optimizer_step(t->optimizer);
-    be->class->download_later(be, b->sums, t->optimizer->sums);
+    be->class->fetch(be, b->sums, t->optimizer->sums);
     t->num_begun++;
     return 0;
 }
@@ -238,7 +237,7 @@ static int finish_step(struct trainer *t, struct error *err) {
     const struct begun *b = begun_at(t, t->done.step);
     const int64_t tokens = t->done.samples_per_step * o->ctx;
     t->num_begun--;
-    if (t->model->be->class->download_wait(t->model->be, err)) return -1;
+    if (t->model->be->class->fetched(t->model->be, err)) return -1;
     const double loss = b->sums[1] / (double)tokens, norm = sqrt(b->sums[0]);
     if (isfinite(loss) && isfinite(norm)) {
         runlog_step(t->log, t->done.step + 1, t->done.tokens + tokens, loss, b->lr, norm);
@@ -343,15 +342,15 @@ static int do_between(struct trainer *t, int what, struct error *err) {
 
 int trainer_run(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;
-    const int ahead = t->model->be->class->ahead;
-    assert(ahead <= MOST_AHEAD);
+    const int depth = t->model->be->depth;
+    assert(depth > 0 && depth <= MAX_DEPTH);
     progress_line_start(&t->line, t->done.step, o->num_steps, o->log_every, o->plain_progress);
     if (t->validation && t->done.step == 0 && o->val_every > 0 && validate(t, err)) return -1;
     progress_line_begin(&t->line);
     while (t->done.step + t->num_begun < o->num_steps && !stop_wanted) {
         if (begin_step(t, err)) return -1;
         const int what = due_after(t, t->done.step + t->num_begun);
-        while (t->num_begun > (what ? 0 : ahead))
+        while (t->num_begun > (what ? 0 : depth - 1))
             if (finish_step(t, err)) return -1;
         if (do_between(t, what, err)) return -1;
     }

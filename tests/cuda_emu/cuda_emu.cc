@@ -1,8 +1,11 @@
 // See cuda_emu.h.
 #include "cuda_emu.h"
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
+#include <deque>
+#include <map>
 #include <vector>
 
 #include <ucontext.h>
@@ -209,33 +212,66 @@ static void run_blocks(dim3 grid, dim3 threads, unsigned together,
     }
 }
 
-// A captured stream only writes down what is launched.
+// What a stream is to do, and how far it is. A captured one only writes down what is launched.
 struct cuda_emu_graph {
-    struct node {
-        dim3 grid, threads;
-        unsigned together;
-        std::function<void()> kernel;
-    };
-    std::vector<node> nodes;
+    std::vector<std::function<void()>> nodes;
 };
-static cuda_emu_graph *captured;
+struct cuda_emu_stream {
+    std::deque<std::function<void()>> waiting;
+    uint64_t queued, done;
+    cuda_emu_graph *captured;
+};
+struct cuda_emu_event {
+    cuda_emu_stream *stream;
+    uint64_t at; // what was queued in the stream when it was recorded
+};
+static std::vector<cuda_emu_stream *> streams;
+static std::map<const char *, size_t> pinned; // and bytes
 
-void emu_launch(dim3 grid, dim3 threads, unsigned cluster, const std::function<void()> &kernel) {
-    if (captured)
-        captured->nodes.push_back({grid, threads, cluster, kernel});
-    else
-        run_blocks(grid, threads, cluster, kernel);
+static void run_to(cuda_emu_stream *s, uint64_t at) {
+    while (s->done < at) {
+        const auto work = std::move(s->waiting.front());
+        s->waiting.pop_front();
+        s->done++;
+        work();
+    }
+}
+
+static void give(cuda_emu_stream *s, std::function<void()> work) {
+    if (s->captured) {
+        s->captured->nodes.push_back(std::move(work));
+        return;
+    }
+    s->waiting.push_back(std::move(work));
+    s->queued++;
+}
+
+static bool is_pinned(const void *p) {
+    const auto after = pinned.upper_bound((const char *)p);
+    if (after == pinned.begin()) return false;
+    const auto block = std::prev(after);
+    return (const char *)p < block->first + block->second;
+}
+
+unsigned long cuda_emu_graphs, cuda_emu_graphs_made;
+volatile int cuda_emu_broken;
+
+static cudaError_t waited() {
+    return cuda_emu_broken ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+void emu_launch(cudaStream_t s, dim3 grid, dim3 threads, unsigned cluster,
+                const std::function<void()> &kernel) {
+    give(s, [=] { run_blocks(grid, threads, cluster, kernel); });
 }
 
 // ---- the runtime -------------------------------------------------------------------------------
 
 extern "C" {
-void cuda_emu_call(void (*work)(const void *payload), const void *payload, size_t bytes) {
+void cuda_emu_call(cudaStream_t s, void (*work)(const void *payload), const void *payload,
+                   size_t bytes) {
     const std::vector<char> copy((const char *)payload, (const char *)payload + bytes);
-    if (captured)
-        captured->nodes.push_back({dim3(0), dim3(0), 1, [work, copy] { work(copy.data()); }});
-    else
-        work(copy.data());
+    give(s, [work, copy] { work(copy.data()); });
 }
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = 1;
@@ -257,14 +293,41 @@ cudaError_t cudaSetDevice(int device) {
     return device ? cudaErrorNoDevice : cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
-    *s = nullptr;
+    *s = new cuda_emu_stream();
+    streams.push_back(*s);
     return cudaSuccess;
 }
-cudaError_t cudaStreamDestroy(cudaStream_t) {
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    run_to(s, s->queued);
+    return waited();
+}
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    cudaStreamSynchronize(s);
+    streams.erase(std::find(streams.begin(), streams.end(), s));
+    delete s;
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
+// The other stream may have gone on by then, and has, as far as it can.
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    cuda_emu_stream *other = e->stream;
+    give(s, [other] { run_to(other, other->queued); });
     return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    *e = new cuda_emu_event();
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    delete e;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    *e = {s, s->queued};
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (e->stream) run_to(e->stream, e->at);
+    return waited();
 }
 cudaError_t cudaMalloc(void **p, size_t bytes) {
     size_t most, total;
@@ -274,64 +337,56 @@ cudaError_t cudaMalloc(void **p, size_t bytes) {
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFree(void *p) {
+    for (cuda_emu_stream *s : streams) cudaStreamSynchronize(s);
     std::free(p);
     return cudaSuccess;
 }
-cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) {
+cudaError_t cudaMallocHost(void **p, size_t bytes) {
     *p = std::malloc(bytes);
+    pinned[(const char *)*p] = bytes;
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void *p) {
+    pinned.erase((const char *)p);
     std::free(p);
-    return cudaSuccess;
-}
-// All is done when a call returns.
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
-    *e = (cudaEvent_t)std::malloc(1);
-    return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
-    return cudaSuccess;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t e) {
-    std::free((void *)e);
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
     *free = *total = (size_t)4 << 30;
     return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t) {
-    std::memset(p, value, bytes);
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
+    give(s, [=] { std::memset(p, value, bytes); });
     return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind,
-                            cudaStream_t) {
-    std::memcpy(dst, src, bytes);
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t s) {
+    if (kind == cudaMemcpyHostToDevice && !is_pinned(src)) {
+        const std::vector<char> staged((const char *)src, (const char *)src + bytes);
+        give(s, [=] { std::memcpy(dst, staged.data(), bytes); });
+        return cudaSuccess;
+    }
+    give(s, [=] { std::memcpy(dst, src, bytes); });
+    if (kind == cudaMemcpyDeviceToHost && !is_pinned(dst)) cudaStreamSynchronize(s);
     return cudaSuccess;
 }
-cudaError_t cudaStreamBeginCapture(cudaStream_t, enum cudaStreamCaptureMode) {
-    captured = new cuda_emu_graph;
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode) {
+    s->captured = new cuda_emu_graph;
     return cudaSuccess;
 }
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *g) {
-    *g = captured;
-    captured = nullptr;
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
+    *g = s->captured;
+    s->captured = nullptr;
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long) {
+    cuda_emu_graphs_made++;
     *e = new cuda_emu_graph(*g);
     return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
-    for (const auto &n : e->nodes)
-        if (n.grid.x)
-            run_blocks(n.grid, n.threads, n.together, n.kernel);
-        else
-            n.kernel();
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
+    cuda_emu_graphs++;
+    for (const auto &work : e->nodes) give(s, work);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g) {
@@ -346,6 +401,8 @@ cudaError_t cudaGetLastError(void) {
     return cudaSuccess;
 }
 const char *cudaGetErrorString(cudaError_t e) {
-    return e == cudaErrorMemoryAllocation ? "out of memory" : "no error";
+    return e == cudaErrorMemoryAllocation ? "out of memory"
+           : e == cudaErrorLaunchFailure  ? "unspecified launch failure"
+                                          : "no error";
 }
 }

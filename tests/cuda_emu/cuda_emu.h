@@ -40,8 +40,9 @@ static inline float4 make_float4(float x, float y, float z, float w) {
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// Blocks of a cluster, neighbours along x, run at once.
-void emu_launch(dim3 grid, dim3 block, unsigned cluster, const std::function<void()> &kernel);
+// In a stream. Blocks of a cluster, neighbours along x, run at once.
+void emu_launch(cudaStream_t stream, dim3 grid, dim3 block, unsigned cluster,
+                const std::function<void()> &kernel);
 
 void emu_yield(); // lets the others go on: for those who wait for memory to change
 void emu_block_barrier();

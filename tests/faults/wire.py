@@ -234,7 +234,7 @@ def H11_reader_that_never_reads_is_bounded_and_dropped():
     s.connect(("127.0.0.1", server.port))
     before = server.rss_kb()
     s.sendall(server.post("/v1/completions", json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 190000, "stream": True,
-                                                         "logit_bias": {"0": -100}})))
+                                                         "logit_bias": {"0": -100}, "logprobs": 3})))
     server.wait_for(lambda: server.metric("rwkv_requests_parked") == 1, "it is parked", 60)
     grown = server.rss_kb() - before
     assert grown < 8000 * SLOW, f"{grown} kB"
@@ -253,8 +253,9 @@ def H11_slow_reader_gets_every_token():
         parallel(4, lambda i: slow.completion("y", max_tokens=2000, seed=i, logit_bias={"0": -100}))
         return time.time() - start
     alone = others()
-    n = 40000  # megabytes, more than is buffered anywhere
-    fields = {"model": "tiny", "prompt": "x", "max_tokens": n, "stream": True, "logit_bias": {"0": -100}, "temperature": 0}
+    n = 40000  # with logprobs megabytes, however many go in a chunk: more than is buffered anywhere
+    fields = {"model": "tiny", "prompt": "x", "max_tokens": n, "stream": True, "logit_bias": {"0": -100}, "temperature": 0,
+              "logprobs": 3}
     s.sendall(slow.post("/v1/completions", json.dumps(fields), headers="Connection: close\r\n"))
     out, parked, beside, start = b"", 0, 0, time.time()
     def slowly():  # for five seconds, and until it shows

@@ -94,6 +94,8 @@ else
         part check_ops-own 200 env RWKV_CUDA_GEMM=own "$here/bin/check_ops" --backend cuda --verbose
         part vectors_ops 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_vectors_ops"
         part model 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
+        part backend 60 "$here/bin/test_backend"
+        part infer 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_infer"
         part model-no-overlap 120 env RWKV_CUDA_OVERLAP=off RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
         part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
         part logits-bytes28m 60 "${function[@]}" close_logits 1e-3 --weights "$model" --tokens "85 115 105 110 103 33 117 104 102"
@@ -115,13 +117,14 @@ else
             part "train-0.1b-bf16-${b}x512" 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch $b --tokens 512 --repeat 3 --steps 10
         done
         part train-28m-bf16-64x512 60 "${function[@]}" bench train --size 28m --dtype bf16 --batch 64 --tokens 512 --repeat 3 --steps 10
+        part serve 240 env RWKV="$rwkv" "$here/../tools/gpu/serve.sh"
         part kernels 120 "$here/bin/check_ops" bench --backend cuda
     fi
 fi
 
 echo
 printf '%s\n' "${rows[@]}" | tee "$OUT/table.txt"
-[ ! -e "$OUT/kernels.log" ] || { echo && cat "$OUT/kernels.log"; }
+for log in serve kernels; do [ ! -e "$OUT/$log.log" ] || { echo && cat "$OUT/$log.log"; }; done
 echo
 if [ ${#failed[@]} = 0 ]; then echo "all ${#rows[@]} parts are well"; else
     echo "${#failed[@]} of ${#rows[@]} parts failed: ${failed[*]}"

@@ -135,17 +135,20 @@ static void embed_rows(const struct rows_job *j, size_t first, size_t end, float
     (void)part;
     const struct args *a = j->args;
     const size_t C = a->y.dim[1], size = dtype_size(a->w.dtype);
-    const int32_t *token = tensor_host(a->in);
+    const int32_t *token = tensor_host(a->in), *drawn = tensor_host(a->extra);
     for (size_t r = first; r < end; r++) {
-        assert(token[r] >= 0 && (size_t)token[r] < a->w.dim[0]);
-        const char *row = (const char *)tensor_host(a->w) + (size_t)token[r] * C * size;
+        assert(token[r] >= 0 || (size_t)(-1 - token[r]) < a->extra.dim[0]);
+        const int32_t id = token[r] < 0 ? drawn[-1 - token[r]] : token[r];
+        assert(id >= 0 && (size_t)id < a->w.dim[0]);
+        const char *row = (const char *)tensor_host(a->w) + (size_t)id * C * size;
         convert(j->k, f32(a->y) + r * C, DT_F32, row, a->w.dtype, C);
     }
 }
 
 static void cpu_embed(struct backend *be, struct tensor y, struct tensor tokens,
-                      struct tensor table) {
-    run_rows(be, y.dim[0], embed_rows, &(struct args){.y = y, .in = tokens, .w = table});
+                      struct tensor drawn, struct tensor table) {
+    run_rows(be, y.dim[0], embed_rows,
+             &(struct args){.y = y, .in = tokens, .extra = drawn, .w = table});
 }
 
 // Cut by columns: two rows may hold the same token, and their order must not be left to chance.
@@ -570,8 +573,8 @@ static const struct backend_class cpu_class = {
     .upload = host_upload,
     .download = host_download,
     .sync = host_sync,
-    .download_later = host_download,
-    .download_wait = host_sync,
+    .fetch = host_download,
+    .fetched = host_fetched,
     .weight_create = cpu_weight_create,
     .weight_refresh = cpu_weight_refresh,
     .weight_destroy = cpu_weight_destroy,
@@ -580,14 +583,15 @@ static const struct backend_class cpu_class = {
     .wkv7_saved_bytes = cpu_wkv7_saved_bytes,
     .wkv7_grain = host_wkv7_grain,
     .head_rows = 256,
+    .prompt_rows = 256,
 };
 
 int cpu_open(struct backend **out, int num_threads, struct error *err) {
     if (num_threads < 0 || num_threads > 1024)
         return fail(err, E_ARG, "num_threads is %d, expected 0 (all) to 1024", num_threads);
     struct cpu *cpu = mem_zero(1, sizeof *cpu);
-    cpu->base =
-        (struct backend){.name = "cpu", .real = DT_F32, .ops = &cpu_ops, .class = &cpu_class};
+    cpu->base = (struct backend){
+        .name = "cpu", .real = DT_F32, .ops = &cpu_ops, .class = &cpu_class, .depth = 1};
     cpu->pool = pool_create(num_threads);
     cpu->k = kernels_pick();
     *out = &cpu->base;

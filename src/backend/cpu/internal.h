@@ -85,4 +85,4 @@ double cpu_measure(struct backend *be, enum limit what);
 
 // sample.c
 void cpu_sample(struct backend *be, struct tensor token, struct tensor logits, struct tensor rows,
-                struct tensor penalties);
+                struct tensor penalties, struct tensor biases);

@@ -5,6 +5,7 @@
 #include "backend/ops.h"
 #include "base/rng.h"
 
+#include <assert.h>
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -14,8 +15,9 @@ struct sample_job {
     int32_t *token;
     float *logits, *scratch;
     char *penalties;
+    const char *biases;
     const struct sample_row *rows;
-    size_t V;
+    size_t V, bias_bytes; // of a slot
 };
 
 // Ties go to the lower id.
@@ -130,14 +132,24 @@ static size_t scratch_floats(size_t V) {
     return BUCKETS * sizeof(struct bucket) / sizeof(float) + 2 * ((V + 15) & ~(size_t)15);
 }
 
+static void add_biases(const struct sample_job *j, float *x, const struct sample_row *row) {
+    const struct sample_bias *b =
+        (const void *)(j->biases + (size_t)row->bias_slot * j->bias_bytes);
+    for (int i = 0; i < row->num_bias; i++) {
+        assert(b[i].token >= 0 && (size_t)b[i].token < j->V);
+        x[b[i].token] += b[i].value;
+    }
+}
+
 static void sample_task(void *ctx, int task) {
     const struct sample_job *j = ctx;
     const struct sample_row *row = &j->rows[task];
     const size_t V = j->V;
     float *x = j->logits + (size_t)task * V;
-    float *pen = j->penalties
+    float *pen = j->penalties && row->slot >= 0
                      ? (float *)(void *)(j->penalties + (size_t)row->slot * sample_penalty_bytes(V))
                      : NULL;
+    if (row->num_bias) add_biases(j, x, row);
     if (pen)
         for (size_t i = 0; i < V; i++) x[i] -= pen[i];
     const int32_t best = (int32_t)j->k->argmax(x, V);
@@ -161,7 +173,7 @@ static void sample_task(void *ctx, int task) {
 }
 
 void cpu_sample(struct backend *be, struct tensor token, struct tensor logits, struct tensor rows,
-                struct tensor penalties) {
+                struct tensor penalties, struct tensor biases) {
     struct cpu *cpu = cpu_of(be);
     const size_t V = logits.dim[1];
     struct sample_job j = {.k = cpu->k->rows,
@@ -169,7 +181,9 @@ void cpu_sample(struct backend *be, struct tensor token, struct tensor logits, s
                            .logits = f32(logits),
                            .scratch = cpu_scratch_each(cpu, scratch_floats(V)),
                            .penalties = tensor_host(penalties),
+                           .biases = tensor_host(biases),
                            .rows = tensor_host(rows),
-                           .V = V};
+                           .V = V,
+                           .bias_bytes = biases.dim[1]};
     pool_run(cpu->pool, (int)logits.dim[0], sample_task, &j);
 }

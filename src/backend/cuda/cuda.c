@@ -17,7 +17,7 @@ _Static_assert(DT_F64 == 1 && DT_F32 == 2 && DT_BF16 == 3 && DT_F16 == 4 && DT_I
                "types of device.cuh");
 _Static_assert(ACT_TANH == 0 && ACT_SIGMOID == 1 && ACT_RELU2 == 2 && ACT_NONE == 3,
                "activations of device.cuh");
-_Static_assert(sizeof(struct sample_row) == 56, "sample_row of sample.cu");
+_Static_assert(sizeof(struct sample_row) == 64, "sample_row of sample.cu");
 
 // ---- trouble -----------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ void cuda_flush(struct cuda *c) {
     queue_flush(c->queue);
 }
 
-int cuda_troubled(struct cuda *c, struct error *err) {
+int cuda_trouble(struct cuda *c, struct error *err) {
     const char *refused = lt_trouble(c->lt);
     if (refused && !c->trouble[0]) snprintf(c->trouble, sizeof c->trouble, "%s", refused);
     return c->trouble[0] ? fail(err, E_DEVICE, "%s", c->trouble) : 0;
@@ -54,7 +54,7 @@ static int cuda_sync(struct backend *be, struct error *err) {
     cuda_flush(c);
     cuda_failed(c, cudaGetLastError(), "starting a kernel");
     cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
-    return cuda_troubled(c, err);
+    return cuda_trouble(c, err);
 }
 
 // ---- memory ------------------------------------------------------------------------------------
@@ -116,6 +116,20 @@ static void cuda_buffer_destroy(struct buffer *b) {
     free(b);
 }
 
+static void cuda_download(struct backend *be, void *dst, struct tensor src) {
+    struct cuda *c = cuda_of(be);
+    const size_t bytes = tensor_bytes(src);
+    cuda_enter(c);
+    cuda_flush(c);
+    cuda_failed(c, cudaGetLastError(), "starting a kernel");
+    if (bytes)
+        cuda_failed(c, cudaMemcpyAsync(dst, dev(src), bytes, cudaMemcpyDeviceToHost, c->stream),
+                    "copying from the device");
+    cuda_failed(c, cudaStreamSynchronize(c->stream), "running kernels");
+    if (c->trouble[0] || lt_trouble(c->lt))
+        memset(dst, 0xff, bytes); // NaN, or token -1: nobody takes it for a result
+}
+
 // What one pass over the device's memory, or a large product of cuBLASLt, comes to: the best of
 // three. Integers are multiplied as floats here.
 static double cuda_measure(struct backend *be, enum limit what) {
@@ -173,13 +187,28 @@ static int cuda_wkv7_grain(const struct backend *be, int N) {
     return k_wkv7_grain(N);
 }
 
+// cuBLASLt and graphs have to know each number of rows for itself, and a step of serving has
+// another one whenever a sequence comes or goes. Our own products of few rows don't mind, and there
+// a row more is a larger part of the time.
+static int cuda_round_rows(const struct backend *be, int rows) {
+    (void)be;
+    const int to = rows <= SKINNY_ROWS ? 1
+                   : rows <= 64        ? 8
+                   : rows <= 256       ? 16
+                   : rows <= 512       ? 32
+                   : rows <= 1024      ? 64
+                                       : 128;
+    return (rows + to - 1) / to * to;
+}
+
 // ---- the backend -------------------------------------------------------------------------------
 
 static void cuda_destroy(struct backend *be) {
     struct cuda *c = cuda_of(be);
     cuda_enter(c);
+    if (c->stream) cudaStreamSynchronize(c->stream);
     queue_destroy(c->queue);
-    transfer_close(c);
+    transfer_close(c->transfer);
     if (c->sums.memory) cudaFree(c->sums.memory);
     lt_close(c->lt);
     if (c->scratch) cudaFree(c->scratch);
@@ -194,9 +223,8 @@ static const struct backend_class cuda_class = {
     .upload = cuda_upload,
     .download = cuda_download,
     .sync = cuda_sync,
-    .download_later = cuda_download_later,
-    .download_wait = cuda_download_wait,
-    .ahead = AHEAD,
+    .fetch = cuda_fetch,
+    .fetched = cuda_fetched,
     .weight_create = cuda_weight_create,
     .weight_rounds = cuda_weight_rounds,
     .weight_refresh = cuda_weight_refresh,
@@ -208,6 +236,8 @@ static const struct backend_class cuda_class = {
     .narrow_from = cuda_narrow_from,
     .half_states = true,
     .head_rows = 4096,
+    .prompt_rows = 1024, // some two steps of 256 sequences of 0.1b
+    .round_rows = cuda_round_rows,
 };
 
 static int find_device(struct cuda *c, int id, struct error *err) {
@@ -243,8 +273,10 @@ int cuda_open(struct backend **out, int device, struct error *err) {
     c->base =
         (struct backend){.name = "cuda", .real = DT_F32, .ops = &cuda_ops, .class = &cuda_class};
     const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS"),
-               *overlap = getenv("RWKV_CUDA_OVERLAP");
+               *overlap = getenv("RWKV_CUDA_OVERLAP"), *ahead = getenv("RWKV_CUDA_AHEAD");
+    c->base.depth = ahead && strcmp(ahead, "off") == 0 ? 1 : 2;
     int rc = find_device(c, device, err);
+    if (!rc) rc = transfer_open(&c->transfer, err);
     if (!rc)
         c->queue = queue_create(c->stream, !(graphs && strcmp(graphs, "off") == 0),
                                 c->hopper && !(overlap && strcmp(overlap, "off") == 0));

@@ -40,9 +40,8 @@ template <class... P> struct launched {
     static void start(const header &h, char *const *slot, cudaStream_t stream,
                       std::index_sequence<I...>) {
 #ifdef CUDA_EMU
-        (void)stream;
         const std::tuple<P...> args(copied<P>(slot[I])...);
-        emu_launch(dim3(h.grid[0], h.grid[1]), dim3(h.block), h.cluster,
+        emu_launch(stream, dim3(h.grid[0], h.grid[1]), dim3(h.block), h.cluster,
                    [kernel = h.kernel, args] { std::apply(kernel, args); });
 #else
         void *args[] = {(void *)slot[I]...};

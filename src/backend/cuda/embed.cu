@@ -12,18 +12,20 @@ size_t k_embed_strips(size_t R) {
     return (R + STRIP - 1) / STRIP;
 }
 
-static __global__ void embed(float *y, const int32_t *token, const void *table, int type, size_t C,
-                             size_t V) {
+static __global__ void embed(float *y, const int32_t *token, const int32_t *drawn, size_t D,
+                             const void *table, int type, size_t C, size_t V) {
     begin_kernel();
-    const size_t r = blockIdx.x, t = (size_t)token[r];
+    const size_t r = blockIdx.x, at = (size_t)(-1 - token[r]);
+    if (token[r] < 0 && at >= D) __trap();
+    const size_t t = (size_t)(token[r] < 0 ? drawn[at] : token[r]);
     if (t >= V) __trap();
     for (size_t c = threadIdx.x; c < C; c += blockDim.x)
         y[r * C + c] = (float)load_number(table, type, t * C + c);
 }
 
-void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
-             size_t C, size_t V) {
-    if (R) LAUNCH(embed, (unsigned)R, ROW_THREADS, s, y, token, table, type, C, V);
+void k_embed(struct queue *s, float *y, const int32_t *token, const int32_t *drawn, size_t D,
+             const void *table, int type, size_t R, size_t C, size_t V) {
+    if (R) LAUNCH(embed, (unsigned)R, ROW_THREADS, s, y, token, drawn, D, table, type, C, V);
 }
 
 // ---- backward ----------------------------------------------------------------------------------

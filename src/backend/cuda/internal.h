@@ -6,20 +6,7 @@
 
 struct lt;
 struct ops;
-
-// Transfers that the host does not wait for go through memory of the host that the device reaches
-// by itself (transfer.c).
-enum { STAGES = 2, AHEAD = 1, REPLIES = AHEAD + 1, REPLY_BYTES = 256 };
-struct stage { // of an upload
-    void *data;
-    size_t bytes;
-    cudaEvent_t free; // when the device has it
-};
-struct reply { // to a download_later
-    void *dst;
-    size_t bytes;
-    cudaEvent_t here;
-};
+struct transfer;
 
 // Gradients of vectors are summed over rows in parts, which are added up together (sums.c).
 struct sums {
@@ -51,10 +38,7 @@ struct cuda {
         size_t rows, cols;
         struct tile_map map;
     } mapped[64];
-    struct stage stage[STAGES];
-    struct reply reply[REPLIES]; // a ring
-    char *replies;               // REPLY_BYTES each
-    int next_stage, first_reply, num_replies;
+    struct transfer *transfer;
     char trouble[300]; // the first thing that went wrong in an op; sync says it
 };
 
@@ -98,16 +82,16 @@ void cuda_flush(struct cuda *c); // all that is written down goes out
 // left the op is done on what there is: NULL, and sync says why.
 void *cuda_scratch(struct cuda *c, size_t bytes);
 int cuda_failed(struct cuda *c, cudaError_t e, const char *doing); // notes it; whether it is one
-int cuda_troubled(struct cuda *c, struct error *err);              // -1 if anything was noted
-
-// transfer.c
-void cuda_upload(struct backend *be, struct tensor dst, const void *src);
-void cuda_download(struct backend *be, void *dst, struct tensor src);
-void cuda_download_later(struct backend *be, void *dst, struct tensor src);
-int cuda_download_wait(struct backend *be, struct error *err);
-void transfer_close(struct cuda *c);
+int cuda_trouble(struct cuda *c, struct error *err); // what has been noted so far; 0: nothing
 
 extern const struct ops cuda_ops; // ops.c
+
+// transfer.c
+int transfer_open(struct transfer **out, struct error *err); // *out is to be closed in every case
+void transfer_close(struct transfer *t); // NULL is fine; the queue's stream stands still
+void cuda_upload(struct backend *be, struct tensor dst, const void *src);
+void cuda_fetch(struct backend *be, void *dst, struct tensor src);
+int cuda_fetched(struct backend *be, struct error *err);
 
 // weights.c
 struct weight *cuda_weight_create(struct backend *be, struct tensor src, struct tensor rounded,

@@ -22,8 +22,9 @@ void k_norm_bwd(struct queue *s, float *dx, const float *dy, const float *x, con
 
 // ---- embed.cu, rows.cu
 // Types are those of backend/dtype.h, as numbers: kernels see no other header of ours.
-void k_embed(struct queue *s, float *y, const int32_t *token, const void *table, int type, size_t R,
-             size_t C, size_t V);
+// D: of drawn, which may be NULL.
+void k_embed(struct queue *s, float *y, const int32_t *token, const int32_t *drawn, size_t D,
+             const void *table, int type, size_t R, size_t C, size_t V);
 size_t k_embed_strips(size_t R);
 // part: k_embed_strips(R) · C.
 void k_embed_bwd(struct queue *s, float *dtable, const float *dy, const int32_t *token,
@@ -55,6 +56,8 @@ struct part_list {
 };
 void k_add_parts(struct queue *s, const struct part_list *list); // no two of one out
 void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
+// n stretches of so many bytes become zero; one begins `stride` bytes behind the other.
+void k_clear(struct queue *s, void *y, size_t n, size_t bytes, size_t stride);
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
 void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
 void k_add(struct queue *s, void *y, const void *x, bool narrow, size_t n);
@@ -170,8 +173,9 @@ void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a);
 // ---- loss.cu, sample.cu
 void k_xent(struct queue *s, float *loss, void *dlogits, const void *logits, bool narrow,
             const int32_t *target, size_t O, size_t V, float scale, bool l2wrap);
+// A slot has so many bytes of penalties and of biases; either may be NULL.
 void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, void *penalties,
-              size_t penalty_bytes, size_t O, size_t V);
+              size_t penalty_bytes, const void *biases, size_t bias_bytes, size_t O, size_t V);
 
 // ---- optim.cu
 enum { SUM_PARTS = 1024 };

@@ -61,8 +61,7 @@ static void multiply(const void *payload) {
 }
 
 static void play(const void *payload, cudaStream_t stream) {
-    (void)stream;
-    cuda_emu_call(multiply, payload, sizeof(struct lt_call));
+    cuda_emu_call(stream, multiply, payload, sizeof(struct lt_call));
 }
 
 bool lt_multiply(struct lt *lt, struct queue *q, struct lt_out d, struct lt_side a,
@@ -72,6 +71,7 @@ bool lt_multiply(struct lt *lt, struct queue *q, struct lt_out d, struct lt_side
     return true;
 }
 #else
+#include "base/hash.h"
 #include "base/mem.h"
 
 #include <cublasLt.h>
@@ -114,7 +114,7 @@ struct plan {
     bool possible;
 };
 
-enum { MAX_PLANS = 256, WORKSPACE = 32 << 20 };
+enum { MAX_PLANS = 512, HINTS = 1024, WORKSPACE = 32 << 20 };
 
 struct lt {
     void *library;
@@ -123,6 +123,7 @@ struct lt {
     void *workspace;
     struct plan plan[MAX_PLANS]; // a ring once it is full
     int plans, next;
+    uint16_t hint[HINTS]; // by a shape's hash: which plan it was
     char trouble[160];
 };
 
@@ -231,10 +232,17 @@ static bool ask(struct lt *lt, struct plan *p) {
     return ok;
 }
 
+// Asked for each product of a step when it is written down.
 static struct plan *plan_for(struct lt *lt, const struct shape *s) {
+    uint16_t *hint = &lt->hint[hash64(s, sizeof *s) % HINTS];
+    if (*hint < lt->plans && !memcmp(&lt->plan[*hint].shape, s, sizeof *s)) return &lt->plan[*hint];
     for (int i = 0; i < lt->plans; i++)
-        if (!memcmp(&lt->plan[i].shape, s, sizeof *s)) return &lt->plan[i];
+        if (!memcmp(&lt->plan[i].shape, s, sizeof *s)) {
+            *hint = (uint16_t)i;
+            return &lt->plan[i];
+        }
     struct plan *p = &lt->plan[lt->next];
+    *hint = (uint16_t)lt->next;
     if (lt->plans == MAX_PLANS)
         plan_free(lt, p);
     else

@@ -11,11 +11,11 @@ static bool narrow(struct tensor t) {
 // ---- rows --------------------------------------------------------------------------------------
 
 static void cuda_embed(struct backend *be, struct tensor y, struct tensor tokens,
-                       struct tensor table) {
+                       struct tensor drawn, struct tensor table) {
     // A pass begins here, and has these rows to its end.
     queue_few(cuda_of(be)->queue, y.dim[0] <= SKINNY_ROWS);
-    k_embed(queue_of(be), dev(y), dev(tokens), dev(table), (int)table.dtype, y.dim[0], y.dim[1],
-            table.dim[0]);
+    k_embed(queue_of(be), dev(y), dev(tokens), dev(drawn), drawn.dim[0], dev(table),
+            (int)table.dtype, y.dim[0], y.dim[1], table.dim[0]);
 }
 
 static void cuda_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
@@ -294,10 +294,10 @@ static void cuda_xent(struct backend *be, struct tensor loss, struct tensor dlog
 }
 
 static void cuda_sample(struct backend *be, struct tensor token, struct tensor logits,
-                        struct tensor rows, struct tensor penalties) {
+                        struct tensor rows, struct tensor penalties, struct tensor biases) {
     const size_t V = logits.dim[1];
     k_sample(queue_of(be), dev(token), dev(logits), dev(rows), dev(penalties),
-             sample_penalty_bytes(V), logits.dim[0], V);
+             sample_penalty_bytes(V), dev(biases), biases.dim[1], logits.dim[0], V);
 }
 
 // ---- optimizer and memory ----------------------------------------------------------------------
@@ -340,6 +340,11 @@ static void cuda_fill(struct backend *be, struct tensor y, double value) {
     k_fill(queue_of(be), dev(y), &bits, dtype_size(y.dtype), tensor_count(y));
 }
 
+static void cuda_clear(struct backend *be, struct tensor y, size_t slot) {
+    const size_t bytes = y.dim[2] * dtype_size(y.dtype);
+    k_clear(queue_of(be), (char *)dev(y) + slot * bytes, y.dim[0], bytes, y.dim[1] * bytes);
+}
+
 static void cuda_copy(struct backend *be, struct tensor y, struct tensor x) {
     if (y.dtype == x.dtype)
         k_copy_bytes(queue_of(be), dev(y), dev(x), tensor_bytes(y));
@@ -373,6 +378,7 @@ const struct ops cuda_ops = {
     .norm_mix = cuda_norm_mix,
     .norm_mix_bwd = cuda_norm_mix_bwd,
     .recall = cuda_recall,
+    .clear = cuda_clear,
     .xent = cuda_xent,
     .sample = cuda_sample,
     .sum = cuda_sum,

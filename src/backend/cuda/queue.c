@@ -8,8 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Fewer calls are not worth a graph; more bytes go out before they are a whole step.
-enum { LEAST_CALLS = 8, MOST_BYTES = 8 << 20, GRAPHS = 32, SEEN = 256 };
+// Fewer calls are not worth a graph; more bytes go out before they are a whole step. A graph costs
+// a hundred launches: where more lists come in turn than there are graphs, those that have one keep
+// it as long as they come.
+enum { LEAST_CALLS = 8, MOST_BYTES = 8 << 20, GRAPHS = 128, SEEN = 1024, LATELY = 4 * GRAPHS };
 
 struct call {
     void (*play)(const void *payload, cudaStream_t stream);
@@ -19,7 +21,7 @@ struct call {
 struct graph {
     char *list;
     size_t bytes;
-    uint64_t hash, used; // used: when last
+    uint64_t hash, used; // used: the list's number when it was last
     cudaGraphExec_t exec;
 };
 
@@ -31,7 +33,7 @@ struct queue {
     bool graphs, overlap, few;
     struct graph graph[GRAPHS];
     uint64_t seen[SEEN]; // hashes of lists that came once
-    uint64_t now;
+    uint64_t now;        // lists so far
 };
 
 struct queue *queue_create(cudaStream_t stream, int graphs, int overlap) {
@@ -111,6 +113,9 @@ static struct graph *record(struct queue *q, uint64_t hash) {
     struct graph *g = &q->graph[0];
     cudaGraph_t graph = NULL;
     cudaGraphExec_t exec = NULL;
+    for (int i = 1; i < GRAPHS; i++)
+        if (q->graph[i].used < g->used) g = &q->graph[i];
+    if (g->exec && q->now - g->used < LATELY) return NULL;
     if (cudaStreamBeginCapture(q->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess)
         return NULL;
     play_all(q);
@@ -122,8 +127,6 @@ static struct graph *record(struct queue *q, uint64_t hash) {
         q->graphs = false;
         return NULL;
     }
-    for (int i = 1; i < GRAPHS; i++)
-        if (q->graph[i].used < g->used) g = &q->graph[i];
     graph_free(g);
     *g = (struct graph){.list = mem_alloc(q->bytes), .bytes = q->bytes, .hash = hash, .exec = exec};
     memcpy(g->list, q->list, q->bytes);
@@ -135,13 +138,14 @@ void queue_flush(struct queue *q) {
     struct graph *g = NULL;
     if (q->graphs && q->calls >= LEAST_CALLS) {
         const uint64_t hash = hash64(q->list, q->bytes);
+        q->now++;
         uint64_t *seen = &q->seen[hash % SEEN];
         g = find(q, hash);
         if (!g && *seen == hash) g = record(q, hash);
         *seen = hash;
     }
     if (g) {
-        g->used = ++q->now;
+        g->used = q->now;
         cudaGraphLaunch(g->exec, q->stream);
     } else {
         play_all(q);

@@ -324,6 +324,23 @@ void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n) 
         LAUNCH(fill_each<uint64_t>, grid, ELEMENTS, s, (uint64_t *)y, *(const uint64_t *)value, n);
 }
 
+template <class T> static __global__ void clear_each(T *y, size_t n, size_t stride) {
+    begin_kernel();
+    y += blockIdx.y * stride;
+    EACH(i, n) y[i] = T();
+}
+
+void k_clear(struct queue *s, void *y, size_t n, size_t bytes, size_t stride) {
+    const size_t together = (size_t)y | bytes | stride;
+    if (!n || !bytes) return;
+    if (together % 16 == 0)
+        LAUNCH(clear_each<float4>, dim3(element_blocks(bytes / 16), (unsigned)n), ELEMENTS, s,
+               (float4 *)y, bytes / 16, stride / 16);
+    else
+        LAUNCH(clear_each<uint16_t>, dim3(element_blocks(bytes / 2), (unsigned)n), ELEMENTS, s,
+               (uint16_t *)y, bytes / 2, stride / 2);
+}
+
 static __global__ void copy_each(void *y, int to, const void *x, int from, size_t n) {
     begin_kernel();
     EACH(i, n) store_number(y, to, i, load_number(x, from, i));

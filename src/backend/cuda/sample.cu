@@ -25,8 +25,13 @@ __device__ static int warps() {
 struct sample_row {
     float temperature, top_p, min_p;
     float presence, repetition, frequency, penalty_decay;
-    int32_t top_k, slot, reserved;
+    int32_t top_k, slot, num_bias, bias_slot, reserved;
     uint64_t seed, position;
+};
+
+struct sample_bias {
+    int32_t token;
+    float value;
 };
 
 // rng_uniform of base/rng.h, stream 0: Philox 4x32-10.
@@ -133,6 +138,15 @@ template <class F> __device__ static void for_each_four(const row_of &r, const f
 }
 
 // ---- the largest -------------------------------------------------------------------------------
+
+// A token stands there once, so no two threads meet.
+__device__ static void add_biases(const row_of &r, const sample_bias *bias, int n) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        if ((unsigned)bias[i].token >= (unsigned)r.V) __trap();
+        r.x[bias[i].token] = __fadd_rn(r.x[bias[i].token], bias[i].value);
+    }
+    __syncthreads();
+}
 
 // Pass 1. A penalty is paid, and then decays for the next token.
 __device__ static best pay_and_find_best(const row_of &r, float *pen, float decay, best *scratch) {
@@ -462,7 +476,7 @@ __device__ static int draw(const drawing &d, const sample_row &row, double *sums
 
 static __global__ void __launch_bounds__(THREADS)
     sample(int32_t *token, float *logits, const sample_row *rows, char *penalties,
-           size_t penalty_bytes, int V) {
+           size_t penalty_bytes, const char *biases, size_t bias_bytes, int V) {
     begin_kernel();
     __shared__ bins counted;
     __shared__ histogram top, rest;
@@ -470,9 +484,12 @@ static __global__ void __launch_bounds__(THREADS)
     __shared__ best bests[WARPS];
     const sample_row row = rows[blockIdx.x];
     float *const x = logits + blockIdx.x * (size_t)V;
-    float *const pen = penalties ? (float *)(penalties + row.slot * penalty_bytes) : nullptr;
+    float *const pen =
+        penalties && row.slot >= 0 ? (float *)(penalties + row.slot * penalty_bytes) : nullptr;
     const row_of r = {x, V, (V + PIECE * THREADS - 1) / (PIECE * THREADS),
                       V % FOUR == 0 && (uintptr_t)x % 16 == 0};
+    if (row.num_bias)
+        add_biases(r, (const sample_bias *)(biases + row.bias_slot * bias_bytes), row.num_bias);
     const best max = pay_and_find_best(r, pen, row.penalty_decay, bests);
     int chosen = max.index;
     if (row.temperature > 0 && row.top_k != 1) {
@@ -511,10 +528,11 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, void *penalties,
-              size_t penalty_bytes, size_t O, size_t V) {
-    static_assert(sizeof(sample_row) == 56, "struct sample_row of ops.h");
+              size_t penalty_bytes, const void *biases, size_t bias_bytes, size_t O, size_t V) {
+    static_assert(sizeof(sample_row) == 64, "struct sample_row of ops.h");
     static_assert((int)FEW_V <= (int)FEW * PIECE, "a thread for every segment");
     if (O)
         LAUNCH(sample, (unsigned)O, V <= FEW_V ? FEW : THREADS, s, token, logits,
-               (const sample_row *)rows, (char *)penalties, penalty_bytes, (int)V);
+               (const sample_row *)rows, (char *)penalties, penalty_bytes, (const char *)biases,
+               bias_bytes, (int)V);
 }

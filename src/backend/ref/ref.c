@@ -38,13 +38,15 @@ static double sigmoid(double x) {
 // ---- rows --------------------------------------------------------------------------------------
 
 static void ref_embed(struct backend *be, struct tensor y, struct tensor tokens,
-                      struct tensor table) {
+                      struct tensor drawn, struct tensor table) {
     (void)be;
     const size_t C = y.dim[1], size = dtype_size(table.dtype);
-    const int32_t *token = tensor_host(tokens);
+    const int32_t *token = tensor_host(tokens), *later = tensor_host(drawn);
     for (size_t r = 0; r < y.dim[0]; r++) {
-        assert(token[r] >= 0 && (size_t)token[r] < table.dim[0]);
-        const char *row = (const char *)tensor_host(table) + (size_t)token[r] * C * size;
+        assert(token[r] >= 0 || (size_t)(-1 - token[r]) < drawn.dim[0]);
+        const int32_t id = token[r] < 0 ? later[-1 - token[r]] : token[r];
+        assert(id >= 0 && (size_t)id < table.dim[0]);
+        const char *row = (const char *)tensor_host(table) + (size_t)id * C * size;
         dtype_convert(data(y) + r * C, REAL_TYPE, row, table.dtype, C);
     }
 }
@@ -729,15 +731,26 @@ static void penalise(struct tensor penalties, const struct sample_row *row, size
     seen[token / 32] |= bit;
 }
 
+static void add_biases(real *x, size_t V, struct tensor biases, const struct sample_row *row) {
+    const struct sample_bias *b =
+        (const void *)((const char *)tensor_host(biases) + (size_t)row->bias_slot * biases.dim[1]);
+    for (int i = 0; i < row->num_bias; i++) {
+        assert(b[i].token >= 0 && (size_t)b[i].token < V);
+        x[b[i].token] += (real)b[i].value;
+    }
+}
+
 static void ref_sample(struct backend *be, struct tensor token, struct tensor logits,
-                       struct tensor rows, struct tensor penalties) {
+                       struct tensor rows, struct tensor penalties, struct tensor biases) {
     (void)be;
     const size_t V = logits.dim[1];
     struct choice *c = mem_alloc(V * sizeof *c);
     for (size_t o = 0; o < logits.dim[0]; o++) {
         const struct sample_row *row = (const struct sample_row *)tensor_host(rows) + o;
+        const bool penalised = tensor_is(penalties) && row->slot >= 0;
         real *x = data(logits) + o * V;
-        if (tensor_is(penalties)) {
+        if (row->num_bias) add_biases(x, V, biases, row);
+        if (penalised) {
             const float *p = (const float *)((const char *)tensor_host(penalties) +
                                              (size_t)row->slot * sample_penalty_bytes(V));
             for (size_t i = 0; i < V; i++) x[i] -= (real)p[i];
@@ -752,7 +765,7 @@ static void ref_sample(struct backend *be, struct tensor token, struct tensor lo
             chosen = draw(c, V, row);
         }
         ((int32_t *)tensor_host(token))[o] = chosen;
-        if (tensor_is(penalties)) penalise(penalties, row, V, chosen);
+        if (penalised) penalise(penalties, row, V, chosen);
     }
     free(c);
 }
@@ -863,8 +876,8 @@ static const struct backend_class ref_class = {
     .upload = host_upload,
     .download = host_download,
     .sync = host_sync,
-    .download_later = host_download,
-    .download_wait = host_sync,
+    .fetch = host_download,
+    .fetched = host_fetched,
     .weight_create = ref_weight_create,
     .weight_refresh = ref_weight_refresh,
     .weight_destroy = ref_weight_destroy,
@@ -873,13 +886,14 @@ static const struct backend_class ref_class = {
     .wkv7_saved_bytes = ref_wkv7_saved_bytes,
     .wkv7_grain = host_wkv7_grain,
     .head_rows = 256,
+    .prompt_rows = 256,
 };
 
 int REF_OPEN(struct backend **out, int num_threads, struct error *err) {
     (void)num_threads, (void)err;
     struct backend *be = mem_alloc(sizeof *be);
-    *be =
-        (struct backend){.name = REF_NAME, .real = REAL_TYPE, .ops = &ref_ops, .class = &ref_class};
+    *be = (struct backend){
+        .name = REF_NAME, .real = REAL_TYPE, .ops = &ref_ops, .class = &ref_class, .depth = 1};
     *out = be;
     return 0;
 }
