@@ -74,6 +74,7 @@ CXX      ?= c++
 CPPFLAGS += -DCUDA_EMU -Itests/cuda_emu
 LIB_OBJ  += $(BUILD)/tests/cuda_emu/cuda_emu.o
 LDLIBS   += -lstdc++
+LDFLAGS  += -rdynamic
 endif
 
 # The reference is one text compiled for float and for double: finite differences need the double.
@@ -127,6 +128,10 @@ EMU_FLAGS = -std=c++17 $(OPT) -Wall -Wextra -Wno-unknown-pragmas $(if $(WERROR),
 $(BUILD)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(EMU_FLAGS) -Isrc/backend/cuda -MMD -MP -MF $(@:.o=.d) -c -x c++ -o $@ $<
+# NCCL's part between emulated devices: processes find it with LD_LIBRARY_PATH=$(BUILD).
+$(BUILD)/libnccl.so.2: tests/cuda_emu/nccl.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -shared -fPIC -o $@ $<
 $(BUILD)/tests/cuda_emu/%.o: tests/cuda_emu/%.cc
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(EMU_FLAGS) -MMD -MP -c -o $@ $<

@@ -191,7 +191,7 @@ static int bench_train(struct bench *b, struct error *err) {
     int rc = -1, step = 0, begun = 0;
     if (run_create(&run, b->model, limits, err) ||
         feed_create(&feed, b->be, (struct feed_limits){B * T, B, 0}, err) ||
-        optimizer_create(&opt, b->model, o, err))
+        optimizer_create(&opt, b->model, o, NULL, err))
         goto out;
     for (int r = -1; r < b->repeat; r++) {
         const double start = clock_s();

@@ -134,6 +134,33 @@ static int check_batch(const struct config_reader *r, struct train_config *c, st
                          (long long)above);
 }
 
+// Either of num_devices_per_node and device_ids says the other; both have to agree.
+static int resolve_devices(const struct config_reader *r, struct train_config *c,
+                           struct error *err) {
+    const struct toml_value *root = &r->doc.root;
+    struct config_ints *ids = &c->device_ids;
+    const size_t most = 64; // as num_devices_per_node
+    if (!config_given(r, &config_train, root, "device_ids")) {
+        ids->count = (size_t)c->num_devices_per_node;
+        ids->at = arena_alloc(r->arena, ids->count * sizeof *ids->at);
+        for (size_t i = 0; i < ids->count; i++) ids->at[i] = (int64_t)i;
+    } else if (!config_given(r, &config_train, root, "num_devices_per_node")) {
+        c->num_devices_per_node = (int64_t)ids->count;
+    }
+    if ((int64_t)ids->count != c->num_devices_per_node)
+        return refuse_train(r, "device_ids", err,
+                            "device_ids names other than num_devices_per_node devices");
+    if (ids->count > most)
+        return config_refuse(r, &config_train, root, "device_ids", err,
+                             "device_ids names %zu devices, wanted 1 to %zu", ids->count, most);
+    for (size_t a = 0; a < ids->count; a++)
+        for (size_t b = 0; b < a; b++)
+            if (ids->at[a] == ids->at[b])
+                return config_refuse(r, &config_train, root, "device_ids", err,
+                                     "device_ids names %lld twice", (long long)ids->at[a]);
+    return 0;
+}
+
 static int check_train(const struct config_reader *r, struct train_config *c, struct error *err) {
     if (!is_file_name(c->experiment_name))
         return refuse_train(
@@ -152,9 +179,7 @@ static int check_train(const struct config_reader *r, struct train_config *c, st
     if (!c->tokenizer_vocab_path && c->sample_every_steps)
         return refuse_train(r, "sample_every_steps", err,
                             "sample texts want a vocabulary: set tokenizer_vocab_path");
-    if ((int64_t)c->device_ids.count != c->num_devices_per_node)
-        return refuse_train(r, "device_ids", err,
-                            "device_ids names other than num_devices_per_node devices");
+    if (resolve_devices(r, c, err)) return -1;
     return check_batch(r, c, err);
 }
 

@@ -61,6 +61,8 @@ struct train_config {
 
     const char *backend, *dtype;
     struct config_ints device_ids; // num_devices_per_node of them
+    bool shard_optimizer;
+    int64_t bucket_bytes;
     int64_t num_threads;
 
     int64_t save_freq, save_every_steps, keep_checkpoints, keep_every;

@@ -79,7 +79,8 @@ static const struct config_key train_keys[] = {
     {"num_nodes", CONFIG_INT, TRAIN(num_nodes), "1", .min = 1, .max = 4096,
      .later = "training on several machines", .doc = "Machines that train together"},
     {"num_devices_per_node", CONFIG_INT, TRAIN(num_devices_per_node), "1", .min = 1, .max = 64,
-     .later = "training on several devices", .doc = "Devices of each machine"},
+     .doc = "Devices of each machine, a process each; with the CPU, processes that share its "
+            "cores. Where only device_ids is set: as many as it names"},
     {"batch_size_per_device", CONFIG_INT, TRAIN(batch_size_per_device), "1", .min = 1, .max = 40320,
      .doc = "Samples that a device computes at once"},
     {"num_accumulation_steps_per_device", CONFIG_INT, TRAIN(num_accumulation_steps_per_device), "1",
@@ -127,13 +128,20 @@ static const struct config_key train_keys[] = {
     {"backend", CONFIG_STRING, TRAIN(backend), "\"cpu\"", .choices = "cpu|cuda|wgpu|metal",
      .doc = "What computes; `cuda` is in builds made with `make CUDA=1`"},
     {"device_ids", CONFIG_INTS, TRAIN(device_ids), "[0]", .min = 0, .max = 255,
-     .doc = "The device that trains, counted from 0; the CPU is any of them"},
+     .doc = "The devices that train, counted from 0; the CPU is any of them. Where only "
+            "num_devices_per_node is set: the first ones"},
+    {"shard_optimizer", CONFIG_BOOL, TRAIN(shard_optimizer), "true",
+     .doc = "Of several devices each keeps and updates its share of the optimizer's moments "
+            "(ZeRO-1); false: all of them"},
+    {"bucket_bytes", CONFIG_INT, TRAIN(bucket_bytes), "33554432", .min = 4096, .max = 1 << 30,
+     .doc = "Gradients that several devices sum up at once, while the next ones are computed"},
     {"dtype", CONFIG_STRING, TRAIN(dtype), "\"f32\"", .choices = "f32|bf16|bf16w",
      .doc =
          "What the matrix products multiply: `bf16` rounds weights, activations and gradients in "
          "front of them, `bf16w` the weights only; master weights, sums and states are f32"},
     {"num_threads", CONFIG_INT, TRAIN(num_threads), "0", .min = 0, .max = 1024,
-     .doc = "Threads of the CPU backend; 0: one a core. The result doesn't depend on it"},
+     .doc = "Threads of the CPU backend, of each process; 0: one a core in all. The result doesn't "
+            "depend on it"},
 
     {"save_freq", CONFIG_INT, TRAIN(save_freq), "1", .min = 0, .max = 1e9,
      .doc = "Mini-epochs (40320 samples) between checkpoints; 0: none by mini-epoch"},

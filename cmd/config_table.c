@@ -77,24 +77,43 @@ static void copy_set_key(char out[128], const char *set) {
     snprintf(out, 128, "%.*s", (int)strcspn(set, "="), set);
 }
 
+// The last override of the key, its name as it was given; false: none.
+static bool find_set(char name[128], const struct config_reader *r, const struct config_section *s,
+                     const struct toml_value *table, const struct config_key *row) {
+    for (size_t i = r->num_sets; table == &r->doc.root && i-- > 0;) {
+        copy_set_key(name, r->sets[i]);
+        if (find_key(s, name) == row) return true;
+    }
+    return false;
+}
+
+static const struct toml_value *find_line(const struct toml_value *table,
+                                          const struct config_key *row) {
+    const struct toml_value *v = toml_get(table, row->name);
+    return !v && row->alias ? toml_get(table, row->alias) : v;
+}
+
+bool config_given(const struct config_reader *r, const struct config_section *s,
+                  const struct toml_value *table, const char *key) {
+    char name[128];
+    const struct config_key *row = find_key(s, key);
+    assert(row);
+    return find_set(name, r, s, table, row) || find_line(table, row);
+}
+
 int config_refuse(const struct config_reader *r, const struct config_section *s,
                   const struct toml_value *table, const char *key, struct error *err,
                   const char *fmt, ...) {
-    char what[600];
+    char what[600], name[128];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(what, sizeof what, fmt, ap);
     va_end(ap);
     const struct config_key *row = find_key(s, key);
     assert(row);
-    for (size_t i = r->num_sets; table == &r->doc.root && i-- > 0;) {
-        char name[128];
-        copy_set_key(name, r->sets[i]);
-        if (find_key(s, name) == row)
-            return fail(err, E_CONFIG, "--set %s%s: %s", r->set_prefix, name, what);
-    }
-    const struct toml_value *v = toml_get(table, key);
-    if (!v && row->alias) v = toml_get(table, row->alias);
+    if (find_set(name, r, s, table, row))
+        return fail(err, E_CONFIG, "--set %s%s: %s", r->set_prefix, name, what);
+    const struct toml_value *v = find_line(table, row);
     return toml_fail(&r->doc, v ? v : table, err, "%s", what);
 }
 

@@ -71,6 +71,10 @@ void config_close(struct config_reader *r);
 int config_read(struct config_reader *r, const struct config_section *s,
                 const struct toml_value *table, void *out, struct error *err);
 
+// Whether the file or an override names the key.
+bool config_given(const struct config_reader *r, const struct config_section *s,
+                  const struct toml_value *table, const char *key);
+
 // E_CONFIG at the place that the key's value came from: its override, its line (under name or
 // alias), or the table's beginning. Returns -1.
 int config_refuse(const struct config_reader *r, const struct config_section *s,

@@ -10,6 +10,8 @@
 #include "data/binidx.h"
 #include "model/model.h"
 #include "text/tok.h"
+#include "train/dist.h"
+#include "train/team.h"
 #include "train/trainer.h"
 #include "train_setup.h"
 
@@ -30,41 +32,60 @@ static void on_signal(int number) {
     trainer_stop();
 }
 
-static int run(const struct cli_args *args, struct error *err) {
-    struct train_config config;
+struct job {
+    const struct cli_args *args;
+    const struct train_config *config;
+};
+
+// One device's part, in a process of its own where there are several (team NULL: there are not).
+static int train(void *ctx, struct team *team, struct error *err) {
+    const struct job *job = ctx;
+    const struct train_config *c = job->config;
+    const int rank = team_rank(team);
     struct train_plan plan;
     struct train_options options;
     struct binidx *data = NULL, *validation = NULL;
     struct backend *be = NULL;
+    struct dist *dist = NULL;
     struct model *model = NULL;
     struct tok *tok = NULL;
     struct trainer *trainer = NULL;
     int rc = -1;
 
-    if (train_setup_config(&config, args, err)) return -1;
-    if (binidx_open(&data, config.dataset_prefix, err)) goto out;
-    if (config.validation_base && binidx_open(&validation, config.validation_base, err)) goto out;
-    if (config.tokenizer_vocab_path && vocab_open(&tok, config.tokenizer_vocab_path, err)) goto out;
-    if (train_config_plan(&plan, &config, (int64_t)data->num_tokens, err)) goto out;
-    if (train_setup_options(&options, &config, &plan, args, err)) goto out;
+    if (rank) log_set_level(LOG_ERROR); // the first one talks
+    if (binidx_open(&data, c->dataset_prefix, err)) goto out;
+    if (c->validation_base && binidx_open(&validation, c->validation_base, err)) goto out;
+    if (c->tokenizer_vocab_path && vocab_open(&tok, c->tokenizer_vocab_path, err)) goto out;
+    if (train_config_plan(&plan, c, (int64_t)data->num_tokens, err)) goto out;
+    train_setup_options(&options, c, &plan, job->args);
 
-    if (backend_open_device(&be, config.backend, (int)config.device_ids.at[0],
-                            (int)config.num_threads, err))
-        goto out;
-    if (train_setup_model(&model, be, &config, &options, err)) goto out;
-    if (trainer_create(&trainer, model, data, validation, tok, &options, err)) goto out;
-    if (train_setup_record(&config, err)) goto out;
+    const int threads = train_setup_threads(c);
+    if (backend_open_device(&be, c->backend, (int)c->device_ids.at[rank], threads, err)) goto out;
+    if (dist_open(&dist, team, be, err)) goto out;
+    if (train_setup_model(&model, be, c, &options, dist, err)) goto out;
+    if (trainer_create(&trainer, model, data, validation, tok, &options, dist, err)) goto out;
+    if (rank == 0 && train_setup_record(c, err)) goto out;
 
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     rc = trainer_run(trainer, err);
 out:
+    if (rc) team_leave(team, err);
     trainer_destroy(trainer);
     model_destroy(model);
+    dist_close(dist);
     backend_destroy(be);
     tok_close(tok);
     binidx_close(validation);
     binidx_close(data);
+    return rc;
+}
+
+static int run(const struct cli_args *args, struct error *err) {
+    struct train_config config;
+    if (train_setup_config(&config, args, err)) return -1;
+    struct job job = {args, &config};
+    const int rc = team_run((int)config.num_devices_per_node, train, &job, err);
     train_config_free(&config);
     return rc;
 }

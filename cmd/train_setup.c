@@ -4,10 +4,12 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/pool.h"
 #include "base/str.h"
 #include "cli.h"
 #include "model/model.h"
 #include "train/checkpoint.h"
+#include "train/dist.h"
 #include "train/trainer.h"
 #include "weights/weights.h"
 
@@ -35,11 +37,8 @@ int train_setup_config(struct train_config *out, const struct cli_args *args, st
     return 0;
 }
 
-int train_setup_options(struct train_options *out, const struct train_config *c,
-                        const struct train_plan *plan, const struct cli_args *args,
-                        struct error *err) {
-    if (c->num_nodes != 1 || c->num_devices_per_node != 1)
-        return fail(err, E_UNSUPPORTED, "%s: training on several devices comes later", c->path);
+void train_setup_options(struct train_options *out, const struct train_config *c,
+                         const struct train_plan *plan, const struct cli_args *args) {
     const int64_t save =
         c->save_every_steps ? c->save_every_steps : c->save_freq * plan->steps_per_mini_epoch;
     *out = (struct train_options){
@@ -61,7 +60,9 @@ int train_setup_options(struct train_options *out, const struct train_config *c,
                       .eps = c->adam_eps,
                       .weight_decay = c->weight_decay,
                       .clip = c->gradient_clip_val,
-                      .w0_lr_scale = c->high_lr_scale},
+                      .w0_lr_scale = c->high_lr_scale,
+                      .whole = !c->shard_optimizer,
+                      .bucket_bytes = (size_t)c->bucket_bytes},
         .l2wrap = c->enable_l2wrap,
         .checkpointing = c->grad_checkpoint,
         .head_rows = (int)c->head_chunk_rows,
@@ -76,7 +77,12 @@ int train_setup_options(struct train_options *out, const struct train_config *c,
         .sample_prompt = c->sample_prompt ? c->sample_prompt : "",
         .plain_progress = !c->use_tui,
     };
-    return 0;
+}
+
+int train_setup_threads(const struct train_config *c) {
+    if (c->num_threads || c->num_devices_per_node == 1) return (int)c->num_threads;
+    const int each = pool_processors() / (int)c->num_devices_per_node;
+    return each ? each : 1;
 }
 
 static struct dims dims_from(const struct model_config *c) {
@@ -94,24 +100,32 @@ static struct dims dims_from(const struct model_config *c) {
 
 // Memory is only promised by the system and taken page by page: better a word now than death at
 // step 1.
-static int announce(const struct model *m, const struct train_options *o, struct error *err) {
-    const struct train_memory p = trainer_plan(m, o);
+static int announce(const struct model *m, const struct train_options *o, const struct dist *dist,
+                    struct error *err) {
+    const struct train_memory p = trainer_plan(m, o, dist);
     const double mb = 1.0 / (1 << 20);
+    const int size = dist_size(dist);
+    const size_t here = m->master.buf->host ? p.total * (size_t)size : p.total;
     const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     const struct dims *d = &m->dims;
     log_info("model: %d layers of %d channels, %d heads, vocabulary %d, %.2f M parameters", d->L,
              d->C, d->H, d->V, (double)dims_param_count(d) * 1e-6);
-    log_info("memory: %.0f MB model and gradients, %.0f MB optimizer, %.0f MB activations "
+    log_info("memory%s: %.0f MB model and gradients, %.0f MB optimizer, %.0f MB activations "
              "(%d x %d tokens%s): %.0f MB in all",
-             (double)p.model * mb, (double)p.optimizer * mb, (double)p.activations * mb, o->batch,
-             o->ctx, o->checkpointing ? ", recomputed" : "", (double)p.total * mb);
-    log_info("run: %lld steps of %d tokens in %s", (long long)o->num_steps,
-             o->batch * o->ctx * o->accumulation, o->run_dir);
-    if (pages > 0 && page > 0 && p.total > (size_t)pages * (size_t)page)
+             dist ? " of each device" : "", (double)p.model * mb, (double)p.optimizer * mb,
+             (double)p.activations * mb, o->batch, o->ctx, o->checkpointing ? ", recomputed" : "",
+             (double)p.total * mb);
+    if (dist)
+        log_info("devices: %d, %s", size,
+                 o->optimizer.whole ? "each with the whole optimizer"
+                                    : "each with its share of the optimizer");
+    log_info("run: %lld steps of %lld tokens in %s", (long long)o->num_steps,
+             (long long)o->batch * o->ctx * o->accumulation * size, o->run_dir);
+    if (pages > 0 && page > 0 && here > (size_t)pages * (size_t)page)
         return fail(err, E_LIMIT,
                     "the run wants %.0f MB, this machine has %.0f MB; lower batch_size_per_device "
                     "or context_length, or set grad_checkpoint = true",
-                    (double)p.total * mb, (double)pages * (double)page * mb);
+                    (double)here * mb, (double)pages * (double)page * mb);
     return 0;
 }
 
@@ -124,23 +138,31 @@ static int load_initial(struct model *m, const struct train_config *c, struct er
     return rc;
 }
 
+// One process makes the weights, the others have them from it.
+static int begin(struct model *m, const struct train_config *c, const struct dist *dist,
+                 struct error *err) {
+    const bool first = dist_rank(dist) == 0;
+    if (first && !c->init_weights_path) model_init(m, (uint64_t)c->random_seed);
+    if (first && c->init_weights_path && load_initial(m, c, err)) return -1;
+    dist_start(dist, BROADCAST, m->master);
+    dist_wait(dist);
+    if (!first) model_refresh(m);
+    return 0;
+}
+
 int train_setup_model(struct model **out, struct backend *be, const struct train_config *c,
-                      const struct train_options *options, struct error *err) {
+                      const struct train_options *options, const struct dist *dist,
+                      struct error *err) {
     const struct dims d = dims_from(&c->model);
     const struct model_options mo = {.precision = precision_parse(c->dtype), .trained = true};
     int64_t step;
     struct model *m;
     if (model_create(&m, be, &d, mo, err)) return fail_in(err, "%s", c->model.path);
-    int rc = announce(m, options, err);
+    int rc = announce(m, options, dist, err);
     // A run that will go on from a checkpoint needs no beginning.
     const bool resuming =
         options->resume == RESUME_AUTO && checkpoint_list(&step, 1, options->run_dir) > 0;
-    if (rc == 0 && !resuming) {
-        if (c->init_weights_path)
-            rc = load_initial(m, c, err);
-        else
-            model_init(m, (uint64_t)c->random_seed);
-    }
+    if (rc == 0 && !resuming) rc = begin(m, c, dist, err);
     if (rc)
         model_destroy(m);
     else

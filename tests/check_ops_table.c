@@ -608,13 +608,10 @@ CALL(sum) {
 }
 
 static void shape_sumsq(struct call *c) {
-    struct arg *a = put(c, "sum", "=", 1, (size_t[]){1}, -1);
-    a->dtype = DT_F64;
-    a->aligned = true;
-    put_rows(c, "x", "i", (size_t)c->size.C);
+    shape_sum(c);
 }
 CALL(sumsq) {
-    op_sumsq(be, t[0], t[1]);
+    op_sumsq(be, t[0], t[1], !c->bare);
 }
 
 // Three groups with a gap after the first; the last is rounded too.
@@ -756,20 +753,13 @@ static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
                                              {37, 128, 64, 1},
                                              {18, 200, 40, 1},
                                              END};
-static const struct size product_sizes[] = {{1, 1, 1, 1},
-                                            {0, 16, 1, 32},
-                                            {1, 7, 1, 5},
-                                            {3, 33, 1, 31},
-                                            {13, 100, 1, 70},
-                                            {25, 64, 1, 96},
-                                            {100, 17, 1, 33},
-                                            {2, 259, 1, 64},
-                                            {13, 2051, 1, 9},
-                                            {1, 256, 1, 64},
-                                            {66, 40, 1, 88},
-                                            {17, 520, 1, 24},
-                                            {66, 200, 1, 17},
-                                            END};
+static const struct size product_sizes[] = {{1, 1, 1, 1},     {0, 16, 1, 32},
+                                            {1, 7, 1, 5},     {3, 33, 1, 31},
+                                            {13, 100, 1, 70}, {25, 64, 1, 96},
+                                            {100, 17, 1, 33}, {2, 259, 1, 64},
+                                            {13, 2051, 1, 9}, {1, 256, 1, 64},
+                                            {66, 40, 1, 88},  {17, 520, 1, 24},
+                                            {66, 200, 1, 17}, END};
 static const struct size loss_sizes[] = {{1, 1, 1, 1},    {0, 1, 1, 7},
                                          {3, 1, 1, 7},    {17, 1, 1, 1001},
                                          {5, 1, 1, 4099}, {3, 1, 1, 4104},
@@ -856,7 +846,8 @@ const struct op_case op_cases[] = {
     {NAMED(sample), .sizes = loss_sizes, .bench = loss_bench, .variants = 1, .can_bare = true},
     {NAMED(sum), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .can_bare = true,
      .tolerance = 1e-12},
-    {NAMED(sumsq), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .tolerance = 1e-12},
+    {NAMED(sumsq), .sizes = flat_sizes, .bench = flat_bench, .variants = 1, .can_bare = true,
+     .tolerance = 1e-12},
     {NAMED(adamw), .sizes = flat_sizes, .bench = flat_bench, .variants = 5, .can_bare = true,
      .tolerance = 1e-6},
     {NAMED(fill), .bench_variants = 17u, .sizes = flat_sizes, .bench = flat_bench, .variants = 8,

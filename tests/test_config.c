@@ -152,7 +152,9 @@ static void mistakes_point_at_their_line(void **state) {
         {"wandb_api_key = \"k\"", "T:8:1: wandb_api_key is for uploading to Weights & Biases, "
                                   "which rwkv doesn't offer yet; remove it"},
         {"paragraph_length = 256", "T:8:1: paragraph_length is for the statepass mode"},
-        {"device_ids = [0, 1]", "T:8:1: device_ids names other than num_devices_per_node devices"},
+        {"device_ids = [0, 1]\nnum_devices_per_node = 3",
+         "T:8:1: device_ids names other than num_devices_per_node devices"},
+        {"device_ids = [1, 0, 1]", "T:8:1: device_ids names 1 twice"},
         {"device_ids = []", "T:8:1: device_ids cannot be empty"},
         {"batch_size_per_device = 11", "T:8:1: a step takes 11 samples"},
         {"val_every_steps = 5", "T:8:1: val_every_steps wants held-out data"},
@@ -171,6 +173,29 @@ static void mistakes_point_at_their_line(void **state) {
         if (!load(&c, "bad", NULL, &err) || strncmp(err.msg, wanted, strlen(wanted)))
             fail_msg("%s gave \"%s\", wanted \"%s\"", cases[i].line, err.msg, wanted);
         assert_int_equal(err.code, E_CONFIG);
+    }
+}
+
+// Either key says what the other one is; what was resolved reads back.
+static void devices_are_counted_or_named(void **state) {
+    (void)state;
+    static const struct {
+        const char *set;
+        int64_t count, first, last;
+    } cases[] = {{NULL, 1, 0, 0},
+                 {"num_devices_per_node=3", 3, 0, 2},
+                 {"device_ids=[5, 2]", 2, 5, 2},
+                 {"device_ids=[4]", 1, 4, 4}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct error err = {0};
+        struct train_config c;
+        if (load(&c, "t", cases[i].set, &err)) fail_msg("%s", err.msg);
+        assert_int_equal(c.num_devices_per_node, cases[i].count);
+        assert_int_equal(c.device_ids.count, cases[i].count);
+        assert_int_equal(c.device_ids.at[0], cases[i].first);
+        assert_int_equal(c.device_ids.at[cases[i].count - 1], cases[i].last);
+        assert_int_equal(c.samples_per_step, cases[i].count);
+        train_config_free(&c);
     }
 }
 
@@ -461,6 +486,7 @@ int main(void) {
         cmocka_unit_test(defaults_are_those_of_the_reference),
         cmocka_unit_test(names_and_paths_resolve_against_their_file),
         cmocka_unit_test(mistakes_point_at_their_line),
+        cmocka_unit_test(devices_are_counted_or_named),
         cmocka_unit_test(defaults_of_later_keys_may_be_set),
         cmocka_unit_test(overrides_are_checked_like_lines),
         cmocka_unit_test(missing_things_are_named),

@@ -213,14 +213,16 @@ static void the_loader_gives_the_official_samples(void **state) {
         const struct loader_options o = {.ctx = T,
                                          .batch = B,
                                          .vocab_size = 512,
-                                         .first_sample = first};
+                                         .first_sample = first,
+                                         .stride = first == 1 ? B : 2 * B}; // alone, one of two
         int32_t in[B * T], want[B * T];
         assert_int_equal(loader_create(&l, b, o, &err), 0);
         assert_int_equal(loader_magic_prime(l), p);
         for (uint64_t n = 0; n < 30; n++) {
             assert_int_equal(loader_next(l, in, want, &err), 0);
             for (uint64_t s = 0; s < B; s++) {
-                const uint16_t *t = b->tokens + order_offset(p, T, first + n * B + s);
+                const uint16_t *t =
+                    b->tokens + order_offset(p, T, first + n * (uint64_t)o.stride + s);
                 for (int i = 0; i < T; i++) {
                     assert_int_equal(in[s * T + (uint64_t)i], t[i]);
                     assert_int_equal(want[s * T + (uint64_t)i], t[i + 1]);
@@ -230,10 +232,8 @@ static void the_loader_gives_the_official_samples(void **state) {
         loader_destroy(l);
     }
     // A token outside the vocabulary is an error that says where.
-    const struct loader_options small = {.ctx = T,
-                                         .batch = B,
-                                         .vocab_size = 100,
-                                         .first_sample = 1};
+    const struct loader_options small = {
+        .ctx = T, .batch = B, .vocab_size = 100, .first_sample = 1, .stride = B};
     int32_t in[B * T], want[B * T];
     int rc = 0;
     assert_int_equal(loader_create(&l, b, small, &err), 0);
@@ -241,10 +241,8 @@ static void the_loader_gives_the_official_samples(void **state) {
     assert_int_equal(rc, -1);
     assert_non_null(strstr(err.msg, "vocabulary has 100"));
     loader_destroy(l);
-    const struct loader_options large = {.ctx = 100000,
-                                         .batch = 1,
-                                         .vocab_size = 512,
-                                         .first_sample = 1};
+    const struct loader_options large = {
+        .ctx = 100000, .batch = 1, .vocab_size = 512, .first_sample = 1, .stride = 1};
     assert_int_equal(loader_create(&l, b, large, &err), -1);
     assert_non_null(strstr(err.msg, "too few"));
     // Windows cover the data in order, without the last token, which is only a target.

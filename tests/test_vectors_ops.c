@@ -281,7 +281,7 @@ static void one_step(struct backend *be, const struct subject *s, const struct w
     }
     put(t->now, (const double[]){lr[step - 1], 1 - pow(0.9, step), 1 - pow(0.99, step)});
     put(t->sums, (const double[]){0, 1});
-    op_sumsq(be, tensor_slice(t->sums, 0, 1), t->g);
+    op_sumsq(be, tensor_slice(t->sums, 0, 1), t->g, false);
     double *sums = get(t->sums);
     assert_true(fabs(sqrt(sums[0]) / norm[2 * (step - 1)] - 1) < 1e-7);
     op_adamw(be, t);

@@ -19,7 +19,7 @@ BEGIN {
     split($3, q, /["<>]/); header = q[2]; n = split($1, at, "/"); m = split(header, to, "/")
     room = at[1] == "cmd" ? "cmd" : at[2]
     if (header ~ /\.\./) bad("paths start at src/, without ..")
-    if (header ~ /^(cuda|cublas|cudnn|nvrtc)/ && $1 !~ /^src\/backend\/cuda\//) bad("belongs to backend/cuda")
+    if (header ~ /^(cuda|cublas|cudnn|nvrtc|nccl)/ && $1 !~ /^src\/backend\/cuda\//) bad("belongs to backend/cuda")
     if (header ~ /webgpu\.h|wgpu\.h/ && $1 !~ /^src\/backend\/wgpu\//) bad("belongs to backend/wgpu")
     if (header == "jansson.h" && $1 != "src/base/json.c") bad("belongs to base/json.c")
     if (to[m] == "config.h" && room != "cmd") bad("only cmd reads config")

@@ -93,6 +93,30 @@ struct batch {
 // Sets spans, shortest and longest.
 void batch_count(struct batch *b, const struct span *spans, int n);
 
+// ---- several devices ---------------------------------------------------------------------------
+
+// What processes that have a device each do together with a tensor that all of them have, in place.
+enum collective {
+    ALL_REDUCE,     // becomes the sum over all
+    REDUCE_SCATTER, // cut into as many equal shares as there are processes: one's own share becomes
+                    // its sum over all, the others mean nothing
+    ALL_GATHER,     // every share becomes its owner's
+    BROADCAST,      // becomes the first one's
+};
+
+// Of backends whose devices reach each other by themselves. Made and closed with the backend.
+struct comms {
+    size_t id_bytes;
+    // What those that belong together have in common: one makes it, all open with it.
+    int (*make_id)(struct backend *be, void *id, struct error *err);
+    int (*open)(struct backend *be, const void *id, int rank, int size,
+                struct error *err); // waits for all
+    // After the ops before it; those after it may run at the same time until `wait`. Not left in a
+    // queue, for the others' devices wait for it.
+    void (*start)(struct backend *be, enum collective what, struct tensor t);
+    void (*wait)(struct backend *be);
+};
+
 // ---- the backend -------------------------------------------------------------------------------
 
 struct backend {
@@ -164,6 +188,8 @@ struct backend_class {
     // As many rows or a few more, so that passes of few different sizes come, and come again: what
     // was prepared for one is there the next time. NULL: any number is as good.
     int (*round_rows)(const struct backend *be, int rows);
+
+    const struct comms *comms; // NULL: processes reach each other through host memory
 };
 
 // Every weight begins with this: what ops.c checks shapes against.

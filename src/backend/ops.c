@@ -132,8 +132,8 @@ void op_embed(struct backend *be, struct tensor y, struct tensor tokens, struct 
     be->ops->embed(be, y, tokens, drawn, table);
 }
 
-void op_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy,
-                  struct tensor tokens, struct tensor order) {
+void op_embed_bwd(struct backend *be, struct tensor dtable, struct tensor dy, struct tensor tokens,
+                  struct tensor order) {
     want("embed_bwd", "dtable", dtable, be->real, 2, dtable.dim[0], dy.dim[1], 0);
     want("embed_bwd", "dy", dy, be->real, 2, dy.dim[0], dy.dim[1], 0);
     want("embed_bwd", "tokens", tokens, DT_I32, 1, dy.dim[0], 0, 0);
@@ -496,11 +496,11 @@ void op_sum(struct backend *be, struct tensor sum, struct tensor x, bool more) {
     be->ops->sum(be, sum, x, more);
 }
 
-void op_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
+void op_sumsq(struct backend *be, struct tensor sum, struct tensor x, bool more) {
     want("sumsq", "sum", sum, DT_F64, 1, 1, 0, 0);
     require("sumsq", x.dtype == be->real, "x is in the backend's storage");
     trace("sumsq", x);
-    be->ops->sumsq(be, sum, x);
+    be->ops->sumsq(be, sum, x, more);
 }
 
 void op_adamw(struct backend *be, const struct adamw *t) {

@@ -226,9 +226,9 @@ struct ops {
                    struct tensor penalties, struct tensor biases);
 
     // -- optimizer -------------------------------------------------------------------------------
-    // sum (1) f64 = Σ x, or += where `more` says so; = Σ x². In a fixed order.
+    // sum (1) f64 = Σ x, or += where `more` says so; the same of x². In a fixed order.
     void (*sum)(struct backend *, struct tensor sum, struct tensor x, bool more);
-    void (*sumsq)(struct backend *, struct tensor sum, struct tensor x);
+    void (*sumsq)(struct backend *, struct tensor sum, struct tensor x, bool more);
     // g' = g · min(1, clip/(√Σg² + 1e-6)); m = β₁m + (1-β₁)g'; v = β₂v + (1-β₂)g'²;
     // p -= lr ( (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε) + wd p ), lr scaled for its group.
     void (*adamw)(struct backend *, const struct adamw *);
@@ -295,7 +295,7 @@ void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct
 void op_sample(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
                struct tensor penalties, struct tensor biases);
 void op_sum(struct backend *, struct tensor sum, struct tensor x, bool more);
-void op_sumsq(struct backend *, struct tensor sum, struct tensor x);
+void op_sumsq(struct backend *, struct tensor sum, struct tensor x, bool more);
 void op_adamw(struct backend *, const struct adamw *);
 void op_fill(struct backend *, struct tensor y, double value);
 void op_copy(struct backend *, struct tensor y, struct tensor x);

@@ -120,11 +120,13 @@ static void announce(struct pool *p) {
     if (atomic_load(&p->sleepers)) futex_wake(&p->announced, INT_MAX);
 }
 
+int pool_processors(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}
+
 struct pool *pool_create(int num_threads) {
-    if (num_threads <= 0) {
-        cpu_set_t set;
-        num_threads = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-    }
+    if (num_threads <= 0) num_threads = pool_processors();
     struct pool *p = NULL;
     if (posix_memalign((void **)&p, 64, sizeof *p)) die("out of memory: thread pool");
     *p = (struct pool){.num_threads = num_threads};

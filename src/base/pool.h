@@ -8,6 +8,7 @@ struct pool;
 struct pool *pool_create(int num_threads);
 void pool_destroy(struct pool *p);
 int pool_threads(const struct pool *p);
+int pool_processors(void); // that this process may run on
 
 // Calls fn(ctx, task) for every task in [0, num_tasks), on any thread, and returns when all are
 // done. The caller works too. Calls from several threads take turns; fn must not call pool_run

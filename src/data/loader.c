@@ -53,7 +53,7 @@ static void fill(struct loader *l, struct slot *s, uint64_t batch) {
     const size_t B = (size_t)l->o.batch, T = (size_t)l->o.ctx;
     s->failed = false;
     for (size_t b = 0; b < B && !s->failed; b++) {
-        const uint64_t ii = l->o.first_sample + batch * B + b;
+        const uint64_t ii = l->o.first_sample + batch * (uint64_t)l->o.stride + b;
         s->failed = read_window(l->data, order_offset(l->prime, T, ii), l->o.ctx, l->o.vocab_size,
                                 s->tokens + b * T, s->tokens + (B + b) * T, &s->err) != 0;
     }

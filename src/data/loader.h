@@ -10,6 +10,7 @@ struct loader_options {
     int ctx, batch;        // T tokens in B sequences
     int vocab_size;        // a token at or above it is an error
     uint64_t first_sample; // global sample number ii ≥ 1 of the first batch's first sequence
+    int stride;            // samples from a batch to the next: B, or more where others take some
 };
 
 // The data must outlive the loader, and be large enough for a magic prime at this ctx.
@@ -17,7 +18,7 @@ int loader_create(struct loader **out, const struct binidx *data, struct loader_
                   struct error *err);
 void loader_destroy(struct loader *l); // NULL is fine
 
-// Waits for the next batch: inputs and targets, (B,T) each. Samples advance by B a batch.
+// Waits for the next batch: inputs and targets, (B,T) each.
 int loader_next(struct loader *l, int32_t *inputs, int32_t *targets, struct error *err);
 
 uint64_t loader_magic_prime(const struct loader *l);

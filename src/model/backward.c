@@ -137,16 +137,19 @@ static void backward(struct model *m, struct run *r, const struct feed *f) {
                 model_vector(m, P_OUT_W, 0), LN_EPS, tensor_none());
     if (g->rounded.dtype != g->x.dtype) op_copy(be, g->rounded, g->x);
     op_fill(be, g->v_first, 0);
+    run_reached(r, L);
     for (int i = L - 1; i >= 0; i--) {
         // Checkpointing: what the layer computed on the way up is computed once more.
         if (r->limits.mode == RUN_CHECKPOINT && i < L - 1)
             layer_forward(m, i, run_acts(r, i), run_x(r, i + 1), run_x(r, i), r->v_first, &r->batch,
                           NULL);
         layer_backward(m, i, run_acts(r, i), g, run_x(r, i), r->v_first, &r->batch);
+        run_reached(r, i);
     }
     op_norm_bwd(be, g->z, vector_grad(m, P_LN0_W, 0), vector_grad(m, P_LN0_B, 0), g->x, r->e,
                 model_vector(m, P_LN0_W, 0), LN_EPS, tensor_none());
     op_embed_bwd(be, grad_of(m, P_EMB, 0), g->z, f->tokens, f->order);
+    run_reached(r, -1);
 }
 
 // Of vectors and of the embedding, which are summed over rows; those of matrices are written by the

@@ -38,6 +38,11 @@ enum gradient {
 // of L2Wrap's share. The run's mode is not RUN_INFER. Nothing is waited for.
 void model_pass(struct model *m, struct run *r, const struct feed *f, enum gradient gradient,
                 double scale, bool l2wrap);
+// Who wants to know how far a pass has come on the way back: reached(ctx, i) when the gradients of
+// layer i and of all that is above are written down (i = L: of the head and its norm), down to -1
+// for all. NULL: nobody.
+void run_watch(struct run *r, void (*reached)(void *ctx, int layer), void *ctx);
+
 // The losses of each row of the last pass, (R) in the backend's storage.
 struct tensor run_losses(const struct run *r);
 

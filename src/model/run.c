@@ -164,6 +164,15 @@ struct tensor run_x(const struct run *r, int layer) {
     return tensor_at(r->x, r->limits.mode == RUN_INFER ? 0 : (size_t)layer);
 }
 
+void run_watch(struct run *r, void (*reached)(void *ctx, int layer), void *ctx) {
+    r->reached = reached;
+    r->reached_ctx = ctx;
+}
+
+void run_reached(const struct run *r, int layer) {
+    if (r->reached) r->reached(r->reached_ctx, layer);
+}
+
 struct tensor run_losses(const struct run *r) {
     return r->losses;
 }

@@ -54,6 +54,8 @@ struct run {
     struct tensor losses; // (R) training
     struct grads grads;   // training
     void *host_losses;
+    void (*reached)(void *ctx, int layer); // run_watch
+    void *reached_ctx;
 };
 
 // Which parameters make which LoRA, and the mix it reads.
@@ -67,6 +69,7 @@ extern const struct lora_ids lora_ids[LORA_COUNT];
 // Lays the run out for the feed's batch.
 void run_set(struct run *r, const struct model *m, const struct feed *f);
 struct acts *run_acts(struct run *r, int layer);
+void run_reached(const struct run *r, int layer);
 struct tensor run_x(const struct run *r, int layer); // entry of the layer; L: after the last
 
 void embed_forward(struct model *m, struct run *r, const struct feed *f);

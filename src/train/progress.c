@@ -7,13 +7,14 @@
 #include <unistd.h>
 
 void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every,
-                         bool plain) {
+                         enum progress_look look) {
     const double now = clock_s();
     *p = (struct progress_line){.first = first,
                                 .last = last,
                                 .every = every > 0 ? every : 1,
                                 .start_s = now,
-                                .tty = !plain && isatty(2) == 1};
+                                .tty = look == PROGRESS_REDRAWN && isatty(2) == 1,
+                                .silent = look == PROGRESS_SILENT};
 }
 
 double progress_line_elapsed(const struct progress_line *p) {
@@ -39,6 +40,7 @@ void progress_line_step(struct progress_line *p, int64_t step, int64_t tokens, d
     const double now = clock_s(), speed = (double)tokens / (now - p->step_s + 1e-9);
     p->tokens_per_s = p->tokens_per_s > 0 ? 0.9 * p->tokens_per_s + 0.1 * speed : speed;
     p->step_s = now;
+    if (p->silent) return;
     if (p->tty ? now - p->shown_s < 0.1 && step != p->last : step % p->every && step != p->last)
         return;
     char eta[32], val[32] = "";

@@ -4,16 +4,21 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum progress_look {
+    PROGRESS_REDRAWN, // in place on a terminal
+    PROGRESS_LINES,   // even there
+    PROGRESS_SILENT,
+};
+
 struct progress_line {
     int64_t first, last, every; // steps
     double start_s, shown_s, step_s;
     double tokens_per_s; // smoothed over the last steps
-    bool tty, shown;
+    bool tty, shown, silent;
 };
 
-// plain: lines even on a terminal.
 void progress_line_start(struct progress_line *p, int64_t first, int64_t last, int64_t every,
-                         bool plain);
+                         enum progress_look look);
 // Before the first step, and after what happens between steps (validation, saving): that is not
 // their speed.
 void progress_line_begin(struct progress_line *p);

@@ -115,7 +115,7 @@ void runlog_close(struct runlog *l) {
 }
 
 uint64_t runlog_bytes(const struct runlog *l) {
-    return l->log_bytes;
+    return l ? l->log_bytes : 0;
 }
 
 // One line, one write. A full disk must not stop the training: it is said once.
@@ -152,6 +152,7 @@ static void number(struct json_writer *w, const char *key, double value) {
 
 void runlog_step(struct runlog *l, int64_t step, int64_t tokens, double loss, double lr,
                  double grad_norm) {
+    if (!l) return;
     struct str s;
     struct json_writer w = line(&s, step);
     json_put_key(&w, "tokens");
@@ -165,6 +166,7 @@ void runlog_step(struct runlog *l, int64_t step, int64_t tokens, double loss, do
 
 void runlog_skipped(struct runlog *l, int64_t step, uint64_t first_sample, double loss,
                     double grad_norm) {
+    if (!l) return;
     struct str s;
     struct json_writer w = line(&s, step);
     json_put_key(&w, "skipped");
@@ -177,6 +179,7 @@ void runlog_skipped(struct runlog *l, int64_t step, uint64_t first_sample, doubl
 }
 
 void runlog_validation(struct runlog *l, int64_t step, double loss, double bits_per_byte) {
+    if (!l) return;
     struct str s;
     struct json_writer w = line(&s, step);
     number(&w, "val_loss", loss);
@@ -186,6 +189,7 @@ void runlog_validation(struct runlog *l, int64_t step, double loss, double bits_
 }
 
 void runlog_speed(struct runlog *l, int64_t step, double tokens_per_s, double elapsed_s) {
+    if (!l) return;
     struct str s;
     struct json_writer w = line(&s, step);
     number(&w, "tokens_per_s", tokens_per_s);

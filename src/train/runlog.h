@@ -6,7 +6,7 @@
 
 struct error;
 
-struct runlog;
+struct runlog; // NULL keeps nothing: of several processes one writes
 
 // Opens the logs in a run directory. log_bytes: what of log.jsonl belongs to the run so far (0: a
 // new run); what follows, left by steps that will be taken again, is cut off.

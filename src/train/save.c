@@ -5,6 +5,7 @@
 #include "base/sections.h"
 #include "model/model.h"
 #include "train/checkpoint.h"
+#include "train/dist.h"
 #include "train/optimizer.h"
 
 #include <stdio.h>
@@ -21,8 +22,9 @@ struct meta {
 
 static const char *const names[] = {"master", "moment1", "moment2"};
 
-static struct tensor part(const struct optimizer *o, int i) {
-    return i == 0 ? o->model->master : i == 1 ? o->m : o->v;
+// The parameters, or one of the moments. All processes ask for the same one.
+static struct tensor whole(struct optimizer *o, int i) {
+    return i == 0 ? o->model->master : optimizer_gather(o, i == 1 ? o->m : o->v);
 }
 
 static struct meta meta_of(const struct optimizer *o, const struct progress *p) {
@@ -34,18 +36,19 @@ static struct meta meta_of(const struct optimizer *o, const struct progress *p) 
     return m;
 }
 
-int progress_save(const char *path, const struct optimizer *o, const struct progress *p,
+int progress_save(const char *path, struct optimizer *o, const struct progress *p,
                   struct error *err) {
     const struct meta meta = meta_of(o, p);
     struct section sections[4] = {{.name = "progress", .data = &meta, .bytes = sizeof meta}};
     struct backend *be = o->model->be;
     void *copies[3] = {0};
     for (int i = 0; i < 3; i++) {
-        const struct tensor t = part(o, i);
+        const struct tensor t = whole(o, i);
         struct section *s = &sections[1 + i];
         snprintf(s->name, sizeof s->name, "%s", names[i]);
         s->bytes = tensor_bytes(t);
-        if (t.buf->host) {
+        if (dist_rank(o->dist)) continue;
+        if (t.buf->host && t.buf != o->model->grad.buf) {
             s->data = tensor_host(t);
         } else {
             copies[i] = mem_alloc(s->bytes);
@@ -53,7 +56,8 @@ int progress_save(const char *path, const struct optimizer *o, const struct prog
             s->data = copies[i];
         }
     }
-    const int rc = sections_write(path, CHECKPOINT_MAGIC, sections, 4, err);
+    const int rc =
+        dist_rank(o->dist) ? 0 : sections_write(path, CHECKPOINT_MAGIC, sections, 4, err);
     for (int i = 0; i < 3; i++) free(copies[i]);
     return rc;
 }
@@ -104,13 +108,15 @@ int progress_load(const char *path, struct optimizer *o, struct progress *p, str
     }
     for (int i = 0; rc == 0 && i < 3; i++) {
         s = sections_find(c, names[i]);
-        if (!s || s->bytes != tensor_bytes(part(o, i)))
+        if (!s || s->bytes != tensor_bytes(o->model->master))
             rc = fail(err, E_FORMAT, "%s: section \"%s\" is missing or of another size", path,
                       names[i]);
     }
-    for (int i = 0; rc == 0 && i < 3; i++)
-        o->model->be->class->upload(o->model->be, part(o, i), sections_find(c, names[i])->data);
     if (rc == 0) {
+        o->model->be->class->upload(o->model->be, o->model->master,
+                                    sections_find(c, names[0])->data);
+        optimizer_scatter(o, o->m, sections_find(c, names[1])->data);
+        optimizer_scatter(o, o->v, sections_find(c, names[2])->data);
         *p = have.progress;
         model_refresh(o->model);
     }

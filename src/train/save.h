@@ -16,7 +16,8 @@ struct progress {
     int64_t ctx, samples_per_step;
 };
 
-int progress_save(const char *path, const struct optimizer *o, const struct progress *p,
+// Called by all processes, written by the first; the file does not tell how many they were.
+int progress_save(const char *path, struct optimizer *o, const struct progress *p,
                   struct error *err);
 
 // Verifies checksums and sizes first; on failure nothing was changed. `p` holds on entry what must

@@ -11,6 +11,7 @@
 #include "model/forward.h"
 #include "text/tok.h"
 #include "train/checkpoint.h"
+#include "train/dist.h"
 #include "train/progress.h"
 #include "train/runlog.h"
 #include "train/sampler.h"
@@ -37,6 +38,7 @@ struct begun {
 
 struct trainer {
     struct train_options o;
+    const struct dist *dist;
     struct model *model;
     const struct binidx *data, *validation;
     const struct tok *tok;
@@ -44,7 +46,7 @@ struct trainer {
     struct run *run;
     struct feed *feed;
     struct loader *loader;
-    struct runlog *log;
+    struct runlog *log; // NULL: another process writes it
     struct progress_line line;
     struct progress done;
     struct begun begun[MAX_DEPTH]; // of step s at s % MAX_DEPTH, done.step and what follows
@@ -66,6 +68,11 @@ int64_t trainer_step(const struct trainer *t) {
     return t->done.step;
 }
 
+// The process that writes, samples and talks for all.
+static bool leads(const struct trainer *t) {
+    return dist_rank(t->dist) == 0;
+}
+
 // ---- setting up --------------------------------------------------------------------------------
 
 static struct run_limits limits_of(const struct train_options *o) {
@@ -75,17 +82,20 @@ static struct run_limits limits_of(const struct train_options *o) {
                                .mode = o->checkpointing ? RUN_CHECKPOINT : RUN_TRAIN};
 }
 
-struct train_memory trainer_plan(const struct model *m, const struct train_options *o) {
+struct train_memory trainer_plan(const struct model *m, const struct train_options *o,
+                                 const struct dist *dist) {
     struct train_memory p = {
         .model = model_bytes(m->be, &m->dims, m->options),
-        .optimizer = optimizer_bytes(m),
+        .optimizer = optimizer_bytes(m, o->optimizer, dist),
         .activations = run_bytes(m, limits_of(o)),
     };
     p.total = p.model + p.optimizer + p.activations;
     return p;
 }
 
+// One of those that train together holds it for all.
 static int lock_dir(struct trainer *t, struct error *err) {
+    if (!leads(t)) return 0;
     if (file_mkdirs(t->o.run_dir, err)) return -1;
     char *path = path_join(t->o.run_dir, "lock");
     t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -131,13 +141,26 @@ static int resume(struct trainer *t, struct error *err) {
     return rc;
 }
 
+// Whether all have found the same checkpoint.
+static int agree(const struct trainer *t, struct error *err) {
+    double sum = (double)t->done.step;
+    dist_sum(t->dist, &sum, 1);
+    if (sum == (double)t->done.step * dist_size(t->dist)) return 0;
+    return fail(
+        err, E_IO,
+        "%s: step %lld here, another one elsewhere: a checkpoint is not whole for everybody",
+        t->o.run_dir, (long long)t->done.step);
+}
+
 int trainer_create(struct trainer **out, struct model *m, const struct binidx *data,
                    const struct binidx *validation, const struct tok *tok,
-                   const struct train_options *o, struct error *err) {
+                   const struct train_options *o, const struct dist *dist, struct error *err) {
     struct trainer *t = mem_zero(1, sizeof *t);
     const size_t n = (size_t)o->batch * (size_t)o->ctx;
-    const int64_t samples = (int64_t)o->batch * o->accumulation;
+    const int stride = o->batch * dist_size(dist);
+    const int64_t samples = (int64_t)stride * o->accumulation;
     t->o = *o;
+    t->dist = dist;
     t->model = m;
     t->data = data;
     t->validation = validation;
@@ -152,17 +175,19 @@ int trainer_create(struct trainer **out, struct model *m, const struct binidx *d
                                 .samples_per_step = samples};
     t->inputs = mem_zero(n, sizeof *t->inputs);
     t->targets = mem_zero(n, sizeof *t->targets);
-    if (lock_dir(t, err) || optimizer_create(&t->optimizer, m, o->optimizer, err) ||
-        resume(t, err) || run_create(&t->run, m, limits_of(o), err) ||
+    if (lock_dir(t, err) || optimizer_create(&t->optimizer, m, o->optimizer, dist, err) ||
+        resume(t, err) || agree(t, err) || run_create(&t->run, m, limits_of(o), err) ||
         feed_create(&t->feed, m->be, (struct feed_limits){(int)n, o->batch, 0}, err))
         goto bad;
+    // Of each pass the first process takes the first samples, the next one the next.
     const struct loader_options lo = {.ctx = o->ctx,
                                       .batch = o->batch,
                                       .vocab_size = m->dims.V,
-                                      .first_sample = 1 + (uint64_t)(t->done.step * samples)};
-    if (loader_create(&t->loader, data, lo, err) ||
-        runlog_open(&t->log, o->run_dir, t->done.log_bytes, err))
-        goto bad;
+                                      .first_sample = 1 + (uint64_t)(t->done.step * samples +
+                                                                     dist_rank(dist) * o->batch),
+                                      .stride = stride};
+    if (loader_create(&t->loader, data, lo, err)) goto bad;
+    if (leads(t) && runlog_open(&t->log, o->run_dir, t->done.log_bytes, err)) goto bad;
     *out = t;
     return 0;
 bad:
@@ -194,11 +219,12 @@ static struct begun *begun_at(struct trainer *t, int64_t step) {
     return &t->begun[step % MAX_DEPTH];
 }
 
-// Writes the next step down: gradients of the mean loss over its tokens, and the update.
+// Writes the next step down: gradients of the mean loss over its tokens, summed over processes on
+// the way back of the last pass, and the update.
 static int begin_step(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;
     struct backend *be = t->model->be;
-    const double tokens = (double)o->batch * o->ctx * o->accumulation;
+    const double tokens = (double)t->done.samples_per_step * o->ctx;
     const int64_t step = t->done.step + t->num_begun;
     struct begun *b = begun_at(t, step);
     b->lr = schedule_lr(&o->schedule, step);
@@ -206,6 +232,7 @@ static int begin_step(struct trainer *t, struct error *err) {
     for (int i = 0; i < o->accumulation; i++) {
         if (loader_next(t->loader, t->inputs, t->targets, err)) return -1;
         feed_set_grid(t->feed, o->batch, o->ctx, t->inputs, t->targets);
+        run_watch(t->run, i + 1 == o->accumulation ? optimizer_reached : NULL, t->optimizer);
         model_pass(t->model, t->run, t->feed, i ? GRADIENT_MORE : GRADIENT_NEW, 1 / tokens,
                    o->l2wrap);
         optimizer_losses(t->optimizer, run_losses(t->run), i > 0);
@@ -258,13 +285,14 @@ static int finish_step(struct trainer *t, struct error *err) {
 static int validate(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;
     const size_t T = (size_t)o->ctx;
+    const uint64_t stride = (uint64_t)o->batch * (uint64_t)dist_size(t->dist);
     uint64_t windows = window_count(t->validation, o->ctx);
     if (o->val_tokens > 0 && (uint64_t)o->val_tokens / T < windows)
         windows = (uint64_t)o->val_tokens / T;
     double nats = 0, tokens = 0, bytes = 0;
-    for (uint64_t w = 0; w < windows;) {
+    for (uint64_t at = (uint64_t)(dist_rank(t->dist) * o->batch); at < windows; at += stride) {
         int n = 0;
-        for (; n < o->batch && w < windows; n++, w++)
+        for (uint64_t w = at; n < o->batch && w < windows; n++, w++)
             if (window_read(t->validation, w, o->ctx, t->model->dims.V, t->inputs + (size_t)n * T,
                             t->targets + (size_t)n * T, err))
                 return -1;
@@ -277,6 +305,9 @@ static int validate(struct trainer *t, struct error *err) {
             bytes += (double)len;
         }
     }
+    dist_sum(t->dist, &nats, 1);
+    dist_sum(t->dist, &tokens, 1);
+    dist_sum(t->dist, &bytes, 1);
     if (tokens == 0) return 0;
     t->val_loss = nats / tokens;
     const double bpb = bytes > 0 ? nats / log(2) / bytes : NAN;
@@ -290,25 +321,34 @@ static int validate(struct trainer *t, struct error *err) {
     return 0;
 }
 
-// A checkpoint that cannot be written is reported; training goes on.
-static void save(struct trainer *t) {
+// A checkpoint that cannot be written is reported; training goes on. Whether it was is known to
+// all.
+static void save_checkpoint(struct trainer *t) {
     struct error err;
     char *path = checkpoint_path(t->o.run_dir, t->done.step);
-    char *weights = path_join(t->o.run_dir, "weights.pth");
     t->done.log_bytes = runlog_bytes(t->log);
-    progress_line_clear(&t->line);
-    if (progress_save(path, t->optimizer, &t->done, &err)) {
+    double failed = progress_save(path, t->optimizer, &t->done, &err) != 0;
+    if (failed) {
         log_error("no checkpoint at step %lld: %s; training goes on", (long long)t->done.step,
                   err.msg);
-    } else {
-        t->saved_step = t->done.step;
+    } else if (leads(t)) {
         progress_prune(t->o.run_dir, t->o.keep, t->o.keep_every);
         log_info("checkpoint %s", path);
     }
+    dist_sum(t->dist, &failed, 1);
+    if (!failed) t->saved_step = t->done.step;
+    free(path);
+}
+
+static void save(struct trainer *t) {
+    struct error err;
+    progress_line_clear(&t->line);
+    save_checkpoint(t);
+    if (!leads(t)) return;
+    char *weights = path_join(t->o.run_dir, "weights.pth");
     if (model_save(t->model, weights, t->model->options.precision.stored, &err) ||
         runlog_plot(t->log, t->o.name, &err))
         log_error("%s; training goes on", err.msg);
-    free(path);
     free(weights);
 }
 
@@ -334,20 +374,31 @@ static int due_after(const struct trainer *t, int64_t step) {
 
 static int do_between(struct trainer *t, int what, struct error *err) {
     if (what & VALIDATE && validate(t, err)) return -1;
-    if (what & SAMPLE) sample(t);
+    if (what & SAMPLE && leads(t)) sample(t);
     if (what & SAVE) save(t);
     if (what) progress_line_begin(&t->line);
     return 0;
 }
 
+// A signal may have come to one of the processes only, or to one before the others.
+static bool stops(const struct trainer *t) {
+    double wanted = stop_wanted;
+    dist_sum(t->dist, &wanted, 1);
+    return wanted > 0;
+}
+
 int trainer_run(struct trainer *t, struct error *err) {
     const struct train_options *o = &t->o;
     const int depth = t->model->be->depth;
+    bool stopped = false;
     assert(depth > 0 && depth <= MAX_DEPTH);
-    progress_line_start(&t->line, t->done.step, o->num_steps, o->log_every, o->plain_progress);
+    progress_line_start(&t->line, t->done.step, o->num_steps, o->log_every,
+                        !leads(t)           ? PROGRESS_SILENT
+                        : o->plain_progress ? PROGRESS_LINES
+                                            : PROGRESS_REDRAWN);
     if (t->validation && t->done.step == 0 && o->val_every > 0 && validate(t, err)) return -1;
     progress_line_begin(&t->line);
-    while (t->done.step + t->num_begun < o->num_steps && !stop_wanted) {
+    while (t->done.step + t->num_begun < o->num_steps && !(stopped = stops(t))) {
         if (begin_step(t, err)) return -1;
         const int what = due_after(t, t->done.step + t->num_begun);
         while (t->num_begun > (what ? 0 : depth - 1))
@@ -358,7 +409,7 @@ int trainer_run(struct trainer *t, struct error *err) {
         if (finish_step(t, err)) return -1;
     if (t->saved_step != t->done.step) save(t);
     progress_line_clear(&t->line);
-    if (stop_wanted && t->done.step < o->num_steps)
+    if (stopped)
         log_info("stopped after step %lld of %lld; the same command goes on from here",
                  (long long)t->done.step, (long long)o->num_steps);
     return 0;

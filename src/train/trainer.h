@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 struct binidx;
+struct dist;
 struct error;
 struct model;
 struct tok;
@@ -18,7 +19,7 @@ struct train_options {
     const char *run_dir, *name;
     enum resume resume;
     uint64_t seed;
-    int ctx, batch, accumulation; // T; B sequences a pass; passes a step
+    int ctx, batch, accumulation; // T; B sequences a pass; passes a step; of each process
     int64_t num_steps;
     struct schedule schedule;
     struct optimizer_options optimizer;
@@ -35,7 +36,7 @@ struct train_options {
     bool plain_progress; // lines instead of one line redrawn
 };
 
-// Bytes that a run will take, by what for.
+// Bytes that a process will take, by what for.
 struct train_memory {
     size_t model, optimizer, activations, total;
 };
@@ -43,11 +44,11 @@ struct train_memory {
 struct trainer;
 
 // Borrows model, data and tokenizer (validation and tok may be NULL: no validation, no bits per
-// byte, no samples). Locks the run directory. With RESUME_AUTO goes on from the newest whole
-// checkpoint.
+// byte, no samples) and dist (NULL: alone). Locks the run directory. With RESUME_AUTO goes on from
+// the newest whole checkpoint. Of several processes the first writes, samples and talks.
 int trainer_create(struct trainer **out, struct model *m, const struct binidx *data,
                    const struct binidx *validation, const struct tok *tok,
-                   const struct train_options *o, struct error *err);
+                   const struct train_options *o, const struct dist *dist, struct error *err);
 void trainer_destroy(struct trainer *t); // NULL is fine
 
 int64_t trainer_step(const struct trainer *t); // steps already taken
@@ -55,7 +56,8 @@ int64_t trainer_step(const struct trainer *t); // steps already taken
 // Runs to the end, or until trainer_stop; leaves a checkpoint either way.
 int trainer_run(struct trainer *t, struct error *err);
 
-// From a signal handler: the loop ends after the step it is in.
+// From a signal handler, of any of the processes: all loops end after the step they are in.
 void trainer_stop(void);
 
-struct train_memory trainer_plan(const struct model *m, const struct train_options *o);
+struct train_memory trainer_plan(const struct model *m, const struct train_options *o,
+                                 const struct dist *dist);

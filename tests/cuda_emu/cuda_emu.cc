@@ -220,6 +220,7 @@ struct cuda_emu_stream {
     std::deque<std::function<void()>> waiting;
     uint64_t queued, done;
     cuda_emu_graph *captured;
+    bool late, running;
 };
 struct cuda_emu_event {
     cuda_emu_stream *stream;
@@ -229,12 +230,15 @@ static std::vector<cuda_emu_stream *> streams;
 static std::map<const char *, size_t> pinned; // and bytes
 
 static void run_to(cuda_emu_stream *s, uint64_t at) {
+    const bool before = s->running;
+    s->running = true;
     while (s->done < at) {
         const auto work = std::move(s->waiting.front());
         s->waiting.pop_front();
         s->done++;
         work();
     }
+    s->running = before;
 }
 
 static void give(cuda_emu_stream *s, std::function<void()> work) {
@@ -297,6 +301,19 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     streams.push_back(*s);
     return cudaSuccess;
 }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int) {
+    cudaStreamCreateWithFlags(s, flags);
+    (*s)->late = true;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    *least = *greatest = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaLaunchHostFunc(cudaStream_t s, void (*work)(void *data), void *data) {
+    give(s, [work, data] { work(data); });
+    return cudaSuccess;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     run_to(s, s->queued);
     return waited();
@@ -307,10 +324,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
     delete s;
     return cudaSuccess;
 }
-// The other stream may have gone on by then, and has, as far as it can.
+// The other stream may have gone on by then, and has, as far as it can; but one that others wait
+// for themselves has done what is asked of it and no more.
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
     cuda_emu_stream *other = e->stream;
-    give(s, [other] { run_to(other, other->queued); });
+    const uint64_t at = e->at;
+    give(s, [=] { run_to(other, other->late || other->running ? at : other->queued); });
+    if (other->late) run_to(s, s->queued); // other processes may want its part before they go on
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {

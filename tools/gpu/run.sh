@@ -17,12 +17,15 @@ export RWKV_SHARED=$here/shared
 [ -d "$here/bin" ] || tar -C "$here" -xJf "$here/bin.tar.xz" || python3 -c 'import sys, tarfile
 tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$here/bin.tar.xz" "$here" || exit 1
 
-# cuBLASLt comes with the toolkit, or with PyTorch.
-lt=$(ls /usr/local/cuda/lib64/libcublasLt.so.13 2>/dev/null ||
-    python3 -c 'import glob, sys
+# cuBLASLt and NCCL come with the toolkit, or with PyTorch.
+find_library() { # name
+    ls "/usr/local/cuda/lib64/$1" 2>/dev/null || python3 -c 'import glob, sys
 for p in sys.path:
-    for f in glob.glob(p + "/nvidia/**/libcublasLt.so.13", recursive=True): print(f)' 2>/dev/null | head -n 1)
-export LD_LIBRARY_PATH=$here/lib${lt:+:$(dirname "$lt")}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    for f in glob.glob(p + "/nvidia/**/" + sys.argv[1], recursive=True): print(f)' "$1" 2>/dev/null | head -n 1
+}
+lt=$(find_library libcublasLt.so.13)
+nccl=$(find_library libnccl.so.2)
+export LD_LIBRARY_PATH=$here/lib${lt:+:$(dirname "$lt")}${nccl:+:$(dirname "$nccl")}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 rwkv=$here/bin/rwkv
 model=$here/model.pth
 [ -e "$model" ] || xz -dkc "$here/shared/data/bytes28m.pth.xz" >"$model" 2>/dev/null ||
@@ -80,6 +83,9 @@ function=(bash -c '"$@"' -) # what timeout can start
 
 nvidia-smi | tee "$OUT/nvidia-smi.log"
 echo "cuBLASLt: ${lt:-not found: own kernels}"
+DEVICES=$(nvidia-smi -L | grep -c '^GPU')
+export DEVICES
+[ "$DEVICES" -ge 2 ] && echo "NCCL: ${nccl:-not found}" || echo "SKIP dist: $DEVICES GPU"
 [ -n "$lt" ] || export RWKV_CUDA_GEMM=own
 
 if [ $mode = sanitize ]; then
@@ -99,6 +105,10 @@ else
         part model-no-overlap 120 env RWKV_CUDA_OVERLAP=off RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
         part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
         part logits-bytes28m 60 "${function[@]}" close_logits 1e-3 --weights "$model" --tokens "85 115 105 110 103 33 117 104 102"
+        if [ "$DEVICES" -ge 2 ]; then
+            part dist-test 180 env RWKV_TEST_BACKEND=cuda RWKV_TEST_DEVICES="$DEVICES" "$here/bin/test_dist"
+            part dist-curve 240 env RWKV="$rwkv" tools/gpu/dist.sh curve
+        fi
         part greedy-bytes28m 120 "${function[@]}" same_text --weights "$model" --vocab bytes --prompt "The " --max-tokens 256 --ignore-end
     fi
     if [ $mode != quick ]; then
@@ -116,6 +126,7 @@ else
         for b in 16 64; do
             part "train-0.1b-bf16-${b}x512" 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch $b --tokens 512 --repeat 3 --steps 10
         done
+        [ "$DEVICES" -lt 2 ] || part dist-speed 400 env RWKV="$rwkv" tools/gpu/dist.sh speed
         part train-28m-bf16-64x512 60 "${function[@]}" bench train --size 28m --dtype bf16 --batch 64 --tokens 512 --repeat 3 --steps 10
         part serve 240 env RWKV="$rwkv" "$here/../tools/gpu/serve.sh"
         part kernels 120 "$here/bin/check_ops" bench --backend cuda
@@ -124,6 +135,7 @@ fi
 
 echo
 printf '%s\n' "${rows[@]}" | tee "$OUT/table.txt"
+for log in "$OUT"/dist-{curve,speed}.log; do [ ! -e "$log" ] || { echo && cat "$log"; }; done
 for log in serve kernels; do [ ! -e "$OUT/$log.log" ] || { echo && cat "$OUT/$log.log"; }; done
 echo
 if [ ${#failed[@]} = 0 ]; then echo "all ${#rows[@]} parts are well"; else

@@ -480,12 +480,12 @@ static void sumsq_some(const struct rows_job *j, size_t first, size_t end, float
         j->k->sumsq(f32(a->x) + first, end - first);
 }
 
-static void cpu_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
+static void cpu_sumsq(struct backend *be, struct tensor sum, struct tensor x, bool more) {
     const size_t n = tensor_count(x), blocks = (n + ELEMENT_BLOCK - 1) / ELEMENT_BLOCK;
     struct buffer parts = {.be = be, .host = cpu_scratch(cpu_of(be), 2 * blocks)};
     run_elements(be, n, sumsq_some,
                  &(struct args){.x = x, .y = {.buf = &parts, .dtype = DT_F64, .ndim = 1}});
-    double s = 0;
+    double s = more ? *(double *)tensor_host(sum) : 0;
     for (size_t b = 0; b < blocks; b++) s += ((const double *)parts.host)[b];
     *(double *)tensor_host(sum) = s;
 }

@@ -43,7 +43,7 @@ void cuda_flush(struct cuda *c) {
 }
 
 int cuda_trouble(struct cuda *c, struct error *err) {
-    const char *refused = lt_trouble(c->lt);
+    const char *refused = lt_trouble(c->lt) ? lt_trouble(c->lt) : nccl_trouble(c->nccl);
     if (refused && !c->trouble[0]) snprintf(c->trouble, sizeof c->trouble, "%s", refused);
     return c->trouble[0] ? fail(err, E_DEVICE, "%s", c->trouble) : 0;
 }
@@ -154,7 +154,7 @@ static double cuda_measure(struct backend *be, enum limit what) {
         cudaStreamSynchronize(c->stream);
         const double start = clock_s();
         if (read)
-            k_sumsq(c->queue, part + SUM_PARTS, (float *)(void *)memory, bytes / 4, part);
+            k_sumsq(c->queue, part + SUM_PARTS, (float *)(void *)memory, bytes / 4, false, part);
         else
             lt_multiply(c->lt, c->queue, (struct lt_out){.data = memory, .ld = side},
                         (struct lt_side){a, side, true}, (struct lt_side){a + operand, side, false},
@@ -208,6 +208,7 @@ static void cuda_destroy(struct backend *be) {
     cuda_enter(c);
     if (c->stream) cudaStreamSynchronize(c->stream);
     queue_destroy(c->queue);
+    nccl_close(c->nccl);
     transfer_close(c->transfer);
     if (c->sums.memory) cudaFree(c->sums.memory);
     lt_close(c->lt);
@@ -238,6 +239,7 @@ static const struct backend_class cuda_class = {
     .head_rows = 4096,
     .prompt_rows = 1024, // some two steps of 256 sequences of 0.1b
     .round_rows = cuda_round_rows,
+    .comms = &cuda_comms,
 };
 
 static int find_device(struct cuda *c, int id, struct error *err) {

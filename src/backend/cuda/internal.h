@@ -5,6 +5,7 @@
 #include "backend/cuda/queue.h"
 
 struct lt;
+struct nccl;
 struct ops;
 struct transfer;
 
@@ -30,10 +31,11 @@ struct cuda {
     uint16_t *rounded;
     size_t rounded_count;
     struct sums sums;
-    struct lt *lt;  // NULL: our own kernels do all products
-    int processors; // multiprocessors
-    bool tiles;     // many.cu runs here
-    struct mapped { // what it wants to know of inputs, by address
+    struct lt *lt;     // NULL: our own kernels do all products
+    struct nccl *nccl; // NULL: nobody has asked for other devices
+    int processors;    // multiprocessors
+    bool tiles;        // many.cu runs here
+    struct mapped {    // what it wants to know of inputs, by address
         const void *data;
         size_t rows, cols;
         struct tile_map map;
@@ -119,6 +121,11 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
                        const struct weight *w, struct tensor add);
 void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
                        const struct weight *w, bool more);
+
+// nccl.c: other devices, found at run time.
+extern const struct comms cuda_comms;
+void nccl_close(struct nccl *n);                   // NULL is fine
+const char *nccl_trouble(const struct nccl *nccl); // as lt_trouble
 
 // lt.c: cuBLASLt, found at run time. D (m,n) = A·B + C with columns contiguous, as cuBLAS has
 // matrices; sums in f32. Whether it can be done.

@@ -180,8 +180,9 @@ void k_sample(struct queue *s, int32_t *token, float *logits, const void *rows, 
 // ---- optim.cu
 enum { SUM_PARTS = 1024 };
 void k_sum(struct queue *s, double *sum, const float *x, size_t n, bool more);
-void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, double *part); // SUM_PARTS
-struct adamw_args { // as struct adamw
+void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, bool more,
+             double *part); // SUM_PARTS
+struct adamw_args {         // as struct adamw
     float *p, *m, *v;
     uint16_t *rounded; // of p from `from` on; may be NULL
     const float *g;

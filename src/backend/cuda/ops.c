@@ -306,9 +306,9 @@ static void cuda_sum(struct backend *be, struct tensor sum, struct tensor x, boo
     k_sum(queue_of(be), dev(sum), dev(x), tensor_count(x), more);
 }
 
-static void cuda_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
+static void cuda_sumsq(struct backend *be, struct tensor sum, struct tensor x, bool more) {
     double *part = cuda_scratch(cuda_of(be), SUM_PARTS * sizeof *part);
-    if (part) k_sumsq(queue_of(be), dev(sum), dev(x), tensor_count(x), part);
+    if (part) k_sumsq(queue_of(be), dev(sum), dev(x), tensor_count(x), more, part);
 }
 
 static void cuda_adamw(struct backend *be, const struct adamw *t) {

@@ -26,16 +26,16 @@ static __global__ void sumsq_parts(double *part, const float *x, size_t n, size_
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
 
-static __global__ void sumsq_total(double *sum, const double *part, int parts) {
+static __global__ void sumsq_total(double *sum, const double *part, int parts, bool more) {
     begin_kernel();
     __shared__ double scratch[WARPS];
     double x = 0;
     for (int i = threadIdx.x; i < parts; i += THREADS) x += part[i];
     x = block_sum<double, WARPS>(x, scratch);
-    if (threadIdx.x == 0) *sum = x;
+    if (threadIdx.x == 0) *sum = more ? *sum + x : x;
 }
 
-void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, double *part) {
+void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, bool more, double *part) {
     const size_t wanted = n / 4096 + 1, parts = wanted < SUM_PARTS ? wanted : (size_t)SUM_PARTS;
     const bool fours = in_fours(n, x);
     const size_t count = fours ? n / 4 : n, each = (count + parts - 1) / parts;
@@ -43,7 +43,7 @@ void k_sumsq(struct queue *s, double *sum, const float *x, size_t n, double *par
         LAUNCH(sumsq_parts<4>, (unsigned)parts, THREADS, s, part, x, count, each);
     else
         LAUNCH(sumsq_parts<1>, (unsigned)parts, THREADS, s, part, x, count, each);
-    LAUNCH(sumsq_total, 1, THREADS, s, sum, part, (int)parts);
+    LAUNCH(sumsq_total, 1, THREADS, s, sum, part, (int)parts, more);
 }
 
 // A block takes few numbers: the losses of some rows.

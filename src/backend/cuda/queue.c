@@ -26,7 +26,8 @@ struct graph {
 };
 
 struct queue {
-    cudaStream_t stream;
+    cudaStream_t stream, side; // side: NULL until it is wanted
+    cudaEvent_t here, there;   // how far the stream, and its side, has come
     char *list;
     size_t bytes, room;
     int calls;
@@ -64,6 +65,9 @@ static void graph_free(struct graph *g) {
 void queue_destroy(struct queue *q) {
     if (!q) return;
     for (int i = 0; i < GRAPHS; i++) graph_free(&q->graph[i]);
+    if (q->here) cudaEventDestroy(q->here);
+    if (q->there) cudaEventDestroy(q->there);
+    if (q->side) cudaStreamDestroy(q->side);
     free(q->list);
     free(q);
 }
@@ -152,4 +156,32 @@ void queue_flush(struct queue *q) {
     }
     q->bytes = 0;
     q->calls = 0;
+}
+
+// ---- the side ----------------------------------------------------------------------------------
+
+// Few blocks that wait for other devices: they go before the many that only compute.
+cudaError_t queue_open_side(struct queue *q) {
+    int least = 0, greatest = 0;
+    cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+    if (!e) e = cudaStreamCreateWithPriority(&q->side, cudaStreamNonBlocking, greatest);
+    if (!e) e = cudaEventCreateWithFlags(&q->here, cudaEventDisableTiming);
+    if (!e) e = cudaEventCreateWithFlags(&q->there, cudaEventDisableTiming);
+    return e;
+}
+
+static void follow(cudaStream_t behind, cudaStream_t ahead, cudaEvent_t event) {
+    cudaEventRecord(event, ahead);
+    cudaStreamWaitEvent(behind, event, 0);
+}
+
+cudaStream_t queue_aside(struct queue *q) {
+    queue_flush(q);
+    follow(q->side, q->stream, q->here);
+    return q->side;
+}
+
+void queue_join(struct queue *q) {
+    queue_flush(q);
+    follow(q->stream, q->side, q->there);
 }

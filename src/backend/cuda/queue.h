@@ -24,6 +24,12 @@ void queue_destroy(struct queue *q); // NULL is fine; what was written down is d
 // bytes: all that it needs is in them. They are copied; 8-byte aligned where play sees them.
 void queue_add(struct queue *q, void (*play)(const void *payload, cudaStream_t stream),
                const void *payload, size_t bytes);
+// A second stream, for what other devices have a part in and graphs must not. queue_aside: what is
+// put on it comes after all that was written down, which goes out; what is written down from here
+// on does not wait for it until queue_join, which sends out what there is, too.
+cudaError_t queue_open_side(struct queue *q);
+cudaStream_t queue_aside(struct queue *q);
+void queue_join(struct queue *q);
 void queue_flush(struct queue *q); // failures show in cudaGetLastError
 
 #ifdef __cplusplus

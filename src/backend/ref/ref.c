@@ -779,9 +779,9 @@ static void ref_sum(struct backend *be, struct tensor sum, struct tensor x, bool
     *(double *)tensor_host(sum) = s;
 }
 
-static void ref_sumsq(struct backend *be, struct tensor sum, struct tensor x) {
+static void ref_sumsq(struct backend *be, struct tensor sum, struct tensor x, bool more) {
     (void)be;
-    double s = 0;
+    double s = more ? *(double *)tensor_host(sum) : 0;
     for (size_t i = 0; i < tensor_count(x); i++) s += (double)data(x)[i] * (double)data(x)[i];
     *(double *)tensor_host(sum) = s;
 }
