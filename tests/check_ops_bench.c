@@ -216,7 +216,7 @@ static struct result bench_call(struct backend *be, const struct machine *m, con
                                                          c->precision, false);
         else if (strcmp(c->arg[i].name, "table") == 0 || strcmp(c->arg[i].name, "dtable") == 0)
             out.bytes += (double)c->size.R * c->size.C * 4; // the rows that are touched
-        else if (c->arg[i].slot_axis) // clear: one slot of them
+        else if (c->arg[i].slot_axis)                       // clear: one slot of them
             out.bytes += (double)run_size(&r, i) / (double)c->arg[i].dim[c->arg[i].slot_axis];
         else if (c->arg[i].ndim && !c->arg[i].shares && !is_work(&c->arg[i]))
             out.bytes += (double)run_size(&r, i);

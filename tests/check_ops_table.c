@@ -256,7 +256,9 @@ CALL(matmul) {
 
 static void shape_matmul_bwd_x(struct call *c) {
     const int narrow = narrow_bits(c, 6);
-    put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C)->narrow = narrow & 2;
+    struct arg *dx = put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C);
+    dx->narrow = narrow & 2;
+    if (narrow & 2) dx->rounding = 2.0 / 256; // cuBLASLt may round the product, and the sum again
     put_rows(c, "dy", "i", (size_t)c->size.V)->narrow = narrow & 1;
     put_add(c, "dx", (size_t)c->size.C);
     c->arg[c->args - 1].narrow = narrow & 2;

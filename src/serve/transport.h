@@ -25,7 +25,7 @@ struct transport {
     size_t waiting_len, waiting_cap;
     size_t queued_before; // at the last transport_stalled_ms
     int64_t progress_ms;  // loop time when the kernel last took bytes
-    bool ending; // transport_shutdown was called
+    bool ending;          // transport_shutdown was called
     bool closing, failed;
 };
 

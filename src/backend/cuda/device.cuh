@@ -61,7 +61,7 @@ template <class... P> struct launched {
         config.gridDim = dim3(h.grid[0], h.grid[1]);
         config.blockDim = dim3(h.block);
         config.dynamicSmemBytes = h.shared;
-        if (h.shared > 48 << 10) // more has to be asked for
+        if (h.shared > 32 << 10) // with what a kernel has by itself it may be more than 48 KB
             cudaFuncSetAttribute((const void *)h.kernel,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)h.shared);
         config.stream = stream;
