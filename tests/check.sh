@@ -13,7 +13,7 @@ tools/layering.sh
 
 # Instrumented code confuses gcc's warnings; the plain builds with gcc and clang are their judge.
 echo "== ASan and UBSan"
-make -s -j2 BUILD=build-san SAN=address,undefined OPT='-O1 -g' WARN= test
+TEST_LIMIT_S=600 make -s -j2 BUILD=build-san SAN=address,undefined OPT='-O1 -g' WARN= test
 
 served="http/conformance faults/runtime"
 echo "== TSan:" $threaded $served

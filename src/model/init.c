@@ -175,6 +175,10 @@ static double mean_of(const struct param *p, bool sparse) {
 }
 
 // Vectors as at the start of training, matrices uniform with rows of norm about 1.
+// Numbers of a matrix come again after so many, a prime: no row is another's. 7.2b are drawn in
+// seconds.
+enum { PERIOD = 1048573 };
+
 int model_randomise(struct model *m, uint64_t seed, bool sparse, struct error *err) {
     for (int i = 0; i < m->num_params; i++) {
         const struct param *p = &m->params[i];
@@ -199,12 +203,14 @@ int model_randomise(struct model *m, uint64_t seed, bool sparse, struct error *e
         const double mean = mean_of(p, sparse);
         float *values = mem_alloc(p->count * sizeof *values);
         void *raw = mem_alloc(tensor_bytes(t));
-        for (size_t k = 0; k < p->count; k += 4) {
+        const size_t drawn = p->count < PERIOD ? p->count : PERIOD;
+        for (size_t k = 0; k < drawn; k += 4) {
             uint32_t block[4];
             rng_block(block, seed, (uint64_t)i, k);
-            for (size_t l = 0; l < 4 && k + l < p->count; l++)
+            for (size_t l = 0; l < 4 && k + l < drawn; l++)
                 values[k + l] = (float)(size * ((double)block[l] * 0x1p-31 - 1) + mean);
         }
+        for (size_t k = drawn; k < p->count; k++) values[k] = values[k - drawn];
         dtype_convert(raw, t.dtype, values, DT_F32, p->count);
         m->be->class->upload(m->be, t, raw);
         if (!own) {
