@@ -4,6 +4,7 @@
 
 #include "base/mem.h"
 
+#include <assert.h>
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@
 static void plane_scales(double *scale, const struct run *truth, int arg) {
     const struct arg *a = &truth->c->arg[arg];
     const size_t n = arg_count(a), plane = a->ndim == 3 ? n / a->dim[0] : n;
+    assert(n <= MAX_PLANES * plane);
     for (size_t p = 0; p * plane < n; p++) {
         scale[p] = 0;
         for (size_t i = p * plane; i < (p + 1) * plane; i++) {
@@ -43,7 +45,7 @@ static int compare_arg(const struct run *got, const struct run *truth, int arg, 
                        char *what, size_t cap) {
     const struct arg *a = &got->c->arg[arg];
     const size_t n = arg_count(a), plane = a->ndim == 3 ? n / a->dim[0] : n;
-    double tolerance = tolerance_of(got->c->op, got->be), scale[8];
+    double tolerance = tolerance_of(got->c->op, got->be), scale[MAX_PLANES];
     if (got->t[arg].dtype == DT_BF16 && truth->t[arg].dtype != DT_BF16)
         tolerance += a->rounding > 0 ? a->rounding : 1.0 / 256;
     tolerance += between(got->c);
