@@ -58,18 +58,24 @@ struct bench {
     struct backend *be;
     const struct kernel *k;
     struct shape s;
+    bool narrow; // wkv7: all but states is bf16, or in the reference has values that bf16 has
     struct buffer *memory;
     struct tensor r, u, y, S0, ST, saved, dy, dST, dr, du, dS0; // wkv7
     struct tensor logits, rows, token;                          // sample
     struct batch batch;
 };
 
+static bool can_narrow(const struct backend *be) {
+    const struct precision bf16 = {DT_BF16, DT_BF16};
+    return be->class->narrow_from && be->class->narrow_from(be, bf16);
+}
+
 static void lay_out(struct bench *b, struct carver *c) {
-    const enum dtype t = b->be->real;
+    const enum dtype real = b->be->real, t = b->narrow && can_narrow(b->be) ? DT_BF16 : real;
     const size_t R = (size_t)b->s.B * (size_t)(b->s.T ? b->s.T : 1), C = (size_t)b->s.H * HEAD;
     const size_t B = (size_t)b->s.B, V = (size_t)b->s.V;
     if (b->k->sample) {
-        b->logits = carve(c, t, 2, (size_t[]){B, V});
+        b->logits = carve(c, real, 2, (size_t[]){B, V});
         b->rows = carve(c, DT_U8, 2, (size_t[]){B, sizeof(struct sample_row)});
         b->token = carve(c, DT_I32, 1, &B);
         return;
@@ -79,7 +85,7 @@ static void lay_out(struct bench *b, struct carver *c) {
     struct tensor *const rows[] = {&b->r, &b->y, &b->dy, &b->dr};
     struct tensor *const states[] = {&b->S0, &b->ST, &b->dST, &b->dS0};
     for (int i = 0; i < 4; i++) *rows[i] = carve(c, t, 2, (size_t[]){R, C});
-    for (int i = 0; i < 4; i++) *states[i] = carve(c, t, 4, state);
+    for (int i = 0; i < 4; i++) *states[i] = carve(c, real, 4, state);
     b->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->du = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->saved = carve(c, DT_U8, 1, &saved);
@@ -90,8 +96,10 @@ static void lay_out(struct bench *b, struct carver *c) {
     b->batch.last = carve(c, DT_I32, 1, &R);
 }
 
-// Normal numbers times `scale`, or, for `unit`, vectors of that length a head.
-static void fill(struct backend *be, struct tensor t, uint64_t stream, double scale, bool unit) {
+// Normal numbers times `scale`, or, for `unit`, vectors of that length a head; rounded to bf16 if
+// `narrow`.
+static void fill(struct backend *be, struct tensor t, uint64_t stream, double scale, bool unit,
+                 bool narrow) {
     const size_t n = tensor_count(t);
     double *x = mem_alloc(n * sizeof *x);
     void *raw = mem_alloc(tensor_bytes(t));
@@ -107,6 +115,10 @@ static void fill(struct backend *be, struct tensor t, uint64_t stream, double sc
         double sum = 0;
         for (size_t c = 0; c < HEAD; c++) sum += x[i + c] * x[i + c];
         for (size_t c = 0; c < HEAD; c++) x[i + c] *= scale / sqrt(sum);
+    }
+    if (narrow) {
+        dtype_convert(raw, DT_BF16, x, DT_F64, n);
+        dtype_convert(x, DT_F64, raw, DT_BF16, n);
     }
     dtype_convert(raw, t.dtype, x, DT_F64, n);
     be->class->upload(be, t, raw);
@@ -128,15 +140,15 @@ static void fill_wkv(struct bench *b) {
     for (int i = 0; i < b->batch.rows; i++) ints[i] = i % b->s.T == b->s.T - 1 ? i / b->s.T : -1;
     be->class->upload(be, b->batch.last, ints);
     free(ints);
-    fill(be, b->r, 1, 1, false);
-    fill(be, b->dy, 2, 1, false);
-    fill(be, b->S0, 3, 1, false);
-    fill(be, b->dST, 4, 1, false);
-    fill(be, tensor_at(b->u, U_W), 5, 1, false);
-    fill(be, tensor_at(b->u, U_K), 6, 0.3, false);
-    fill(be, tensor_at(b->u, U_V), 7, 1, false);
-    fill(be, tensor_at(b->u, U_A), 8, -1, true); // -κ and κ a: the transition shrinks
-    fill(be, tensor_at(b->u, U_B), 8, 0.5, true);
+    fill(be, b->r, 1, 1, false, b->narrow);
+    fill(be, b->dy, 2, 1, false, b->narrow);
+    fill(be, b->S0, 3, 1, false, false);
+    fill(be, b->dST, 4, 1, false, false);
+    fill(be, tensor_at(b->u, U_W), 5, 1, false, b->narrow);
+    fill(be, tensor_at(b->u, U_K), 6, 0.3, false, b->narrow);
+    fill(be, tensor_at(b->u, U_V), 7, 1, false, b->narrow);
+    fill(be, tensor_at(b->u, U_A), 8, -1, true, b->narrow); // -κ and κ a: the transition shrinks
+    fill(be, tensor_at(b->u, U_B), 8, 0.5, true, b->narrow);
 }
 
 static void fill_sample(struct bench *b) {
@@ -148,13 +160,13 @@ static void fill_sample(struct bench *b) {
                                       .penalty_decay = 1,
                                       .seed = (uint64_t)i};
     b->be->class->upload(b->be, b->rows, rows);
-    fill(b->be, b->logits, 9, 1, false);
+    fill(b->be, b->logits, 9, 1, false, false);
     free(rows);
 }
 
 static int bench_open(struct bench *b, struct backend *be, const struct kernel *k, struct shape s,
-                      struct error *err) {
-    *b = (struct bench){.be = be, .k = k, .s = s};
+                      bool narrow, struct error *err) {
+    *b = (struct bench){.be = be, .k = k, .s = s, .narrow = narrow && !k->sample};
     struct carver c = {0};
     lay_out(b, &c);
     if (!(b->memory = buffer_create(be, c.used, err))) return -1;
@@ -191,7 +203,8 @@ static double work(const struct bench *b, bool bytes) {
                  state = (double)b->s.B * b->s.H * HEAD * HEAD;
     if (b->k->sample) return bytes ? 4.0 * b->s.B * b->s.V : 0;
     if (!bytes) return RC * HEAD * (b->k->backward ? 24 : 9);
-    return 4 * (RC * (b->k->backward ? 13 : 7) + state * (b->k->state_in + b->k->state_out));
+    return (double)dtype_size(b->r.dtype) * RC * (b->k->backward ? 13 : 7) +
+           4 * state * (b->k->state_in + b->k->state_out);
 }
 
 // ---- against the reference ---------------------------------------------------------------------
@@ -223,15 +236,24 @@ static double difference(const struct bench *a, struct tensor x, const struct be
     return x.dtype == DT_I32 ? differ / (double)n : scale > 0 ? worst / scale : worst;
 }
 
+// Of the gradients, each relative to its own largest number.
+static double gradients_difference(const struct bench *a, const struct bench *b) {
+    double worst = difference(a, a->dr, b, b->dr);
+    for (int i = 0; i < U_COUNT; i++)
+        worst =
+            fmax(worst, difference(a, tensor_at(a->du, (size_t)i), b, tensor_at(b->du, (size_t)i)));
+    return worst;
+}
+
 // The same kernel at a size the reference can do in a moment.
 static int compare(double *worst, struct backend *be, struct backend *ref, const struct kernel *k,
-                   struct shape s, struct error *err) {
+                   struct shape s, bool narrow, struct error *err) {
     struct bench a = {0}, b = {0};
     s.B = s.B < 2 ? s.B : 2;
     s.T = s.T < 96 ? s.T : 96;
     s.H = s.H < 3 ? s.H : 3;
-    int rc = bench_open(&a, be, k, s, err);
-    if (rc == 0) rc = bench_open(&b, ref, k, s, err);
+    int rc = bench_open(&a, be, k, s, narrow, err);
+    if (rc == 0) rc = bench_open(&b, ref, k, s, narrow, err);
     if (rc == 0) {
         struct bench *both[] = {&a, &b};
         for (int i = 0; i < 2; i++) {
@@ -243,8 +265,7 @@ static int compare(double *worst, struct backend *be, struct backend *ref, const
     *worst = 0;
     if (rc == 0 && k->sample) *worst = difference(&a, a.token, &b, b.token);
     if (rc == 0 && !k->sample && !k->backward) *worst = difference(&a, a.y, &b, b.y);
-    if (rc == 0 && k->backward)
-        *worst = fmax(difference(&a, a.du, &b, b.du), difference(&a, a.dr, &b, b.dr));
+    if (rc == 0 && k->backward) *worst = gradients_difference(&a, &b);
     if (rc == 0 && k->infer) *worst = fmax(*worst, difference(&a, a.ST, &b, b.ST));
     buffer_destroy(a.memory);
     buffer_destroy(b.memory);
@@ -263,7 +284,7 @@ static int time_case(double *median, struct bench *b, int repeat, struct error *
     int rc = 0;
     if (b->k->backward) run_forward(b);
     for (int r = -1; r < repeat && rc == 0; r++) { // the first one warms up
-        if (b->k->sample) fill(b->be, b->logits, 9, 1, false);
+        if (b->k->sample) fill(b->be, b->logits, 9, 1, false, false);
         rc = b->be->class->sync(b->be, err);
         const double start = clock_s();
         run_kernel(b);
@@ -314,6 +335,7 @@ static void print_json(const struct bench *b, const char *shape, double us, doub
 struct session {
     const struct cli_args *args;
     struct backend *be, *ref;
+    bool narrow;
 };
 
 static int run_case(const struct session *s, const struct kernel *k, struct shape shape,
@@ -322,8 +344,8 @@ static int run_case(const struct session *s, const struct kernel *k, struct shap
     char text[48];
     double seconds = 0, error = 0;
     shape_text(text, sizeof text, shape);
-    int rc = compare(&error, s->be, s->ref, k, shape, err);
-    if (rc == 0) rc = bench_open(&b, s->be, k, shape, err);
+    int rc = compare(&error, s->be, s->ref, k, shape, s->narrow, err);
+    if (rc == 0) rc = bench_open(&b, s->be, k, shape, s->narrow, err);
     if (rc == 0) rc = time_case(&seconds, &b, (int)cli_int(s->args, "repeat"), err);
     buffer_destroy(b.memory);
     if (rc) return fail_in(err, "%s %s", k->name, text);
@@ -340,7 +362,7 @@ static int run_case(const struct session *s, const struct kernel *k, struct shap
             "%-24s %-16s %10.1f us %8.1f GB/s %9.1f GFLOP/s  %3.0f %% of the limit  off by %.1e\n",
             k->name, text, us, work(&b, true) / us * 1e-3, work(&b, false) / us * 1e-3, 100 * share,
             error);
-    const double bound = k->sample ? 0 : 1e-4;
+    const double bound = k->sample ? 0 : 1e-4 + (b.narrow ? 1.0 / 256 : 0); // what rounding costs
     if (error <= bound) return 0;
     return fail(err, E_DEVICE, "%s %s is off by %.1e from the reference, at most %.1e expected",
                 k->name, text, error, bound);
@@ -387,6 +409,9 @@ static int run(const struct cli_args *args, struct error *err) {
     struct session s = {.args = args};
     int rc = backend_open(&s.be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err);
     if (rc == 0) rc = backend_open(&s.ref, "ref", 1, err);
+    s.narrow = !strcmp(cli_string(args, "dtype"), "bf16");
+    if (rc == 0 && s.narrow && !can_narrow(s.be))
+        rc = fail(err, E_ARG, "--dtype bf16: the backend %s has f32 between products", s.be->name);
     if (rc == 0) rc = run_kernels(&s, err);
     backend_destroy(s.ref);
     backend_destroy(s.be);
@@ -400,6 +425,8 @@ static const struct cli_option options[] = {
                 "wkv7_infer_forward|rapid_sample_forward",
      .help = "only this one"},
     {"case", "SHAPE", .help = "only this shape: bB_tT_hH, or bB_vV_kK for the sampler"},
+    {"dtype", "TYPE", .fallback = "f32", .choices = "f32|bf16",
+     .help = "what the recurrence's inputs, outputs and gradients are; states stay f32"},
     {"repeat", "N", .fallback = "9", .type = CLI_INT, .min = 1, .max = 10000,
      .help = "repetitions after one to warm up; the median counts"},
     {"json", .type = CLI_FLAG, .help = "print one JSON object a line"},
@@ -414,7 +441,8 @@ const struct cli_command cmd_bench_kernels = {
     .help =
         "Shapes are sequences, tokens of each and heads of 64 channels. The limit is the larger\n"
         "of the time to read and write each tensor once and that of the multiplications.\n\n"
-        "  rwkv bench kernels --kernel wkv7_pretrain_backward --case b16_t512_h12\n",
+        "  rwkv bench kernels --kernel wkv7_pretrain_backward --case b16_t512_h12\n"
+        "  rwkv bench kernels --backend cuda --dtype bf16 --case b8_t4096_h32\n",
     .options = options,
     .run = run,
 };
