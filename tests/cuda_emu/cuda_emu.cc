@@ -17,22 +17,37 @@ namespace {
 enum { STACK = 256 << 10, WARP = 32, MOST_THREADS = 1024, MOST_BLOCKS = 8 };
 enum { MOST = MOST_THREADS * MOST_BLOCKS, SHARED = 232448 };
 
-struct fiber {
-    ucontext_t context;
-    jmp_buf at;
-    char *stack;
-    bool started, done;
-};
-
 struct meeting { // of those that have to arrive before any goes on
     int arrived, generation;
     bool any, result;
 };
 
+struct late {
+    void *to;
+    const void *from;
+    size_t bytes;
+    unsigned group;
+};
+
+struct fiber {
+    ucontext_t context;
+    jmp_buf at;
+    char *stack;
+    bool started, done;
+    std::vector<late> copies;
+    unsigned group; // of its next copies
+    // What it waits for, so that it is not woken in vain: a meeting's next generation, or a bit.
+    const meeting *met;
+    const int *expected;
+    const uint64_t *word;
+    int generation, bit;
+    bool value;
+};
+
 struct running { // a block; those of a cluster run at once, one only where there is none
     int alive, alive_in_warp[MOST_THREADS / WARP];
     meeting block, warps[MOST_THREADS / WARP], groups[16];
-    uint64_t given[MOST_THREADS];
+    uint64_t given[2][MOST_THREADS]; // by the parity of the warp's meetings: nobody is two ahead
     dim3 index;
     char *shared;
 };
@@ -63,6 +78,7 @@ void leave() {
 void body() {
     for (;;) {
         (*job)();
+        fibers[current].copies.clear();
         fibers[current].done = true;
         leave();
         resume_scheduler();
@@ -97,16 +113,29 @@ bool complete(meeting &m, int expected) {
 void meet(meeting &m, const int &expected) {
     const int generation = m.generation;
     m.arrived++;
+    fiber &f = fibers[current];
     while (m.generation == generation) {
         if (complete(m, expected)) return;
+        f.met = &m, f.expected = &expected, f.generation = generation;
         resume_scheduler();
+        f.met = nullptr;
     }
+}
+
+bool sleeps(const fiber &f) {
+    if (f.met) return f.met->generation == f.generation && f.met->arrived < *f.expected;
+    return f.word && (*f.word >> f.bit & 1) != f.value;
 }
 
 } // namespace
 
-void emu_yield() {
-    resume_scheduler();
+void emu_await_bit(const uint64_t *word, int bit, bool value) {
+    fiber &f = fibers[current];
+    while ((*word >> bit & 1) != value) {
+        f.word = word, f.bit = bit, f.value = value;
+        resume_scheduler();
+        f.word = nullptr;
+    }
 }
 
 void emu_block_barrier() {
@@ -130,12 +159,40 @@ int emu_cluster_rank() {
     return current / (int)blockDim.x;
 }
 
+static_assert((int)EMU_WARPS == (int)MOST / (int)WARP, "warps of all blocks that run");
+int emu_warp() {
+    return emu_cluster_rank() * (MOST_THREADS / WARP) + (int)threadIdx.x / WARP;
+}
+
 char *emu_shared() {
     return mine().shared;
 }
 
 void *emu_shared_of(const void *p, int rank) {
     return blocks[rank].shared + ((const char *)p - mine().shared);
+}
+
+static const char *order() {
+    static const char *const given = std::getenv("CUDA_EMU_ORDER");
+    return given ? given : "";
+}
+
+void emu_async_copy(void *to, const void *from, size_t bytes) {
+    fiber &f = fibers[current];
+    std::memset(to, 0xff, bytes);
+    f.copies.push_back({to, from, bytes, f.group});
+}
+
+void emu_async_commit() {
+    fibers[current].group++;
+}
+
+void emu_async_wait(int left) {
+    fiber &f = fibers[current];
+    size_t n = 0;
+    for (; n < f.copies.size() && (int)(f.group - f.copies[n].group) > left; n++)
+        std::memcpy(f.copies[n].to, f.copies[n].from, f.copies[n].bytes);
+    f.copies.erase(f.copies.begin(), f.copies.begin() + (std::ptrdiff_t)n);
 }
 
 bool emu_block_or(bool x) {
@@ -147,24 +204,29 @@ bool emu_block_or(bool x) {
     return result;
 }
 
+void emu_warp_barrier() {
+    running &b = mine();
+    const int warp = (int)threadIdx.x / WARP;
+    meet(b.warps[warp], b.alive_in_warp[warp]);
+}
+
 uint64_t emu_exchange(uint64_t given, int from) {
     running &b = mine();
     const int thread = (int)threadIdx.x, warp = thread / WARP;
-    b.given[thread] = given;
-    meet(b.warps[warp], b.alive_in_warp[warp]);
-    const uint64_t theirs = b.given[warp * WARP + from];
-    meet(b.warps[warp], b.alive_in_warp[warp]);
-    return theirs;
+    uint64_t *all = b.given[b.warps[warp].generation & 1];
+    all[thread] = given;
+    emu_warp_barrier();
+    return all[warp * WARP + from];
 }
 
 uint32_t emu_ballot(bool x) {
     running &b = mine();
     const int thread = (int)threadIdx.x, warp = thread / WARP;
-    b.given[thread] = x;
-    meet(b.warps[warp], b.alive_in_warp[warp]);
+    uint64_t *all = b.given[b.warps[warp].generation & 1];
+    all[thread] = x;
+    emu_warp_barrier();
     uint32_t votes = 0;
-    for (int i = 0; i < WARP; i++) votes |= (uint32_t)(b.given[warp * WARP + i] & 1) << i;
-    meet(b.warps[warp], b.alive_in_warp[warp]);
+    for (int i = 0; i < WARP; i++) votes |= (uint32_t)(all[warp * WARP + i] & 1) << i;
     return votes;
 }
 
@@ -185,9 +247,17 @@ static void start_block(running &b, unsigned index, int n) {
     if (!b.shared) b.shared = (char *)std::aligned_alloc(1024, SHARED);
 }
 
+// Shuffled, a warp may doze for so many rounds, so that others run far ahead of it.
+enum { NAP = 1024 };
+static bool dozes(int round, int warp) {
+    uint64_t x =
+        (uint64_t)(round / NAP) * 0x9e3779b97f4a7c15u + (uint64_t)warp * 0xbf58476d1ce4e5b9u;
+    x ^= x >> 31, x *= 0x94d049bb133111ebu, x ^= x >> 29;
+    return *order() == 's' && x & 1;
+}
+
 static void run_blocks(dim3 grid, dim3 threads, unsigned together,
                        const std::function<void()> &kernel) {
-    static const char *const order = std::getenv("CUDA_EMU_ORDER");
     const int n = (int)(threads.x * together);
     if (threads.x > MOST_THREADS || !n || together > MOST_BLOCKS || !grid.x || !grid.y ||
         grid.y > 65535 || grid.x % together)
@@ -203,11 +273,15 @@ static void run_blocks(dim3 grid, dim3 threads, unsigned together,
         for (int round = 0; alive; round++) {
             if (round > 100000000) emu_trap(); // they wait for each other
             noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
-            const int first = order && *order == 's' ? (int)(noise % (unsigned)n) : 0;
+            const int first = *order() == 's' ? (int)(noise % (unsigned)n) : 0;
+            bool any = false;
             for (int k = 0; k < n; k++) {
-                const int at = (first + k) % n, i = order && *order == 'r' ? n - 1 - at : at;
-                if (!fibers[i].done) run(i);
+                const int at = (first + k) % n, i = *order() == 'r' ? n - 1 - at : at;
+                if (fibers[i].done || sleeps(fibers[i]) || dozes(round, i / WARP)) continue;
+                any = true;
+                run(i);
             }
+            if (!any) round |= NAP - 1; // whoever could go on dozes
         }
     }
 }

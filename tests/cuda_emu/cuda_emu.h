@@ -44,14 +44,22 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 void emu_launch(cudaStream_t stream, dim3 grid, dim3 block, unsigned cluster,
                 const std::function<void()> &kernel);
 
-void emu_yield(); // lets the others go on: for those who wait for memory to change
+void emu_await_bit(const uint64_t *word, int bit, bool value);
 void emu_block_barrier();
+void emu_warp_barrier();
 void emu_group_barrier(int id, int threads); // of so many threads, id 1 to 15
 void emu_group_arrive(int id, int threads);  // without waiting
 void emu_cluster_barrier();
 int emu_cluster_rank();
+enum { EMU_WARPS = 32 * 8 };
+int emu_warp();                                    // among those of all blocks that run
 char *emu_shared();                                // the block's, whose size a launch says
 void *emu_shared_of(const void *shared, int rank); // the same place in another block's
+// Copies that come late: what is there meanwhile is noise. A wait brings all groups of this thread
+// but the last few.
+void emu_async_copy(void *to, const void *from, size_t bytes);
+void emu_async_commit();
+void emu_async_wait(int left);
 bool emu_block_or(bool x);
 // Every lane of the warp gives 8 bytes and takes those of lane `from`.
 uint64_t emu_exchange(uint64_t mine, int from);
@@ -90,7 +98,7 @@ template <class T> static inline T __shfl_sync(unsigned, T x, int from) {
     return emu_shuffle(x, from & 31);
 }
 static inline void __syncwarp() {
-    emu_shuffle(0, emu_lane());
+    emu_warp_barrier();
 }
 static inline unsigned __ballot_sync(unsigned, int x) {
     return emu_ballot(x != 0);

@@ -86,7 +86,7 @@ __device__ static inline void barrier_expect(phase_barrier &b, uint32_t bytes) {
 // Waits for the end of a phase: the first one has parity 0.
 __device__ static inline void barrier_wait(phase_barrier &b, uint32_t parity) {
 #ifdef CUDA_EMU
-    while (emu_of(b).odd == parity) emu_yield();
+    emu_await_bit(&b.bits, 63, !parity); // emu_phase.odd
 #else
     asm volatile("{\n"
                  ".reg .pred done;\n"

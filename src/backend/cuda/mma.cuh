@@ -53,8 +53,8 @@ template <int ROWS, int COLS> struct tile<ROWS, COLS, false> {
 // d (16,8) += A (16,16) · B (16,8)
 __device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef CUDA_EMU
-    static uint32_t all_a[32][32][4], all_b[32][32][2]; // of all lanes of all warps
-    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, g = lane >> 2;
+    static uint32_t all_a[EMU_WARPS][32][4], all_b[EMU_WARPS][32][2]; // of all lanes
+    const int warp = emu_warp(), lane = (int)threadIdx.x & 31, g = lane >> 2;
     for (int i = 0; i < 4; i++) all_a[warp][lane][i] = a[i];
     all_b[warp][lane][0] = b0;
     all_b[warp][lane][1] = b1;
@@ -86,16 +86,20 @@ __device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_
 template <bool TRANSPOSED>
 __device__ static inline void load_matrices(uint32_t (&to)[4], const uint32_t *row) {
 #ifdef CUDA_EMU
-    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+    static const uint32_t *all[EMU_WARPS][32]; // of all lanes
+    const int warp = emu_warp(), lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+    all[warp][lane] = row;
+    __syncwarp();
     for (int m = 0; m < 4; m++) {
         if (TRANSPOSED) {
-            const uint32_t first = emu_shuffle(row, 8 * m + 2 * q)[g / 2] >> 16 * (g & 1);
-            const uint32_t second = emu_shuffle(row, 8 * m + 2 * q + 1)[g / 2] >> 16 * (g & 1);
+            const uint32_t first = all[warp][8 * m + 2 * q][g / 2] >> 16 * (g & 1);
+            const uint32_t second = all[warp][8 * m + 2 * q + 1][g / 2] >> 16 * (g & 1);
             to[m] = (first & 0xffff) | second << 16;
         } else {
-            to[m] = emu_shuffle(row, 8 * m + g)[q];
+            to[m] = all[warp][8 * m + g][q];
         }
     }
+    __syncwarp();
 #else
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
     if (TRANSPOSED)

@@ -116,31 +116,39 @@ template <class T> __device__ static inline float sigmoid_as(float x) {
 
 // ---- ahead -------------------------------------------------------------------------------------
 
-// This thread's N numbers from global into shared memory, while it goes on. What is asked for
-// between two calls of asked() is there, for this thread alone, when all but the last LEFT of such
-// groups are waited for.
-template <int N, class T> __device__ static inline void ask(T *to, const T *from) {
-#ifdef __CUDA_ARCH__
+// 4, 8 or 16 bytes of this thread's from global into shared memory, while it goes on; 16 go past
+// the first-level cache. What is asked for between two calls of asked() is there, for this thread
+// alone, when all but the last LEFT of such groups are waited for.
+template <int BYTES> __device__ static inline void ask_bytes(void *to, const void *from) {
+#ifdef CUDA_EMU
+    emu_async_copy(to, from, BYTES);
+#else
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    if constexpr (N * sizeof(T) == 16)
+    if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from),
-                     "n"(N * sizeof(T))
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES)
                      : "memory");
-#else
-    for (int i = 0; i < N; i++) to[i] = from[i];
 #endif
 }
 
+// N numbers.
+template <int N, class T> __device__ static inline void ask(T *to, const T *from) {
+    ask_bytes<N * sizeof(T)>(to, from);
+}
+
 __device__ static inline void asked() {
-#ifdef __CUDA_ARCH__
+#ifdef CUDA_EMU
+    emu_async_commit();
+#else
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
 template <int LEFT> __device__ static inline void wait_for_asked() {
-#ifdef __CUDA_ARCH__
+#ifdef CUDA_EMU
+    emu_async_wait(LEFT);
+#else
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 #endif
 }
