@@ -164,6 +164,19 @@ int emu_warp() {
     return emu_cluster_rank() * (MOST_THREADS / WARP) + (int)threadIdx.x / WARP;
 }
 
+static bool large() {
+    static const char *const given = std::getenv("CUDA_EMU_DEVICE");
+    return given && *given == 'l';
+}
+
+size_t emu_most_shared() {
+    return large() ? 227 << 10 : 99 << 10;
+}
+
+int emu_processors() {
+    return large() ? 132 : 3;
+}
+
 char *emu_shared() {
     return mine().shared;
 }

@@ -1,6 +1,7 @@
 // CUDA C++ as C++: a launch runs its blocks one after another, the threads of a block as fibers
 // that hand over to each other at barriers and warp operations. CUDA_EMU_ORDER=reverse|shuffle
-// changes who goes first, which brings out a barrier that is missing.
+// changes who goes first, which brings out a barrier that is missing. CUDA_EMU_DEVICE=large is a
+// device with as much shared memory and as many multiprocessors as Hopper; else it has little.
 #pragma once
 #include "cuda_runtime_api.h"
 
@@ -52,7 +53,9 @@ void emu_group_arrive(int id, int threads);  // without waiting
 void emu_cluster_barrier();
 int emu_cluster_rank();
 enum { EMU_WARPS = 32 * 8 };
-int emu_warp();                                    // among those of all blocks that run
+int emu_warp();           // among those of all blocks that run
+size_t emu_most_shared(); // that a block may ask for
+int emu_processors();
 char *emu_shared();                                // the block's, whose size a launch says
 void *emu_shared_of(const void *shared, int rank); // the same place in another block's
 // Copies that come late: what is there meanwhile is noise. A wait brings all groups of this thread

@@ -126,7 +126,7 @@ static void launch_with(struct queue *q, void (*kernel)(P...), dim3 grid, dim3 b
 // Bytes of it that a block may ask for.
 static inline size_t most_shared() {
 #ifdef CUDA_EMU
-    return 99 << 10;
+    return emu_most_shared();
 #else
     static thread_local const int bytes = [] { // a thread has one device
         int device = 0, most = 0;
@@ -141,7 +141,7 @@ static inline size_t most_shared() {
 // Multiprocessors, for kernels whose blocks take what there is in turn.
 static inline int processors() {
 #ifdef CUDA_EMU
-    return 3;
+    return emu_processors();
 #else
     static thread_local const int count = [] {
         int device = 0, n = 1;

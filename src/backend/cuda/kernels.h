@@ -163,10 +163,11 @@ struct wkv7_args {
     bool exact;            // token by token, whatever the head size
     bool narrow;           // y, r, u and their gradients are bf16: the void pointers
     // Heads of 64 go through the whole chunks of a span at once, then through the rest token by
-    // token; the state between the two, or its gradient: (spans,H,N,N), scratch.
+    // token. Scratch: the state between the two, or its gradient, (spans,H,N,N); backward, the
+    // gradients of states at the ends of segments.
     float *carry;
 };
-bool k_wkv7_carries(const struct wkv7_args *a); // whether carry is wanted
+size_t k_wkv7_scratch(const struct wkv7_args *a); // numbers of carry
 void k_wkv7(struct queue *s, const struct wkv7_args *a);
 void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a);
 

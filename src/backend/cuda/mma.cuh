@@ -28,24 +28,38 @@ __device__ static inline float2 joined(uint32_t hi, uint32_t lo) {
     return make_float2(bf16_low(hi) + bf16_low(lo), bf16_high(hi) + bf16_high(lo));
 }
 
-// A matrix in shared memory, pairs along the row. 16 bytes more than the columns need keep
-// neighbouring rows in different banks.
+// Where a matrix's number at (row, col), col even, lies in shared memory, in words of two. Eight
+// rows that are read at once lie in different banks: of 64 columns each row has 16 bytes to spare,
+// of 16 those of every other four rows are interchanged.
+template <int COLS> __host__ __device__ constexpr int words_of_rows(int rows) {
+    return rows * (COLS / 2 + (COLS > 16 ? 4 : 0));
+}
+template <int COLS> __device__ static inline int word_at(int row, int col) {
+    static_assert(COLS == 16 || COLS == 64, "kinds of matrices");
+    if (COLS == 16) return row * 8 + (((col / 8) ^ (row / 4)) & 1) * 4 + col % 8 / 2;
+    return words_of_rows<COLS>(row) + col / 2;
+}
+
+// A matrix in shared memory, pairs along the row.
 template <int ROWS, int COLS, bool IN_TWO = true> struct tile {
     static constexpr bool in_two = true;
-    alignas(16) uint32_t hi[ROWS][COLS / 2 + 4], lo[ROWS][COLS / 2 + 4];
+    alignas(16) uint32_t hi[words_of_rows<COLS>(ROWS)], lo[words_of_rows<COLS>(ROWS)];
 
+    __device__ static int at(int row, int col) { return word_at<COLS>(row, col); }
     // The numbers at (row, col) and (row, col + 1); col is even.
     __device__ void put(int row, int col, float x, float y) {
-        split(x, y, hi[row][col / 2], lo[row][col / 2]);
+        split(x, y, hi[at(row, col)], lo[at(row, col)]);
     }
     __device__ float2 get(int row, int col) const {
-        return joined(hi[row][col / 2], lo[row][col / 2]);
+        return joined(hi[at(row, col)], lo[at(row, col)]);
     }
 };
 
 template <int ROWS, int COLS> struct tile<ROWS, COLS, false> {
     static constexpr bool in_two = false;
-    alignas(16) uint32_t hi[ROWS][COLS / 2 + 4];
+    alignas(16) uint32_t hi[words_of_rows<COLS>(ROWS)];
+
+    __device__ static int at(int row, int col) { return word_at<COLS>(row, col); }
 };
 
 // ---- the instructions --------------------------------------------------------------------------
@@ -74,10 +88,10 @@ __device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_
     }
     __syncwarp();
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
 
@@ -124,8 +138,8 @@ __device__ static inline frag_of<T::in_two> load_quarters(const T &t, int row, i
     row += (lane & 7) + 8 * (ACROSS ? m >> 1 : m & 1);
     col += 8 * (ACROSS ? m & 1 : m >> 1);
     frag_of<T::in_two> f;
-    load_matrices<TRANSPOSED>(f.hi, &t.hi[row][col / 2]);
-    if constexpr (T::in_two) load_matrices<TRANSPOSED>(f.lo, &t.lo[row][col / 2]);
+    load_matrices<TRANSPOSED>(f.hi, &t.hi[t.at(row, col)]);
+    if constexpr (T::in_two) load_matrices<TRANSPOSED>(f.lo, &t.lo[t.at(row, col)]);
     return f;
 }
 
@@ -145,6 +159,14 @@ __device__ static inline frag_of<T::in_two> b_of_turned(const T &t, int row, int
     return load_quarters<true, false>(t, row, col);
 }
 
+// A is also the B of its transpose, and the other way round: only the order of the words differs.
+template <bool IN_TWO> __device__ static inline frag_of<IN_TWO> turned(const frag_of<IN_TWO> &f) {
+    frag_of<IN_TWO> t = f;
+    t.hi[1] = f.hi[2], t.hi[2] = f.hi[1];
+    if constexpr (IN_TWO) t.lo[1] = f.lo[2], t.lo[2] = f.lo[1];
+    return t;
+}
+
 // A sum as the next product's A: it lies in the same lanes.
 __device__ static inline frag a_of_sum(const float (&d)[2][4]) {
     frag f;
@@ -159,8 +181,9 @@ template <class T> __device__ static inline void store_a(T &t, int row, int col,
     const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        t.hi[row + g + 8 * (i & 1)][col / 2 + 4 * (i >> 1) + q] = f.hi[i];
-        t.lo[row + g + 8 * (i & 1)][col / 2 + 4 * (i >> 1) + q] = f.lo[i];
+        const int at = t.at(row + g + 8 * (i & 1), col + 8 * (i >> 1) + 2 * q);
+        t.hi[at] = f.hi[i];
+        t.lo[at] = f.lo[i];
     }
 }
 
@@ -169,15 +192,38 @@ __device__ static inline void add(float (&d)[2][4], const float (&x)[2][4]) {
     for (int e = 0; e < 8; e++) d[e / 4][e % 4] += x[e / 4][e % 4];
 }
 
+// Of the products of halves that d += A · B consists of, one, for both halves of d's columns.
+enum { LOW_A, LOW_B, HIGH };
+template <int WHICH, class A, class B>
+__device__ static inline void multiply_part(float (&d)[2][4], const A &a, const B &b) {
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+        if constexpr (WHICH == HIGH) {
+            mma(d[n], a.hi, b.hi[2 * n], b.hi[2 * n + 1]);
+        } else if constexpr (WHICH == LOW_A) {
+            if constexpr (A::in_two) mma(d[n], a.lo, b.hi[2 * n], b.hi[2 * n + 1]);
+        } else {
+            if constexpr (B::in_two) mma(d[n], a.hi, b.lo[2 * n], b.lo[2 * n + 1]);
+        }
+}
+
 // d (16,16) += A · B
 template <class A, class B>
 __device__ static inline void multiply(float (&d)[2][4], const A &a, const B &b) {
-    if constexpr (A::in_two)
-#pragma unroll
-        for (int n = 0; n < 2; n++) mma(d[n], a.lo, b.hi[2 * n], b.hi[2 * n + 1]);
-    if constexpr (B::in_two)
-#pragma unroll
-        for (int n = 0; n < 2; n++) mma(d[n], a.hi, b.lo[2 * n], b.lo[2 * n + 1]);
-#pragma unroll
-    for (int n = 0; n < 2; n++) mma(d[n], a.hi, b.hi[2 * n], b.hi[2 * n + 1]);
+    multiply_part<LOW_A>(d, a, b);
+    multiply_part<LOW_B>(d, a, b);
+    multiply_part<HIGH>(d, a, b);
+}
+
+// The same with two sums in turns: a sum can be added to every 24 clocks, the instruction begin
+// every 6.
+template <class A, class B, class X, class Y>
+__device__ static inline void multiply(float (&d)[2][4], const A &a, const B &b, float (&e)[2][4],
+                                       const X &x, const Y &y) {
+    multiply_part<LOW_A>(d, a, b);
+    multiply_part<LOW_A>(e, x, y);
+    multiply_part<LOW_B>(d, a, b);
+    multiply_part<LOW_B>(e, x, y);
+    multiply_part<HIGH>(d, a, b);
+    multiply_part<HIGH>(e, x, y);
 }

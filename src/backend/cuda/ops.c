@@ -139,8 +139,9 @@ static bool lies_well(const struct wkv7_args *a) {
 
 static bool give_carry(struct backend *be, struct wkv7_args *a) {
     a->exact |= !lies_well(a);
-    if (!k_wkv7_carries(a)) return true;
-    a->carry = cuda_scratch(cuda_of(be), (size_t)a->spans * a->C * (a->C / (size_t)a->H) * 4);
+    const size_t n = k_wkv7_scratch(a);
+    if (!n) return true;
+    a->carry = cuda_scratch(cuda_of(be), n * sizeof *a->carry);
     return a->carry;
 }
 

@@ -30,8 +30,7 @@ struct place {
 
 __device__ static place place_of(const wkv7_args &a, int N, int chunk, size_t h) {
     const int *span = a.span + 4 * blockIdx.y;
-    const int before =
-        !a.exact && chunked(N) ? span[1] / WKV7_CHUNK * WKV7_CHUNK : 0; // in wkv7_chunk.cu
+    const int before = !a.exact ? span[1] / WKV7_CHUNK * WKV7_CHUNK : 0; // in wkv7_chunk.cu
     const size_t NN = (size_t)N * N, first = (size_t)span[0];
     const size_t state = ((size_t)span[2] * a.H + h) * NN;
     float *carry = before ? a.carry + (blockIdx.y * (size_t)a.H + h) * NN : nullptr;
@@ -267,8 +266,15 @@ static void forward(struct queue *s, const struct wkv7_args &a, int N) {
     LAUNCH((wkv7_forward<NJ, EXACT, SPLIT>), dim3(a.H * SPLIT, a.spans), QUAD * N / SPLIT, s, a);
 }
 
+// Forward goes as backward can.
+static wkv7_args settled(const struct wkv7_args *given) {
+    wkv7_args a = *given;
+    a.exact |= !chunked((int)(a.C / a.H)) || (a.saved && !wkv7_chunk_trains());
+    return a;
+}
+
 static bool has_chunks(const wkv7_args &a) {
-    return !a.exact && chunked((int)(a.C / a.H)) && a.longest >= WKV7_CHUNK;
+    return !a.exact && a.longest >= WKV7_CHUNK;
 }
 
 // Whether some spans have tokens besides whole chunks.
@@ -276,22 +282,44 @@ static bool has_rest(const wkv7_args &a) {
     return !has_chunks(a) || a.shortest != a.longest || a.longest % WKV7_CHUNK;
 }
 
-bool k_wkv7_carries(const struct wkv7_args *a) {
-    return has_chunks(*a) && has_rest(*a);
+// Segments for two blocks a multiprocessor where heads alone are not enough, of some chunks each.
+static wkv7_segments segments_of(const wkv7_args &a) {
+    enum { LEAST = 4 };
+    const int chunks = a.longest / WKV7_CHUNK;
+    int count = 2 * processors() / (a.spans * a.H);
+    if (count > chunks / LEAST) count = chunks / LEAST;
+    if (count < 2) return {1, chunks, nullptr};
+    const int each = (chunks + count - 1) / count;
+    return {(chunks + each - 1) / each, each, nullptr};
 }
 
-void k_wkv7(struct queue *s, const struct wkv7_args *a) {
-    if (!a->spans) return;
-    const int N = (int)(a->C / a->H);
-    if (has_chunks(*a)) wkv7_chunk_forward(s, *a);
-    if (!has_rest(*a)) return;
-    const bool few = a->spans * a->H < 256; // heads: two for a multiprocessor
+static size_t states(const wkv7_args &a) {
+    return (size_t)a.spans * a.C * (a.C / (size_t)a.H);
+}
+
+static size_t carried(const wkv7_args &a) {
+    return has_chunks(a) && has_rest(a) ? states(a) : 0;
+}
+
+size_t k_wkv7_scratch(const struct wkv7_args *given) {
+    const wkv7_args a = settled(given);
+    const bool cut = a.dr && has_chunks(a);
+    return carried(a) + (cut ? states(a) * (size_t)(segments_of(a).count - 1) : 0);
+}
+
+void k_wkv7(struct queue *s, const struct wkv7_args *given) {
+    const wkv7_args a = settled(given);
+    if (!a.spans) return;
+    const int N = (int)(a.C / a.H);
+    if (has_chunks(a)) wkv7_chunk_forward(s, a);
+    if (!has_rest(a)) return;
+    const bool few = a.spans * a.H < 256; // heads: two for a multiprocessor
     switch (N) {
-    case 16: forward<4, true, 1>(s, *a, N); break;
-    case 32: forward<8, true, 1>(s, *a, N); break;
-    case 64: few ? forward<16, true, 4>(s, *a, N) : forward<16, true, 1>(s, *a, N); break;
-    case 128: forward<32, true, 4>(s, *a, N); break;
-    default: N < 64 ? forward<16, false, 1>(s, *a, N) : forward<64, false, 1>(s, *a, N);
+    case 16: forward<4, true, 1>(s, a, N); break;
+    case 32: forward<8, true, 1>(s, a, N); break;
+    case 64: few ? forward<16, true, 4>(s, a, N) : forward<16, true, 1>(s, a, N); break;
+    case 128: forward<32, true, 4>(s, a, N); break;
+    default: N < 64 ? forward<16, false, 1>(s, a, N) : forward<64, false, 1>(s, a, N);
     }
 }
 
@@ -310,9 +338,13 @@ static void backward_rest(struct queue *s, const struct wkv7_args &a, int N) {
     }
 }
 
-void k_wkv7_bwd(struct queue *s, const struct wkv7_args *a) {
-    if (!a->spans) return;
-    const int N = (int)(a->C / a->H);
-    if (has_rest(*a)) backward_rest(s, *a, N);
-    if (has_chunks(*a)) wkv7_chunk_backward(s, *a);
+void k_wkv7_bwd(struct queue *s, const struct wkv7_args *given) {
+    const wkv7_args a = settled(given);
+    if (!a.spans) return;
+    if (has_rest(a)) backward_rest(s, a, (int)(a.C / a.H));
+    if (!has_chunks(a)) return;
+    wkv7_segments cut = segments_of(a);
+    cut.ends = a.carry + carried(a);
+    if (cut.count > 1) wkv7_chunk_ends(s, a, cut);
+    wkv7_chunk_backward(s, a, cut);
 }

@@ -12,8 +12,17 @@ __host__ __device__ static inline bool chunked(int N) {
     return N == 64;
 }
 
+// Backward, spans are cut into segments of whole chunks where there are few heads: the gradients of
+// the states at the ends of all segments but the last are found first. The same bits, cut or not.
+struct wkv7_segments {
+    int count, chunks; // of each
+    float *ends;       // (spans, H, count - 1, N, N)
+};
+
+bool wkv7_chunk_trains(); // whether there is room for the way back
 void wkv7_chunk_forward(struct queue *q, const wkv7_args &a);
-void wkv7_chunk_backward(struct queue *q, const wkv7_args &a);
+void wkv7_chunk_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut);
+void wkv7_chunk_backward(struct queue *q, const wkv7_args &a, wkv7_segments cut);
 
 // ---- one token of one row ----------------------------------------------------------------------
 

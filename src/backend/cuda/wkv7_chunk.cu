@@ -1,117 +1,388 @@
-// The chunked recurrence, forward. Groups of four warps make of the inputs all that does not depend
-// on the state, each of every BACKS-th chunk; the front warps take the state through one chunk
-// after the other. A ring of chunks lies between them.
+// The chunked recurrence, forward. The front warps take the state through one chunk after the
+// other; each of the BACKS warps behind them makes of every BACKS-th chunk's inputs all that does
+// not depend on the state, in a slot of its own, and carries away what the front read out there.
 //
 // Where there are few heads, SPLIT blocks share one: rows of the state do not know of each other,
 // so a block takes some of them and makes the rest again. Whatever SPLIT and BACKS, the same bits.
+//
+// 16×512 tokens of 12 heads in bf16 take an H100 116 µs with launch and wait (`rwkv bench
+// kernels`); counted were 80, of which memory takes 70.
 #include "wkv7_chunk.cuh"
 
 namespace {
 
-// A warp's rows of the state through a chunk, and what they read out.
-template <class E>
-__device__ void advance(rows_of_state &S, const inputs<E> &in, const wkv7_args &a, size_t at,
-                        int row0) {
-    // The chain from state to state: x in three sums, U, S. The rest fills the gaps.
-    float x[2][4] = {}, other[2][4] = {}, y[2][4] = {}, u[2][4] = {};
-    const auto v = a_of_turned(in.v, 0, row0);
+enum { WARP = 32, FEW = 4, ALONE = 7, LEAST = 3 };
+
+template <class E> struct slot {
+    inputs<E> in;
+    alignas(16) E y[T][N + 8]; // rows lie in different banks
+};
+
+// Some tokens of the inputs: a lane's two channels, so that a row is read in one piece. BACK: dy
+// instead of v, and no k.
+template <bool BACK, class E> struct few_rows {
+    raw_pair<E> r[FEW], w[FEW], k[FEW], v[FEW], a[FEW], b[FEW];
+
+    __device__ void load(const wkv7_args &in, size_t at) {
+        const size_t plane = in.R * in.C;
 #pragma unroll
-    for (int j = 0; j < STEPS; j++) {
-        const frag state = a_of_sum(S[j]);
-        multiply(j & 1 ? other : x, state, b_of_turned(in.a, 0, 16 * j));
-        multiply(y, state, b_of_turned(in.r, 0, 16 * j));
+        for (int i = 0; i < FEW; i++) {
+            const size_t from = at + i * in.C + 2 * (threadIdx.x & 31);
+            r[i] = raw_at<E>(in.r, from);
+            w[i] = raw_at<E>(in.u, U_W * plane + from);
+            if (!BACK) k[i] = raw_at<E>(in.u, U_K * plane + from);
+            v[i] = BACK ? raw_at<E>(in.dy, from) : raw_at<E>(in.u, U_V * plane + from);
+            a[i] = raw_at<E>(in.u, U_A * plane + from);
+            b[i] = raw_at<E>(in.u, U_B * plane + from);
+        }
     }
-    multiply(other, v, b_of_turned(in.ak, 0, 0));
-    add(x, other);
-    multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
-    multiply(y, v, b_of_turned(in.rk, 0, 0));
+};
+
+// Sums of log-decays, in powers of two: before this half of the chunk, and since; e^A so far.
+struct decays {
+    float2 ahead, sum, shrink;
+};
+
+// BACK: b̂, r̂ and â go the ways of â, k̂ and b̂.
+template <bool BACK, class E>
+__device__ void prepare_few(inputs<E> &s, const few_rows<BACK, E> &x, int first, decays &d) {
+    const int col = 2 * (int)(threadIdx.x & 31);
+    if (first == T / 2) d.ahead = d.sum, d.sum = make_float2(0, 0);
 #pragma unroll
-    for (int j = 0; j < STEPS; j++) multiply(S[j], v, b_of(in.k, 0, 16 * j));
-    const frag sums = a_of_sum(u); // rows of U: S_{t-1} a_t
+    for (int i = 0; i < FEW; i++) {
+        const int t = first + i;
+        const float2 w = x.w[i].wide(), before = d.shrink;
+        d.sum.x -= c0 * log2_e * quick_sigmoid(w.x);
+        d.sum.y -= c0 * log2_e * quick_sigmoid(w.y);
+        d.shrink = make_float2(power2(d.ahead.x + d.sum.x), power2(d.ahead.y + d.sum.y));
+        const float2 grow = reciprocal(d.shrink);
+        put(BACK ? s.b : s.a, t, col, times(x.a[i].wide(), before));
+        put(BACK ? s.k : s.r, t, col, times(x.r[i].wide(), d.shrink));
+        put(BACK ? s.a : s.b, t, col, times(x.b[i].wide(), grow));
+        if (!BACK) put(s.k, t, col, times(x.k[i].wide(), grow));
+        put_raw(s.v, t, col, x.v[i]);
+    }
+}
+
+// The triangles, and â b̂ᵀ as f32, in place of the inverse that is made of it.
+template <class E> __device__ void triangles(inputs<E> &s, float (*ab)[T]) {
+    float to_ab[2][4] = {}, ak[2][4] = {}, rk[2][4] = {}, rb[2][4] = {};
 #pragma unroll
-    for (int j = 0; j < STEPS; j++) multiply(S[j], sums, b_of(in.b, 0, 16 * j));
-    multiply(y, sums, b_of_turned(in.rb, 0, 0));
-    scale_columns(S, in.decay);
-    each_of_channels(y, [&](int, int, int row, int t, float2 pair) {
-        put_pair((E *)a.y + at + (size_t)t * a.C + row0 + row, pair.x, pair.y);
+    for (int i = 0; i < N; i += 16) {
+        const frag xa = a_of(s.a, 0, i), r = a_of(s.r, 0, i), b = b_of_turned(s.b, 0, i),
+                   k = b_of_turned(s.k, 0, i);
+        multiply(to_ab, xa, b, ak, xa, k);
+        multiply(rk, r, k, rb, r, b);
+    }
+    each_of_sum([&](int n, int half, int row, int col) {
+        put_pair(&ab[row][col], to_ab[n][2 * half], to_ab[n][2 * half + 1]);
+    });
+    store_lower(s.ak, ak, true);
+    store_lower(s.rk, rk, false);
+    store_lower(s.rb, rb, false);
+}
+
+// (I - ab)⁻¹ by forward substitution, a lane for each column; both halves of the warp do the same.
+__device__ void invert(tile<T, T> &to, const float (*ab)[T]) {
+    const int lane = (int)(threadIdx.x & 31), col = lane % T;
+    float x[T];
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        float sums[2] = {t == col ? 1.0f : 0.0f, 0};
+#pragma unroll
+        for (int k = 0; k < t; k += 4) {
+            const float4 f = *(const float4 *)&ab[t][k];
+            sums[0] = fmaf(f.x, x[k], sums[0]);
+            if (k + 1 < t) sums[1] = fmaf(f.y, x[k + 1], sums[1]);
+            if (k + 2 < t) sums[0] = fmaf(f.z, x[k + 2], sums[0]);
+            if (k + 3 < t) sums[1] = fmaf(f.w, x[k + 3], sums[1]);
+        }
+        x[t] = sums[0] + sums[1];
+    }
+    __syncwarp(); // ab was read
+#pragma unroll
+    for (int t = 0; t < T; t += 2) { // a row for each half
+        const float mine = lane < T ? x[t] : x[t + 1];
+        const float right = __shfl_down_sync(0xffffffffu, mine, 1);
+        if (lane % 2 == 0) to.put(t + lane / T, col, mine, right);
+    }
+    __syncwarp();
+}
+
+// A back warp's chunk; next: the one whose first rows are asked for meanwhile.
+template <bool BACK, class E>
+__device__ void prepare(inputs<E> &s, few_rows<BACK, E> (&rows)[2], const wkv7_args &a, size_t at,
+                        size_t next) {
+    decays d = {make_float2(0, 0), make_float2(0, 0), make_float2(1, 1)};
+#pragma unroll
+    for (int t = 0; t < T; t += FEW) {
+        rows[(t / FEW + 1) % 2].load(a, t + FEW < T ? at + (t + FEW) * a.C : next);
+        prepare_few(s, rows[t / FEW % 2], t, d);
+    }
+    put_pair(&s.decay[2 * (threadIdx.x & 31)], d.shrink.x, d.shrink.y);
+    __syncwarp();
+    if (BACK) {
+        triangle(s.rb, s.k, s.a, false);
+        return;
+    }
+    float(*ab)[T] = (float(*)[T]) & s.solve;
+    static_assert(sizeof s.solve == T * T * sizeof(float), "ab takes the place of its inverse");
+    triangles(s, ab);
+    __syncwarp();
+    invert(s.solve, ab);
+}
+
+// The inverse: backward finds it where forward keeps it.
+template <bool BACK>
+__device__ void keep_inverse(tile<T, T> &solve, const wkv7_args &a, size_t at) {
+    each_of_inverse((int)(threadIdx.x & 31), a.C, [&](bool low, int word, size_t i) {
+        void *here = &(low ? solve.lo : solve.hi)[word];
+        float *there = a.saved + at + i;
+        copy_piece(BACK ? here : there, BACK ? there : here);
     });
 }
 
-template <int SPLIT, int BACKS> struct shape {
-    enum { FRONT = GROUP / SPLIT, ALL = FRONT + BACKS * GROUP, RING = BACKS + 1 };
-    enum { MADE = 1, DONE = MADE + RING, EACH = DONE + RING, BOTH = FRONT + GROUP }; // barriers
-};
-
-template <class E, int SPLIT, int BACKS>
-__global__ void __launch_bounds__(shape<SPLIT, BACKS>::ALL, BACKS == 1 ? 2 : 1)
-    forward(wkv7_args a) {
-    begin_kernel();
-    typedef shape<SPLIT, BACKS> sh;
-    SHARED_BYTES(bytes);
-    inputs<E> *ring = (inputs<E> *)bytes;
-    const place p = place_of(a, blockIdx.x / SPLIT);
-    const int chunks = p.len / T, warp = (int)(threadIdx.x >> 5);
-    if (!chunks) return;
-    const size_t step = (size_t)T * a.C;
-    if (threadIdx.x >= sh::FRONT) {
-        const int back = (warp - sh::FRONT / 32) / 4, mine = (warp - sh::FRONT / 32) % 4;
-        part<E, 4> next(mine);
-        if (back < chunks) next.load(a, p.at + back * step);
-        for (int c = back; c < chunks; c += BACKS) {
-            const int slot = c % sh::RING;
-            if (c >= sh::RING) group_barrier(sh::DONE + slot, sh::BOTH);
-            next.prepare(ring[slot], nullptr);
-            if (c + BACKS < chunks) next.load(a, p.at + (c + BACKS) * step);
-            group_barrier(sh::EACH + back, GROUP);
-            if (mine < 3)
-                triangles(ring[slot], mine);
-            else
-                invert(ring[slot]);
-            if (a.saved && mine == 3) keep_inverse(ring[slot], a.saved + p.at + c * step, a.C);
-            group_arrive(sh::MADE + slot, sh::BOTH);
-        }
-    } else {
-        const int row0 = 16 * ((int)(blockIdx.x % SPLIT) * (4 / SPLIT) + warp);
-        rows_of_state S = {};
-        if (p.in) each_of_rows(S, row0, [&](float &x, int at) { x = p.in[at]; });
-        for (int c = 0; c < chunks; c++) {
-            const int slot = c % sh::RING;
-            if (a.saved)
-                each_of_rows(S, row0,
-                             [&](float &x, int at) { p.chunks[c * p.chunk_step + at] = x; });
-            group_barrier(sh::MADE + slot, sh::BOTH);
-            advance(S, ring[slot], a, p.at + c * step, row0);
-            if (c + sh::RING < chunks) group_arrive(sh::DONE + slot, sh::BOTH);
-        }
-        if (p.out) each_of_rows(S, row0, [&](float &x, int at) { p.out[at] = x; });
+__device__ void scale(rows_of_state &S, const float *decay) {
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+        const float *const d = decay + 16 * j + 2 * (threadIdx.x & 3);
+        scale_columns(S[j], pair_at(d), pair_at(d + 8));
     }
 }
 
-template <class E, int SPLIT, int BACKS> void start(struct queue *q, const wkv7_args &a) {
-    typedef shape<SPLIT, BACKS> sh;
-    launch_with(q, forward<E, SPLIT, BACKS>, dim3(a.H * SPLIT, a.spans), sh::ALL,
-                sh::RING * sizeof(inputs<E>), a);
+__device__ void keep(const frag (&state)[STEPS], float *chunk, int row0) {
+    uint32_t *to = (uint32_t *)chunk + row0 / 16 * STEPS * KEPT_STEP + now(threadIdx.x & 31);
+#pragma unroll
+    for (int j = 0; j < STEPS; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            to[j * KEPT_STEP + i * KEPT_MATRIX] = state[j].hi[i];
+            to[j * KEPT_STEP + (4 + i) * KEPT_MATRIX] = state[j].lo[i];
+        }
 }
 
-// A multiprocessor takes two blocks that prepare with one group, or one with two: with blocks for
-// all of some 132 that one is faster.
-template <class E> void start_fitting(struct queue *q, const wkv7_args &a) {
-    const int heads = a.spans * a.H;
-    if (heads <= 132 / 4)
-        start<E, 4, 2>(q, a);
-    else if (heads <= 132 / 2)
-        start<E, 2, 2>(q, a);
-    else if (heads <= 132)
-        start<E, 1, 2>(q, a);
+// Of a sum whose rows are channels and whose columns tokens, two channels of one token:
+// f(channel, token, pair). Neighbouring lanes give each other one number.
+template <class F> __device__ void each_of_channels(const float (&d)[2][4], const F &f) {
+    const bool odd = threadIdx.x & 4; // of rows g and g ^ 1
+    each_of_sum([&](int n, int half, int row, int t) {
+        const float own[2] = {d[n][2 * half], d[n][2 * half + 1]};
+        const float theirs = __shfl_xor_sync(0xffffffffu, odd ? own[0] : own[1], 4);
+        f(row & ~1, t + odd, odd ? make_float2(theirs, own[1]) : make_float2(own[0], theirs));
+    });
+}
+
+// A warp's rows of the state through a chunk, and what they read out.
+template <class E>
+__device__ void advance(rows_of_state &S, const frag (&state)[STEPS], slot<E> &s, int row0) {
+    const inputs<E> &in = s.in;
+    // The chain from state to state: x in two sums, U, S. The rest fills the gaps.
+    float x[2][4] = {}, x2[2][4] = {}, y[2][4] = {}, y2[2][4] = {}, u[2][4] = {};
+    const auto v = a_of_turned(in.v, 0, row0);
+#pragma unroll
+    for (int j = 0; j < STEPS; j += 2)
+        multiply(x, state[j], b_of_turned(in.a, 0, 16 * j), x2, state[j + 1],
+                 b_of_turned(in.a, 0, 16 * (j + 1)));
+    multiply(x2, v, b_of_turned(in.ak, 0, 0));
+    add(x, x2);
+    multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
+#pragma unroll
+    for (int j = 0; j < STEPS; j += 2)
+        multiply(S[j], v, b_of(in.k, 0, 16 * j), S[j + 1], v, b_of(in.k, 0, 16 * (j + 1)));
+#pragma unroll
+    for (int j = 0; j < STEPS; j += 2)
+        multiply(y, state[j], b_of_turned(in.r, 0, 16 * j), y2, state[j + 1],
+                 b_of_turned(in.r, 0, 16 * (j + 1)));
+    const frag sums = a_of_sum(u); // rows of U: S_{t-1} a_t
+#pragma unroll
+    for (int j = 0; j < STEPS; j += 2)
+        multiply(S[j], sums, b_of(in.b, 0, 16 * j), S[j + 1], sums, b_of(in.b, 0, 16 * (j + 1)));
+    multiply(y, v, b_of_turned(in.rk, 0, 0), y2, sums, b_of_turned(in.rb, 0, 0));
+    add(y, y2);
+    scale(S, in.decay);
+    each_of_channels(y, [&](int row, int t, float2 pair) {
+        put_pair(&s.y[t][row0 + row], pair.x, pair.y);
+    });
+}
+
+// A warp's rows of the state's gradient, times decay, through a chunk: the sums that
+// wkv7_chunk_bwd.cu makes too, in the same order.
+template <class E> __device__ void retreat(rows_of_state &G, const inputs<E> &in, int row0) {
+    float du[2][4] = {}, g[2][4] = {};
+    const auto dy = a_of_turned(in.v, 0, row0);
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) multiply(du, a_of_sum(G[j]), b_of_turned(in.a, 0, 16 * j));
+    multiply(du, dy, b_of(in.rb, 0, 0));
+    multiply(g, a_of_sum(du), b_of(in.solve, 0, 0));
+#pragma unroll
+    for (int j = 0; j < STEPS; j += 2)
+        multiply(G[j], dy, b_of(in.k, 0, 16 * j), G[j + 1], dy, b_of(in.k, 0, 16 * (j + 1)));
+    const frag gamma = a_of_sum(g);
+#pragma unroll
+    for (int j = 0; j < STEPS; j += 2)
+        multiply(G[j], gamma, b_of(in.b, 0, 16 * j), G[j + 1], gamma, b_of(in.b, 0, 16 * (j + 1)));
+}
+
+// y of a chunk, the channels of this block, by a warp.
+template <class E, int COLS>
+__device__ void put_out(const wkv7_args &a, size_t at, const slot<E> &s, int col0) {
+    enum { PIECE = 16 / sizeof(E), PIECES = COLS / PIECE };
+    const int lane = now(threadIdx.x & 31);
+#pragma unroll
+    for (int i = 0; i < T * PIECES; i += WARP) {
+        const int e = i + lane, t = e / PIECES, col = col0 + e % PIECES * PIECE;
+        copy_piece((E *)a.y + at + t * a.C + col, &s.y[t][col]);
+    }
+}
+
+template <int SPLIT, int BACKS> struct shape {
+    enum { FRONT = STEPS / SPLIT * WARP, ALL = FRONT + BACKS * WARP, BOTH = FRONT + WARP };
+    enum { MADE = 1, DONE = MADE + BACKS };
+    static_assert(DONE + BACKS <= 16, "barriers there are");
+};
+
+// The chunks of a way, the i-th of `count`: forward, or backward those that end behind the first
+// segment.
+template <bool BACK> struct way {
+    int chunks, count;
+
+    __device__ way(const place &p, const wkv7_segments &cut)
+        : chunks(p.len / T), count(BACK ? chunks - cut.chunks : chunks) {}
+    __device__ int chunk(int i) const { return BACK ? chunks - 1 - i : i; }
+};
+
+template <bool BACK, class E, int SPLIT, int BACKS>
+__device__ void go_behind(slot<E> &s, int first, const wkv7_args &a, const place &p,
+                          const way<BACK> &w) {
+    typedef shape<SPLIT, BACKS> sh;
+    const int part = (int)(blockIdx.x % SPLIT);
+    const auto at = [&](int i) { return p.at + (size_t)w.chunk(i) * T * a.C; };
+    few_rows<BACK, E> rows[2];
+    if (first >= w.count) return;
+    rows[0].load(a, at(first));
+    for (int i = first;; i += BACKS) {
+        if (i >= BACKS) {
+            group_barrier(sh::DONE + first, sh::BOTH);
+            if (!BACK) put_out<E, N / SPLIT>(a, at(i - BACKS), s, N / SPLIT * part);
+        }
+        if (i >= w.count) break;
+        if (BACK) keep_inverse<BACK>(s.in.solve, a, at(i));
+        prepare(s.in, rows, a, at(i), at(i + BACKS < w.count ? i + BACKS : i));
+        if (!BACK && a.saved && !part) keep_inverse<BACK>(s.in.solve, a, at(i));
+        group_arrive(sh::MADE + first, sh::BOTH);
+    }
+}
+
+template <class E, int SPLIT, int BACKS>
+__device__ void go_ahead(slot<E> *ring, int row0, const wkv7_args &a, const place &p,
+                         const way<false> &w) {
+    typedef shape<SPLIT, BACKS> sh;
+    rows_of_state S = {};
+    if (p.in) each_of_rows(S, row0, [&](float &x, int at) { x = p.in[at]; });
+    for (int c = 0, i = 0; c < w.count; c++, i = i + 1 < BACKS ? i + 1 : 0) {
+        frag state[STEPS];
+#pragma unroll
+        for (int j = 0; j < STEPS; j++) state[j] = a_of_sum(S[j]);
+        if (a.saved) keep(state, p.chunks + c * p.chunk_step, row0);
+        group_barrier(sh::MADE + i, sh::BOTH);
+        advance(S, state, ring[i], row0);
+        group_arrive(sh::DONE + i, sh::BOTH);
+    }
+    if (p.out) each_of_rows(S, row0, [&](float &x, int at) { p.out[at] = x; });
+}
+
+template <class E, int SPLIT, int BACKS>
+__device__ void go_back(slot<E> *ring, int row0, const wkv7_args &a, const place &p,
+                        const way<true> &w, const wkv7_segments &cut) {
+    typedef shape<SPLIT, BACKS> sh;
+    rows_of_state G = {};
+    if (p.dout) each_of_rows(G, row0, [&](float &x, int at) { x = p.dout[at]; });
+    for (int n = 0, i = 0; n < w.count; n++, i = i + 1 < BACKS ? i + 1 : 0) {
+        const int c = w.chunk(n);
+        group_barrier(sh::MADE + i, sh::BOTH);
+        scale(G, ring[i].in.decay);
+        retreat(G, ring[i].in, row0);
+        group_arrive(sh::DONE + i, sh::BOTH);
+        if (c % cut.chunks) continue;
+        float *to = end_of(cut, a, blockIdx.x / SPLIT, c / cut.chunks - 1);
+        each_of_rows(G, row0, [&](float &x, int at) { to[at] = x; });
+    }
+}
+
+template <bool BACK, class E, int SPLIT, int BACKS, int BLOCKS>
+__global__ void __launch_bounds__(shape<SPLIT, BACKS>::ALL, BLOCKS)
+    through(wkv7_args a, wkv7_segments cut) {
+    begin_kernel();
+    SHARED_BYTES(bytes);
+    slot<E> *ring = (slot<E> *)bytes;
+    const place p = place_of(a, blockIdx.x / SPLIT);
+    if (!p.len) return;
+    const way<BACK> w(p, cut);
+    const int warp = (int)threadIdx.x / WARP, fronts = STEPS / SPLIT;
+    const int row0 = 16 * ((int)(blockIdx.x % SPLIT) * fronts + warp);
+    if (warp >= fronts)
+        go_behind<BACK, E, SPLIT, BACKS>(ring[warp - fronts], warp - fronts, a, p, w);
+    else if constexpr (BACK)
+        go_back<E, SPLIT, BACKS>(ring, row0, a, p, w, cut);
     else
-        start<E, 1, 1>(q, a);
+        go_ahead<E, SPLIT, BACKS>(ring, row0, a, p, w);
+}
+
+template <bool BACK, class E, int SPLIT, int BACKS, int BLOCKS>
+void start(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
+    launch_with(q, through<BACK, E, SPLIT, BACKS, BLOCKS>, dim3(a.H * SPLIT, a.spans),
+                shape<SPLIT, BACKS>::ALL, BACKS * sizeof(slot<E>), a, cut);
+}
+
+// Blocks that share a head, so that each multiprocessor has one; 0: there are more heads than
+// these.
+int sharers(const wkv7_args &a) {
+    const int most = processors() / (a.spans * a.H);
+    return most < 4 ? most : 4;
+}
+
+// Whether a block has room for ALONE backs, as Hopper's.
+template <class E> bool has_room() {
+    return most_shared() >= ALONE * sizeof(slot<E>);
+}
+
+// MOST: backs that two blocks of a multiprocessor of Hopper's have room for. Others have less.
+template <class E, int MOST> void start_forward(struct queue *q, const wkv7_args &a) {
+    const wkv7_segments whole = {};
+    const int share = sharers(a);
+    if (!has_room<E>())
+        start<false, E, 1, LEAST, 2>(q, a, whole);
+    else if (share == 4)
+        start<false, E, 4, ALONE, 1>(q, a, whole);
+    else if (share >= 2)
+        start<false, E, 2, ALONE, 1>(q, a, whole);
+    else if (share)
+        start<false, E, 1, ALONE, 1>(q, a, whole);
+    else
+        start<false, E, 1, MOST, 2>(q, a, whole);
+}
+
+template <class E> void start_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
+    if (!has_room<E>())
+        start<true, E, 2, LEAST, 1>(q, a, cut);
+    else if (splits<E> || sharers(a) >= 2)
+        start<true, E, 2, ALONE, 1>(q, a, cut);
+    else
+        start<true, E, 1, ALONE, 1>(q, a, cut);
 }
 
 } // namespace
 
 void wkv7_chunk_forward(struct queue *q, const wkv7_args &a) {
     if (a.narrow)
-        start_fitting<uint16_t>(q, a);
+        start_forward<uint16_t, 4>(q, a);
     else
-        start_fitting<float>(q, a);
+        start_forward<float, 3>(q, a);
+}
+
+void wkv7_chunk_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
+    if (a.narrow)
+        start_ends<uint16_t>(q, a, cut);
+    else
+        start_ends<float>(q, a, cut);
 }

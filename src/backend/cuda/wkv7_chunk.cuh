@@ -1,18 +1,19 @@
 // The recurrence for heads of 64, chunks of 16 tokens at a time on tensor cores (docs/math.md, the
-// chunked form): what both ways share. A block takes one head of one span, in two groups of four
-// warps. Each warp of the front group owns 16 rows of the state S, or of its gradient, and
-// transposed sums of all that depends on it stay in the warp's registers, one product's sum being
-// the next one's A: nothing of the chain from chunk to chunk goes through memory.
+// chunked form): what both ways share. A block takes one head of one span. Warps own rows of the
+// state S, or of its gradient, and transposed sums of all that depends on it stay in the warp's
+// registers, one product's sum being the next one's A: nothing of the chain from chunk to chunk
+// goes through memory.
 //
 // A token's result does not depend on those behind it: with 16 tokens decays multiply up to e^9.7
 // at most and need no centre.
 #pragma once
 #include "mma.cuh"
+#include "vector.cuh"
 #include "wkv7.cuh"
 
 namespace {
 
-enum { N = 64, T = WKV7_CHUNK, STEPS = N / T, GROUP = 4 * 32, THREADS = 2 * GROUP };
+enum { N = 64, T = WKV7_CHUNK, STEPS = N / T };
 constexpr float log2_e = 1.4426950408889634f;
 
 struct place {
@@ -40,12 +41,35 @@ __device__ inline place place_of(const wkv7_args &a, size_t h) {
     return p;
 }
 
+// S' at the end of a head's i-th segment.
+__device__ inline float *end_of(const wkv7_segments &cut, const wkv7_args &a, size_t h, int i) {
+    const size_t before = (blockIdx.y * (size_t)a.H + h) * (size_t)(cut.count - 1) + (size_t)i;
+    return cut.ends + before * N * N;
+}
+
 __device__ inline float2 pair_at(const float *p) {
     return *(const float2 *)p;
 }
 
 __device__ inline void put_pair(float *p, float x, float y) {
     *(float2 *)p = make_float2(x, y);
+}
+
+// x, but nothing made of it can be made before the loop over chunks and held in registers.
+__device__ inline int now(int x) {
+#ifndef CUDA_EMU
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
+// 16 bytes, whatever they are.
+__device__ inline void copy_piece(void *to, const void *from) {
+#ifdef CUDA_EMU
+    std::memcpy(to, from, 16);
+#else
+    *(float4 *)to = *(const float4 *)from;
+#endif
 }
 
 // Tensors are of E: float, or uint16_t for bf16, whose numbers need no splitting.
@@ -76,7 +100,7 @@ __device__ inline void put_raw(tile<ROWS, COLS> &to, int row, int col, raw_pair<
 template <int ROWS, int COLS>
 __device__ inline void put_raw(tile<ROWS, COLS, false> &to, int row, int col,
                                raw_pair<uint16_t> x) {
-    to.hi[row][col / 2] = x.bits;
+    to.hi[to.at(row, col)] = x.bits;
 }
 
 // To 2 ulp.
@@ -102,6 +126,24 @@ __device__ inline float quick_sigmoid(float x, float *slope = nullptr) {
     return s;
 }
 
+__device__ inline float reciprocal(float x) {
+#ifdef CUDA_EMU
+    return 1.0f / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+__device__ inline float2 reciprocal(float2 x) {
+    return make_float2(reciprocal(x.x), reciprocal(x.y));
+}
+// Rounded, whatever follows: nothing is joined to one instruction, so it has the same bits
+// everywhere.
+__device__ inline float2 times(float2 x, float2 y) {
+    return make_float2(__fmul_rn(x.x, y.x), __fmul_rn(x.y, y.y));
+}
+
 // For each pair of a lane's sums (mma.cuh): d[n][2·half] and its right neighbour at (row, col).
 template <class F> __device__ inline void each_of_sum(const F &f) {
     const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
@@ -119,117 +161,11 @@ template <class E> struct inputs {
     tile<T, N> r, a, b, k;
     tile<T, N, splits<E>> v;
     tile<T, T> ak, rk, rb, solve; // tril(â k̂ᵀ), …; solve = (I - tril(â b̂ᵀ))⁻¹
-    alignas(16) float ab[T][T];   // â b̂ᵀ, transposed
     float decay[N];               // e^A of the whole chunk
 };
 
-// What the way back wants besides, per token and column: the sums of log-decays, in powers of two,
-// before and after token t at t and t + 1; -∂(log-decay)/∂ω. Rows lie in different banks.
-struct rates {
-    float sum[T + 1][N + 8], slope[T][N + 8];
-};
-
-// A lane's part of a chunk when WARPS warps prepare it: two columns, and TOKENS tokens.
-template <class E, int WARPS> struct part {
-    enum { TOKENS = WARPS == 4 ? 4 : 2, PAIRS = N / 2 / WARPS };
-    static_assert(PAIRS * (T / TOKENS) == 32, "a warp has whole columns");
-    int col, first;
-    raw_pair<E> r[TOKENS], u[U_B + 1][TOKENS];
-
-    // warp: of those that prepare
-    __device__ explicit part(int warp) {
-        const int lane = (int)(threadIdx.x & 31);
-        col = 2 * (warp * PAIRS + lane % PAIRS);
-        first = lane / PAIRS * TOKENS;
-    }
-
-    __device__ void load(const wkv7_args &a, size_t at) {
-#pragma unroll
-        for (int i = 0; i < TOKENS; i++) {
-            const size_t from = at + (size_t)(first + i) * a.C + col;
-            r[i] = raw_at<E>(a.r, from);
-#pragma unroll
-            for (int v = 0; v <= U_B; v++) u[v][i] = raw_at<E>(a.u, v * a.R * a.C + from);
-        }
-    }
-
-    // The sum over the tokens before this lane's in its column; `all`: over the chunk.
-    __device__ float before(float sum, float &all) const {
-        const int lane = (int)(threadIdx.x & 31);
-#pragma unroll
-        for (int d = PAIRS; d < 32; d *= 2) {
-            const float less = __shfl_up_sync(0xffffffffu, sum, d);
-            if (lane >= d) sum += less;
-        }
-        all = __shfl_sync(0xffffffffu, sum, 32 - PAIRS + lane % PAIRS);
-        const float less = __shfl_up_sync(0xffffffffu, sum, PAIRS);
-        return lane >= PAIRS ? less : 0;
-    }
-
-    // rate may be NULL.
-    __device__ void prepare(inputs<E> &s, rates *rate) const {
-        float2 upto[TOKENS], slope[TOKENS], sum = make_float2(0, 0), all;
-#pragma unroll
-        for (int i = 0; i < TOKENS; i++) {
-            const float2 w = u[U_W][i].wide();
-            sum.x -= c0 * log2_e * quick_sigmoid(w.x, &slope[i].x); // powers of two
-            sum.y -= c0 * log2_e * quick_sigmoid(w.y, &slope[i].y);
-            upto[i] = sum;
-        }
-        const float2 ahead = make_float2(before(sum.x, all.x), before(sum.y, all.y));
-        if (first == 0) put_pair(&s.decay[col], power2(all.x), power2(all.y));
-        if (rate && first == 0) put_pair(&rate->sum[0][col], 0, 0);
-        float2 shrink = make_float2(power2(ahead.x), power2(ahead.y)); // e^E
-#pragma unroll
-        for (int i = 0; i < TOKENS; i++) {
-            const int t = first + i;
-            const float2 x = u[U_A][i].wide(), b = u[U_B][i].wide(), k = u[U_K][i].wide(),
-                         read = r[i].wide();
-            s.a.put(t, col, x.x * shrink.x, x.y * shrink.y);
-            const float2 sums = make_float2(ahead.x + upto[i].x, ahead.y + upto[i].y);
-            shrink = make_float2(power2(sums.x), power2(sums.y));
-            s.r.put(t, col, read.x * shrink.x, read.y * shrink.y);
-            const float2 grow = make_float2(power2(-sums.x), power2(-sums.y));
-            s.b.put(t, col, b.x * grow.x, b.y * grow.y);
-            s.k.put(t, col, k.x * grow.x, k.y * grow.y);
-            put_raw(s.v, t, col, u[U_V][i]);
-            if (!rate) continue;
-            put_pair(&rate->sum[t + 1][col], sums.x, sums.y);
-            put_pair(&rate->slope[t][col], c0 * slope[i].x, c0 * slope[i].y);
-        }
-    }
-};
-
-// Of a sum whose rows are channels and whose columns tokens, d[n][2·half] and its right neighbour:
-// two channels of one token, f(n, half, channel, token, pair). Neighbouring lanes give each other
-// one number, and what lies together in memory is one load or store.
-template <class F> __device__ inline void each_of_channels(const float (&d)[2][4], const F &f) {
-    const bool odd = threadIdx.x & 4; // of rows g and g ^ 1
-    each_of_sum([&](int n, int half, int row, int t) {
-        const float own[2] = {d[n][2 * half], d[n][2 * half + 1]};
-        const float theirs = __shfl_xor_sync(0xffffffffu, odd ? own[0] : own[1], 4);
-        f(n, half, row & ~1, t + odd,
-          odd ? make_float2(theirs, own[1]) : make_float2(own[0], theirs));
-    });
-}
-
-// d = Σ of four products A(i)·B(i), i by steps of 16, in two chains.
-template <class A, class B>
-__device__ inline void sum_of_four(float (&d)[2][4], const A &a, const B &b) {
-    float other[2][4] = {};
-#pragma unroll
-    for (int i = 0; i < N; i += 32) {
-        multiply(d, a(i), b(i));
-        multiply(other, a(i + 16), b(i + 16));
-    }
-    add(d, other);
-}
-
-// left (T,N) · rightᵀ, one warp. Lanes hold it as mma.cuh says.
-__device__ inline void cross(float (&d)[2][4], const tile<T, N> &left, const tile<T, N> &right) {
-    sum_of_four(
-        d, [&](int i) { return a_of(left, 0, i); },
-        [&](int i) { return b_of_turned(right, 0, i); });
+__device__ inline void put(tile<T, N> &to, int t, int col, float2 x) {
+    to.put(t, col, x.x, x.y);
 }
 
 // What lies above the diagonal, or on it too if `strict`, is dropped: it need not be finite.
@@ -241,66 +177,25 @@ __device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool 
     });
 }
 
-// (I - ab)⁻¹ by forward substitution, a lane for each column; both halves of the warp do the same.
-template <class E> __device__ inline void invert(inputs<E> &s) {
-    float d[2][4] = {};
-    cross(d, s.b, s.a);
-    each_of_sum([&](int n, int half, int row, int col) {
-        put_pair(&s.ab[row][col], d[n][2 * half], d[n][2 * half + 1]);
-    });
-    __syncwarp();
-    const int lane = (int)(threadIdx.x & 31), col = lane % T;
-    float x[T];
+// left · rightᵀ as far as tokens see each other.
+__device__ inline void triangle(tile<T, T> &to, const tile<T, N> &left, const tile<T, N> &right,
+                                bool strict) {
+    float d[2][4] = {}, other[2][4] = {};
 #pragma unroll
-    for (int t = 0; t < T; t++) x[t] = t == col ? 1.0f : 0.0f;
-#pragma unroll
-    for (int k = 0; k < T - 1; k++) { // x[k] is done
-        float4 of[T / 4];
-#pragma unroll
-        for (int t = (k + 1) / 4; t < T / 4; t++) of[t] = *(const float4 *)&s.ab[k][4 * t];
-#pragma unroll
-        for (int t = k + 1; t < T; t++) {
-            const float4 f = of[t / 4];
-            const float by = t % 4 == 0 ? f.x : t % 4 == 1 ? f.y : t % 4 == 2 ? f.z : f.w;
-            x[t] = fmaf(by, x[k], x[t]);
-        }
-    }
-#pragma unroll
-    for (int t = 0; t < T; t++) {
-        const float right = __shfl_down_sync(0xffffffffu, x[t], 1);
-        if (lane < T && lane % 2 == 0) s.solve.put(t, col, x[t], right);
-    }
+    for (int i = 0; i < N; i += 32)
+        multiply(d, a_of(left, 0, i), b_of_turned(right, 0, i), other, a_of(left, 0, i + 16),
+                 b_of_turned(right, 0, i + 16));
+    add(d, other);
+    store_lower(to, d, strict);
 }
 
-// The inverse to where backward finds it, rows C apart; the warp that made it.
-template <class E> __device__ inline void keep_inverse(const inputs<E> &s, float *to, size_t C) {
-    __syncwarp();
-    const int lane = (int)(threadIdx.x & 31), col = lane % 8 * 2;
+// The inverse as it is kept, where tokens' s would be: of each row the words of the high parts,
+// then those of the low. Pieces of 16 bytes, f(word of the tile, in memory); lanes from 0 on.
+template <class F> __device__ inline void each_of_inverse(int lane, size_t C, const F &f) {
 #pragma unroll
-    for (int i = 0; i < T / 4; i++) {
-        const int t = 4 * i + lane / 8;
-        const float2 x = s.solve.get(t, col);
-        put_pair(to + t * C + col, x.x, x.y);
-    }
-}
-
-// The three triangles of a chunk that stay as they are, one for each warp of a group.
-template <class E> __device__ inline void triangles(inputs<E> &s, int warp) {
-    float d[2][4] = {};
-    switch (warp) {
-    case 0:
-        cross(d, s.a, s.k);
-        store_lower(s.ak, d, true);
-        break;
-    case 1:
-        cross(d, s.r, s.k);
-        store_lower(s.rk, d, false);
-        break;
-    case 2:
-        cross(d, s.r, s.b);
-        store_lower(s.rb, d, false);
-        break;
-    default: break;
+    for (int n = 0; n < T * 4; n += 32) {
+        const int i = n + lane;
+        f(i & 2, word_at<T>(i / 4, (i & 1) * 8), (size_t)(i / 4) * C + i % 4 * 4);
     }
 }
 
@@ -319,15 +214,19 @@ template <class F> __device__ inline void each_of_rows(rows_of_state &S, int row
         });
 }
 
-__device__ inline void scale_columns(rows_of_state &S, const float *scale) {
-    const int q = (int)(threadIdx.x & 3);
+// 16 columns of them.
+__device__ inline void scale_columns(float (&S)[2][4], float2 left, float2 right) {
 #pragma unroll
-    for (int j = 0; j < STEPS; j++)
+    for (int n = 0; n < 2; n++)
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
-            const float2 d = pair_at(scale + 16 * j + 8 * n + 2 * q);
-            S[j][n][0] *= d.x, S[j][n][1] *= d.y, S[j][n][2] *= d.x, S[j][n][3] *= d.y;
+        for (int e = 0; e < 4; e += 2) {
+            const float2 x = times(make_float2(S[n][e], S[n][e + 1]), n ? right : left);
+            S[n][e] = x.x, S[n][e + 1] = x.y;
         }
 }
+
+// A state that is kept for backward: its numbers in two, as they are multiplied. 16 × 16 of them
+// are eight matrices of 8 × 8, first the high parts' (mma.cuh), each 128 bytes in one piece.
+enum { KEPT_MATRIX = 32, KEPT_STEP = 8 * KEPT_MATRIX };
 
 } // namespace

@@ -1,478 +1,502 @@
-// The chunked recurrence, backward: the front group takes the gradient of the state through a
-// chunk, the back group makes again what forward had, but for the inverse, which forward kept.
-// Gradients of the inputs are sums over all rows and go through shared memory. Who only gives
-// arrives at a barrier and goes on.
-#include "wkv7_chunk.cuh"
+// The chunked recurrence, backward. Of eight warps two each go one way:
+//
+//   chain   the gradient of the state, S' here, through the chunk, and Γ; then the next chunk's
+//           decays, and what they make of S'
+//   values  U again, the gradients of the triangles, dv
+//   reads   two triangles, dr, da, and in the end dω
+//   keys    the third triangle, dk, db
+//
+// All eight prepare a chunk. What it reads is asked for a chunk ahead (cp.async); results take the
+// place of what they were made of, and are carried away in whole rows while the next chunk is
+// prepared. Bound by shared memory: matrices read from there take half of its turns, which is why a
+// warp has 32 rows or columns of whatever it makes. Who only gives arrives and goes on.
+//
+// 16×512 tokens of 12 heads in bf16 take an H100 312 µs with launch and wait (`rwkv bench
+// kernels`); counted were 200, of which memory takes 106.
+#include "wkv7_chunk_bwd.cuh"
 
 namespace {
 
-enum { GAMMA = 1, FRONT, DTRIANGLES, BACK, ALONG }; // barriers
+enum { CHAIN, VALUES, READS, KEYS }; // pairs of warps
+// Barriers: Γ, U and the gradients of triangles are there, for whom; so is what dω takes from keys,
+// and r̂ is wanted no more; nor is the state; nor S' by others than the chain; decays are there.
+enum { GAMMA = 1, GAMMA_READS, U_KEYS, DTRIANGLES, DTRIANGLES_KEYS, ALONG, STATE, DSTATE, DECAYS };
 
-template <class E> struct backward_memory {
-    inputs<E> in;
-    rates rate;
-    tile<T, N, splits<E>> dy;
-    tile<N, N> state, dstate; // S at the chunk's begin [column][row]; ∂ℓ/∂S at its end times decay
-    tile<N, T> u, g;          // Uᵀ and Γᵀ
-    tile<T, T> dab, dak, drb, drk;
-    float edge[2][4]
-              [N]; // Σ of S ⊙ ∂ℓ/∂S down a warp's rows, at this chunk's end and the one's before
-    float along[T][N + 8]; // b̂ ⊙ db̂ + k̂ ⊙ dk̂
+// ---- the chain ---------------------------------------------------------------------------------
+
+typedef rows_of_state wide_rows[WIDE];
+
+// Decays of a chunk, the 32 columns of this warp: a lane has two, of eight tokens.
+template <class E> __device__ void put_decays(float *shrink, const E *from, int col0) {
+    const int lane = now((int)threadIdx.x % WARP), col = col0 + lane % 16 * 2;
+    const int first = lane / 16 * (T / 2);
+    raw_pair<E> w[T / 2];
+#pragma unroll
+    for (int i = 0; i < T / 2; i++) w[i] = raw_at<E>(from, spread(first + i, col));
+    float2 sum = make_float2(0, 0), upto[T / 2];
+#pragma unroll
+    for (int i = 0; i < T / 2; i++) {
+        const float2 x = w[i].wide();
+        sum.x -= c0 * log2_e * quick_sigmoid(x.x); // powers of two
+        sum.y -= c0 * log2_e * quick_sigmoid(x.y);
+        upto[i] = sum;
+    }
+    float2 ahead = make_float2(__shfl_sync(0xffffffffu, sum.x, lane % 16),
+                               __shfl_sync(0xffffffffu, sum.y, lane % 16));
+    if (!first) ahead = make_float2(0, 0);
+#pragma unroll
+    for (int i = 0; i < T / 2; i++)
+        put_pair(shrink + spread(first + i, col), power2(ahead.x + upto[i].x),
+                 power2(ahead.y + upto[i].y));
+}
+
+// S' at a chunk's end becomes that times decay, for others too.
+template <class E>
+__device__ void scale(wide_rows &G, memory<E> &s, const float *shrink, int row0) {
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+        const int col = 16 * j + 2 * (int)(threadIdx.x & 3);
+        const float2 left = pair_at(shrink + spread(T - 1, col)),
+                     right = pair_at(shrink + spread(T - 1, col + 8));
+#pragma unroll
+        for (int m = 0; m < WIDE; m++) {
+            scale_columns(G[m][j], left, right);
+            store_a(s.dstate, row0 + 16 * m, 16 * j, a_of_sum(G[m][j]));
+        }
+    }
+}
+
+// Where the chunk before this one begins, its state, and that of the one before; NULL: none.
+struct ahead {
+    size_t at;
+    const float *chunk, *beyond;
 };
 
-// x, but nothing made of it can be made earlier and held in registers.
-__device__ int now(int x) {
-#ifndef CUDA_EMU
-    asm volatile("" : "+r"(x));
-#endif
-    return x;
-}
-
-// Numbers of an A where a sum has them.
-__device__ void sum_of_a(float (&d)[2][4], const frag &f) {
+template <class E>
+__device__ void go_chain(wide_rows &G, memory<E> &s, const wkv7_args &a, int row0, int turn,
+                         ahead next) {
+    wide_sum du = {}, g = {};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float2 x = joined(f.hi[i], f.lo[i]);
-        d[i >> 1][2 * (i & 1)] = x.x;
-        d[i >> 1][2 * (i & 1) + 1] = x.y;
+    for (int j = 0; j < N; j += 16) {
+        const frag b = b_of_turned(s.b, 0, j);
+        multiply(du[0], a_of(s.dstate, row0, j), b, du[1], a_of(s.dstate, row0 + 16, j), b);
     }
+    __syncthreads(); // the triangles
+    const frag rb = b_of(s.rb, 0, 0), solve = b_of(s.solve, 0, 0);
+    const frag_of<splits<E>> dy[] = {a_of_turned(dy_of(s, turn), 0, row0),
+                                     a_of_turned(dy_of(s, turn), 0, row0 + 16)};
+    multiply(du[0], dy[0], rb, du[1], dy[1], rb);
+    multiply(g[0], a_of_sum(du[0]), solve, g[1], a_of_sum(du[1]), solve);
+    const frag gamma[] = {a_of_sum(g[0]), a_of_sum(g[1])};
+#pragma unroll
+    for (int m = 0; m < WIDE; m++) store_a(s.g, row0 + 16 * m, 0, gamma[m]);
+    group_arrive(GAMMA, 2 * PAIR);
+    group_arrive(GAMMA_READS, 2 * PAIR);
+    if (next.chunk) ask_mine(s.rows[turn ^ 1].x[X_W], w_of<E>(a), a, next.at, row0);
+    asked();
+#pragma unroll
+    for (int j = 0; j < STEPS; j++) {
+        const frag r = b_of(s.r, 0, 16 * j), x = b_of(s.a, 0, 16 * j);
+        multiply(G[0][j], dy[0], r, G[1][j], dy[1], r);
+        multiply(G[0][j], gamma[0], x, G[1][j], gamma[1], x);
+    }
+    group_arrive(ALONG, 3 * PAIR); // r̂ was read
+    if (next.chunk) {
+        wait_for_asked<0>();
+        __syncwarp();
+        put_decays(s.shrink[turn ^ 1], s.rows[turn ^ 1].x[X_W], row0);
+        group_barrier(DECAYS, PAIR);
+    }
+    group_barrier(DSTATE, 4 * PAIR);
+    if (!next.chunk) return;
+    scale(G, s, s.shrink[turn ^ 1], row0);
 }
 
-// Σ of x ⊙ y down a warp's rows, 16 columns.
-__device__ void sum_products(float *to, const float (&x)[2][4], const float (&y)[2][4]) {
-    const int lane = (int)(threadIdx.x & 31);
+// ---- the other ways ----------------------------------------------------------------------------
+
+template <class E>
+__device__ void go_values(memory<E> &s, const wkv7_args &a, size_t at, int row0, int turn,
+                          ahead next) {
+    const auto &v = v_of(s, turn);
+    const auto &dy = dy_of(s, turn);
+    wide_sum x = {}, u = {}, dv = {};
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-        float2 sum = make_float2(fmaf(x[n][0], y[n][0], x[n][2] * y[n][2]),
-                                 fmaf(x[n][1], y[n][1], x[n][3] * y[n][3]));
+    for (int j = 0; j < N; j += 16) {
+        const frag xa = b_of_turned(s.a, 0, j);
+        multiply(x[0], a_of(s.state, row0, j), xa, x[1], a_of(s.state, row0 + 16, j), xa);
+    }
+    __syncthreads(); // the triangles
+    const frag ak = b_of_turned(s.ak, 0, 0), solve = b_of_turned(s.solve, 0, 0);
+    multiply(x[0], a_of_turned(v, 0, row0), ak, x[1], a_of_turned(v, 0, row0 + 16), ak);
+    multiply(u[0], a_of_sum(x[0]), solve, u[1], a_of_sum(x[1]), solve);
 #pragma unroll
-        for (int d = 4; d < 32; d *= 2) {
-            sum.x += __shfl_xor_sync(0xffffffffu, sum.x, d);
-            sum.y += __shfl_xor_sync(0xffffffffu, sum.y, d);
+    for (int m = 0; m < WIDE; m++) store_a(s.u, row0 + 16 * m, 0, a_of_sum(u[m]));
+    group_arrive(U_KEYS, 2 * PAIR);
+    group_barrier(GAMMA, 2 * PAIR); // and U, among ourselves
+    if (row0)
+        triangle_gradients(
+            s.rb, s.drk, [&](int i) { return a_of(dy, 0, i); }, s.u, v, false);
+    else
+        triangle_gradients(
+            s.dab, s.dak, [&](int i) { return a_of_turned(s.g, i, 0); }, s.u, v, true);
+    group_arrive(DTRIANGLES, 2 * PAIR);
+    group_arrive(DTRIANGLES_KEYS, 2 * PAIR);
+    ask_mine(s.once[ONE_DV], (const E *)a.du + U_V * a.R * a.C, a, at, row0);
+    asked();
+#pragma unroll
+    for (int j = 0; j < N; j += 16) {
+        const frag k = a_of(s.k, 0, j);
+        multiply(dv[0], k, b_of_turned(s.dstate, row0, j), dv[1], k,
+                 b_of_turned(s.dstate, row0 + 16, j));
+    }
+    group_arrive(DSTATE, 4 * PAIR);
+    const frag rk = a_of_turned(s.rk, 0, 0), turned_ak = a_of_turned(s.ak, 0, 0);
+    multiply(dv[0], rk, b_of(dy, 0, row0), dv[1], rk, b_of(dy, 0, row0 + 16));
+    multiply(dv[0], turned_ak, b_of_turned(s.g, row0, 0), dv[1], turned_ak,
+             b_of_turned(s.g, row0 + 16, 0));
+    wait_for_asked<0>();
+    __syncwarp();
+    each_pair<raw_pair<E>> was;
+    load_wide(was, s.once[ONE_DV], row0);
+    each_of_wide(row0, [&](int m, int n, int half, int i, int) {
+        const float2 x = was[m][n][half].wide();
+        put_pair(&s.once[ONE_DV][i], x.x + dv[m][n][2 * half], x.y + dv[m][n][2 * half + 1]);
+    });
+    if (next.chunk) ask_rows(s.rows[turn ^ 1], a, next.at);
+    if (next.beyond) bring_near<E>(a, next.at - (size_t)T * a.C, next.beyond);
+    asked();
+}
+
+// dr as far as it comes from the state; and Σ of S ⊙ S' down the columns, which is the diagonal of
+// a product.
+template <class E> __device__ void read_state(wide_sum &dr, memory<E> &s, int col0, int turn) {
+    wide_sum edge = {};
+#pragma unroll
+    for (int i = 0; i < N; i += 16) {
+        const auto dy = a_of(dy_of(s, turn), 0, i);
+        const frag state[] = {b_of(s.state, i, col0), b_of(s.state, i, col0 + 16)};
+        multiply(dr[0], dy, state[0], dr[1], dy, state[1]);
+        multiply(edge[0], turned(state[0]), b_of(s.dstate, i, col0), edge[1], turned(state[1]),
+                 b_of(s.dstate, i, col0 + 16));
+    }
+    const int lane = (int)(threadIdx.x % WARP), g = lane >> 2;
+#pragma unroll
+    for (int m = 0; m < WIDE; m++)
+        if (g >> 1 == (lane & 3)) {
+            s.edge[0][col0 + 16 * m + g] = g & 1 ? edge[m][0][1] : edge[m][0][0];
+            s.edge[0][col0 + 16 * m + 8 + g] = g & 1 ? edge[m][1][3] : edge[m][1][2];
         }
-        if (lane < 4) put_pair(to + 8 * n + 2 * lane, sum.x, sum.y);
-    }
 }
 
-// ---- the next chunk, as it lies in memory -------------------------------------------------------
-
-// 16 bytes on their way to shared memory until stage_wait.
-__device__ void stage(void *to, const void *from) {
-#ifdef CUDA_EMU
-    std::memcpy(to, from, 16);
-#else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     (uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from)
-                 : "memory");
-#endif
+// 1 where a token is not before another one: times it, sums over a token and those behind it.
+__device__ frag_of<false> behind() {
+    const uint32_t one = 0x3f80, both = 0x3f803f80; // bf16
+    const int lane = (int)(threadIdx.x % WARP), g = lane >> 2, t = 2 * (lane & 3);
+    const uint32_t part = (t >= g ? one : 0) | (t + 1 >= g ? one << 16 : 0);
+    return {{part, 0, both, part}};
 }
 
-__device__ void stage_wait() {
-#ifndef CUDA_EMU
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
-// Where number `col` of a row lies. Rows that lanes read at once are two apart: their pieces of 16
-// bytes are interchanged, or all would lie in the same banks.
-template <class E> __device__ int staged_at(int row, int col) {
-    enum { PIECE = 16 / sizeof(E), PIECES = N / PIECE };
-    return row * N + ((col / PIECE ^ row / 2 * (PIECES / 8)) * PIECE + col % PIECE);
-}
-
-// Tensors of E take the place of what a chunk is done with last: (6,T,N) that of dstate and u, dy
-// and then the inverse that of g, the state that of the state.
-template <class E> struct staged {
-    E *in, *dy;
-    float *solve, *state;
-
-    __device__ explicit staged(backward_memory<E> &s)
-        : in((E *)&s.dstate), dy((E *)&s.g), solve((float *)(dy + T * N)),
-          state((float *)&s.state) {
-        typedef backward_memory<E> m;
-        static_assert(sizeof(m::dstate) + sizeof(m::u) >= 6 * T * N * sizeof(E) &&
-                          sizeof(m::g) >= T * N * sizeof(E) + T * T * sizeof(float),
-                      "what is staged has room");
-    }
-
-    // One row after the other by the threads of a group.
-    __device__ void rows(E *to, const E *from, size_t C) const {
-        enum { PIECE = 16 / sizeof(E), PIECES = N / PIECE };
-        const int tid = now((int)threadIdx.x % GROUP);
+// dω, from the sums of what a column's tokens give it, and a ⊙ da.
+template <class E>
+__device__ void put_decay_gradient(memory<E> &s, chunk_rows<E> &rows, const wide_sum &sum,
+                                   const wide_sum &own, int col0) {
+    each_pair<raw_pair<E>> w;
+    load_wide(w, rows.x[X_W], col0);
+    float2 edge[WIDE][2][2];
 #pragma unroll
-        for (int i = 0; i < T * PIECES / GROUP; i++) {
-            const int e = tid + i * GROUP, row = e / PIECES, col = e % PIECES * PIECE;
-            stage(to + staged_at<E>(row, col), from + (uint32_t)row * (uint32_t)C + col);
+    for (int m = 0; m < WIDE; m++)
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                edge[m][n][i] =
+                    pair_at(&s.edge[i][col0 + 16 * m + 8 * n + 2 * (int)(threadIdx.x & 3)]);
+    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+        const float2 x = w[m][n][half].wide(), state = edge[m][n][0], keys = edge[m][n][1];
+        const int e = 2 * half;
+        float2 slope;
+        quick_sigmoid(x.x, &slope.x);
+        quick_sigmoid(x.y, &slope.y);
+        put_pair(&rows.x[X_W][i],
+                 -c0 * slope.x * (sum[m][n][e] - own[m][n][e] + (state.x + keys.x)),
+                 -c0 * slope.y * (sum[m][n][e + 1] - own[m][n][e + 1] + (state.y + keys.y)));
+    });
+}
+
+template <class E>
+__device__ void go_reads(memory<E> &s, const wkv7_args &a, size_t at, int col0, int turn) {
+    if (col0)
+        triangle(s.ak, s.a, s.k, true);
+    else
+        triangle(s.rb, s.r, s.b, false);
+    ask_mine(s.once[ONE_DR], a.dr, a, at, col0);
+    asked();
+    __syncthreads();
+    wide_sum dr = {}, da = {};
+    read_state(dr, s, col0, turn);
+    group_arrive(DSTATE, 4 * PAIR);
+    group_barrier(GAMMA_READS, 2 * PAIR);
+#pragma unroll
+    for (int i = 0; i < N; i += 16) {
+        const frag gamma = a_of_turned(s.g, i, 0); // reading the state again beats spilling it
+        multiply(da[0], gamma, b_of(s.state, i, col0), da[1], gamma, b_of(s.state, i, col0 + 16));
+    }
+    group_arrive(STATE, 2 * PAIR);
+    group_barrier(DTRIANGLES, 2 * PAIR);
+    {
+        const frag rb = a_of(s.rb, 0, 0), ab = a_of(s.dab, 0, 0), rk = a_of(s.drk, 0, 0),
+                   ak = a_of(s.dak, 0, 0);
+#pragma unroll
+        for (int m = 0; m < WIDE; m++) {
+            const frag b = b_of(s.b, 0, col0 + 16 * m), k = b_of(s.k, 0, col0 + 16 * m);
+            multiply(dr[m], rb, b, da[m], ab, b);
+            multiply(dr[m], rk, k, da[m], ak, k);
         }
     }
-
-    __device__ void begin_back(const wkv7_args &a, size_t at) const {
-#pragma unroll 1
-        for (int v = 0; v <= U_B; v++)
-            rows(in + v * T * N, (const E *)a.u + v * a.R * a.C + at, a.C);
-        rows(in + (U_B + 1) * T * N, (const E *)a.r + at, a.C);
-    }
-
-    __device__ void begin_front(const wkv7_args &a, size_t at, const float *from) const {
-        const int tid = now((int)threadIdx.x);
-        rows(dy, (const E *)a.dy + at, a.C);
-        if (tid < T * 4) stage(solve + 4 * tid, a.saved + at + tid / 4 * a.C + tid % 4 * 4);
+    wait_for_asked<0>();
+    __syncwarp();
+    // From here on dr is r̂ ⊙ dr̂ + â ⊙ dâ, and da is â ⊙ dâ.
+    chunk_rows<E> &rows = s.rows[turn];
+    each_pair<raw_pair<E>> r, x, was;
+    each_pair<float2> before, after;
+    load_wide(was, s.once[ONE_DR], col0);
+    load_wide(r, rows.x[X_R], col0);
+    load_wide(x, rows.x[X_A], col0);
+    each_of_wide(col0, [&](int m, int n, int half, int i, int previous) {
+        before[m][n][half] = shrink_before(s.shrink[turn], previous);
+        after[m][n][half] = pair_at(s.shrink[turn] + i);
+    });
+    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+        float *const pr = &dr[m][n][2 * half], *const pa = &da[m][n][2 * half];
+        const float2 old = was[m][n][half].wide(), xr = r[m][n][half].wide(),
+                     xa = x[m][n][half].wide();
+        const float2 gr = times(make_float2(pr[0], pr[1]), after[m][n][half]);
+        const float2 ga = times(make_float2(pa[0], pa[1]), before[m][n][half]);
+        put_pair(&s.once[ONE_DR][i], old.x + gr.x, old.y + gr.y);
+        put_pair(&rows.x[X_A][i], ga.x, ga.y);
+        pa[0] = xa.x * ga.x, pa[1] = xa.y * ga.y;
+        pr[0] = fmaf(xr.x, gr.x, pa[0]), pr[1] = fmaf(xr.y, gr.y, pa[1]);
+    });
+    group_barrier(ALONG, 3 * PAIR); // nobody reads r̂ any more: what is summed up takes its place
+    each_pair<float2> less;
+    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+        less[m][n][half] = pair_at(along_of(s) + i);
+    });
 #pragma unroll
-        for (int i = 0; i < N * N / 4 / GROUP; i++)
-            stage(state + 4 * (tid + i * GROUP), from + 4 * (tid + i * GROUP));
-    }
-};
-
-// This chunk's inputs, gradients of outputs, and state.
-template <class E> struct chunk_loads {
-    part<E, 8> mine;
-    raw_pair<E> dy[part<E, 8>::TOKENS];
-    float4 state[N * N / 4 / THREADS];
-    float2 solve; // of the first half of the threads
-
-    __device__ explicit chunk_loads(const staged<E> &from) : mine((int)(threadIdx.x >> 5)) {
-#pragma unroll
-        for (int i = 0; i < mine.TOKENS; i++) {
-            const int at = staged_at<E>(mine.first + i, mine.col);
-#pragma unroll
-            for (int v = 0; v <= U_B; v++) mine.u[v][i] = raw_at<E>(from.in, v * T * N + at);
-            mine.r[i] = raw_at<E>(from.in, (U_B + 1) * T * N + at);
-            dy[i] = raw_at<E>(from.dy, at);
-        }
-#pragma unroll
-        for (int i = 0; i < N * N / 4 / THREADS; i++)
-            state[i] = ((const float4 *)from.state)[threadIdx.x + i * THREADS];
-        if (threadIdx.x < T * T / 2) solve = pair_at(from.solve + 2 * threadIdx.x);
-    }
-
-    __device__ void prepare(backward_memory<E> &s) const {
-        mine.prepare(s.in, &s.rate);
-#pragma unroll
-        for (int i = 0; i < mine.TOKENS; i++) put_raw(s.dy, mine.first + i, mine.col, dy[i]);
-#pragma unroll
-        for (int i = 0; i < N * N / 4 / THREADS; i++) {
-            const int e = (int)threadIdx.x + i * THREADS, row = e / (N / 4), col = e % (N / 4) * 4;
-            s.state.put(row, col, state[i].x, state[i].y);
-            s.state.put(row, col + 2, state[i].z, state[i].w);
-        }
-        if (threadIdx.x < T * T / 2)
-            s.in.solve.put((int)threadIdx.x / (T / 2), (int)threadIdx.x % (T / 2) * 2, solve.x,
-                           solve.y);
-    }
-};
-
-// Has what a chunk reads brought near, a row of a tensor by each thread: memory is waited for
-// longer than anything here takes.
-template <class E> __device__ void fetch_ahead(const wkv7_args &a, size_t at, const float *state) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    const int tid = now((int)threadIdx.x), row = tid % T;
-    const size_t first = at + row * a.C, plane = a.R * a.C;
-    const void *from;
-    unsigned size = N * sizeof(E);
-    switch (tid / T) {
-    case U_W:
-    case U_K:
-    case U_V:
-    case U_A:
-    case U_B: from = (const E *)a.u + tid / T * plane + first; break;
-    case 5: from = (const E *)a.r + first; break;
-    case 6: from = (const E *)a.dy + first; break;
-    case 7: from = (const E *)a.dr + first; break;
-    case 8: from = (const E *)a.du + U_K * plane + first; break;
-    case 9: from = (const E *)a.du + U_V * plane + first; break;
-    case 10: from = a.saved + first, size = T * sizeof(float); break;
-    case 11: size = N * N / T * sizeof(float), from = state + row * (N * N / T); break;
-    default: return;
-    }
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
-                 "r"(size));
-#else
-    (void)a, (void)at, (void)state;
-#endif
-}
-
-// Sums over this token and those behind it in the chunk: x[half] is of token g + 8·half.
-__device__ void sum_behind(float (&x)[2]) {
-    const int lane = (int)(threadIdx.x & 31);
-#pragma unroll
-    for (int d = 4; d < 32; d *= 2)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const float more = __shfl_down_sync(0xffffffffu, x[half], d);
-            if (lane + d < 32) x[half] += more;
-        }
-    x[0] += __shfl_sync(0xffffffffu, x[1], lane & 3);
-}
-
-// What is there before something is added to it: asked for early, it comes from far.
-template <class E> struct old_pairs {
-    raw_pair<E> pair[2][2];
-
-    __device__ void load(const void *base, size_t at, size_t C) {
+    for (int m = 0; m < WIDE; m++)
         each_of_sum([&](int n, int half, int t, int col) {
-            pair[n][half] = raw_at<E>(base, at + (size_t)t * C + col);
+            const float2 x = less[m][n][half];
+            s.r.put(t, col0 + 16 * m + col, dr[m][n][2 * half] - x.x, dr[m][n][2 * half + 1] - x.y);
+        });
+    __syncwarp();
+    wide_sum sum = {};
+    multiply(sum[0], behind(), b_of(s.r, 0, col0), sum[1], behind(), b_of(s.r, 0, col0 + 16));
+    put_decay_gradient(s, rows, sum, da, col0);
+}
+
+// A lane's b, k and e^-A.
+template <class E> struct keys_of_chunk {
+    each_pair<raw_pair<E>> b, k;
+    each_pair<float2> grow;
+
+    __device__ keys_of_chunk(const memory<E> &s, int col0, int turn) {
+        load_wide(b, s.rows[turn].x[X_B], col0);
+        load_wide(k, s.rows[turn].x[X_K], col0);
+        each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+            grow[m][n][half] = reciprocal(pair_at(s.shrink[turn] + i));
         });
     }
 };
 
-// The gradients of b and k in 16 columns, from what of them comes from the state; leaves
-// b̂ ⊙ db̂ + k̂ ⊙ dk̂.
+// What keys have given to the state behind the chunk is what they read of its gradient.
 template <class E>
-__device__ void finish_keys(backward_memory<E> &s, const wkv7_args &a, size_t at, int col0,
-                            float (&db)[2][4], float (&dk)[2][4], const old_pairs<E> &old) {
-    const inputs<E> &in = s.in;
-    const size_t plane = a.R * a.C;
-    const frag x = b_of(in.a, 0, col0), r = b_of(in.r, 0, col0);
-    multiply(db, a_of_turned(s.dab, 0, 0), x);
-    multiply(dk, a_of_turned(s.dak, 0, 0), x);
-    multiply(db, a_of_turned(s.drb, 0, 0), r);
-    multiply(dk, a_of_turned(s.drk, 0, 0), r);
-    each_of_sum([&](int n, int half, int t, int c) {
-        const int col = col0 + c, e = 2 * half;
-        const float2 b = in.b.get(t, col), k = in.k.get(t, col);
-        put_pair(&s.along[t][col], fmaf(b.x, db[n][e], k.x * dk[n][e]),
-                 fmaf(b.y, db[n][e + 1], k.y * dk[n][e + 1]));
-    });
-    group_arrive(ALONG, THREADS);
-    each_of_sum([&](int n, int half, int t, int c) {
-        const int col = col0 + c, e = 2 * half;
-        const size_t to = at + (size_t)t * a.C + col;
-        const float2 sum = pair_at(&s.rate.sum[t + 1][col]);
-        const float2 grow = make_float2(power2(-sum.x), power2(-sum.y));
-        const float2 was = old.pair[n][half].wide();
-        put_pair((E *)a.du + U_K * plane + to, fmaf(dk[n][e], grow.x, was.x),
-                 fmaf(dk[n][e + 1], grow.y, was.y));
-        put_pair((E *)a.du + U_B * plane + to, db[n][e] * grow.x, db[n][e + 1] * grow.y);
-    });
-}
-
-// The gradients of r, a and ω in 16 columns, from dr and da as far as they come from the state.
-template <class E>
-__device__ void finish_rest(backward_memory<E> &s, const wkv7_args &a, size_t at, int col0,
-                            float (&dr)[2][4], float (&da)[2][4], const float (&edge)[4][N],
-                            const old_pairs<E> &old) {
-    const inputs<E> &in = s.in;
-    const size_t plane = a.R * a.C;
-    const frag b = b_of(in.b, 0, col0), k = b_of(in.k, 0, col0);
-    multiply(dr, a_of(s.drb, 0, 0), b);
-    multiply(da, a_of(s.dab, 0, 0), b);
-    multiply(dr, a_of(s.drk, 0, 0), k);
-    multiply(da, a_of(s.dak, 0, 0), k);
-    float2 all[2][2], own[2][2]; // [n][half], of r̂ ⊙ dr̂ + â ⊙ dâ - …, and of â ⊙ dâ alone
-    each_of_sum([&](int n, int half, int t, int c) {
-        const int col = col0 + c, e = 2 * half;
-        const float2 r = in.r.get(t, col), x = in.a.get(t, col);
-        own[n][half] = make_float2(x.x * da[n][e], x.y * da[n][e + 1]);
-        all[n][half] = make_float2(fmaf(r.x, dr[n][e], own[n][half].x),
-                                   fmaf(r.y, dr[n][e + 1], own[n][half].y));
-        const size_t to = at + (size_t)t * a.C + col;
-        const float2 before = pair_at(&s.rate.sum[t][col]),
-                     after = pair_at(&s.rate.sum[t + 1][col]);
-        const float2 was = old.pair[n][half].wide();
-        put_pair((E *)a.dr + to, fmaf(dr[n][e], power2(after.x), was.x),
-                 fmaf(dr[n][e + 1], power2(after.y), was.y));
-        put_pair((E *)a.du + U_A * plane + to, da[n][e] * power2(before.x),
-                 da[n][e + 1] * power2(before.y));
-    });
-    group_barrier(ALONG, THREADS);
-    each_of_sum([&](int n, int half, int t, int c) {
-        const float2 less = pair_at(&s.along[t][col0 + c]);
-        all[n][half].x -= less.x;
-        all[n][half].y -= less.y;
+__device__ void edge_of_keys(memory<E> &s, const wide_sum &db, const wide_sum &dk, int col0,
+                             int turn) {
+    const keys_of_chunk<E> x(s, col0, turn);
+    float2 given[WIDE][2] = {};
+    each_of_wide(col0, [&](int m, int n, int half, int, int) {
+        const float *const gb = &db[m][n][2 * half], *const gk = &dk[m][n][2 * half];
+        const float2 xb = x.b[m][n][half].wide(), xk = x.k[m][n][half].wide();
+        const float2 by = x.grow[m][n][half];
+        given[m][n].x += by.x * fmaf(xb.x, gb[0], xk.x * gk[0]);
+        given[m][n].y += by.y * fmaf(xb.y, gb[1], xk.y * gk[1]);
     });
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-        float x[2] = {all[n][0].x, all[n][1].x}, y[2] = {all[n][0].y, all[n][1].y};
-        sum_behind(x);
-        sum_behind(y);
-        all[n][0] = make_float2(x[0], y[0]);
-        all[n][1] = make_float2(x[1], y[1]);
-    }
-    each_of_sum([&](int n, int half, int t, int c) {
-        const int col = col0 + c;
-        const float2 slope = pair_at(&s.rate.slope[t][col]);
-        float2 end = make_float2(0, 0);
+    for (int m = 0; m < WIDE; m++)
 #pragma unroll
-        for (int w = 0; w < 4; w++) {
-            const float2 more = pair_at(&edge[w][col]);
-            end.x += more.x, end.y += more.y;
+        for (int n = 0; n < 2; n++) {
+            const int lane = (int)(threadIdx.x % WARP);
+            float2 sum = given[m][n];
+#pragma unroll
+            for (int d = 4; d < WARP; d *= 2) {
+                sum.x += __shfl_xor_sync(0xffffffffu, sum.x, d);
+                sum.y += __shfl_xor_sync(0xffffffffu, sum.y, d);
+            }
+            if (lane < 4) put_pair(&s.edge[1][col0 + 16 * m + 8 * n + 2 * lane], sum.x, sum.y);
         }
-        put_pair((E *)a.du + U_W * plane + at + (size_t)t * a.C + col,
-                 -slope.x * (all[n][half].x - own[n][half].x + end.x),
-                 -slope.y * (all[n][half].y - own[n][half].y + end.y));
-    });
 }
 
-// What the triangles of this chunk owe, one for each warp of a group.
-template <class E> __device__ void triangle_gradients(backward_memory<E> &s, int warp) {
-    const inputs<E> &in = s.in;
-    const auto gamma = [&](int i) { return a_of_turned(s.g, i, 0); };
-    const auto dy = [&](int i) { return a_of(s.dy, 0, i); };
-    const auto u = [&](int i) { return b_of(s.u, i, 0); };
-    const auto v = [&](int i) { return b_of_turned(in.v, 0, i); };
-    float d[2][4] = {};
-    switch (warp) {
-    case 0:
-        sum_of_four(d, gamma, u);
-        store_lower(s.dab, d, true);
-        break;
-    case 1:
-        sum_of_four(d, gamma, v);
-        store_lower(s.dak, d, true);
-        break;
-    case 2:
-        sum_of_four(d, dy, u);
-        store_lower(s.drb, d, false);
-        break;
-    default: sum_of_four(d, dy, v); store_lower(s.drk, d, false);
-    }
-}
-
-// A chunk, the front group: ∂ℓ/∂S, G, and what comes from it.
-// next: the state at the begin of the chunk before this one, or NULL.
 template <class E>
-__device__ void retreat(rows_of_state &G, backward_memory<E> &s, const wkv7_args &a, size_t at,
-                        int row0, int turn, const float *next) {
-    const inputs<E> &in = s.in;
-    float du[2][4] = {}, dv[2][4] = {}, g[2][4] = {};
-    const size_t dv_at = U_V * a.R * a.C + at + row0;
-    raw_pair<E> old_dv[2][2];
-    each_of_channels(dv, [&](int n, int half, int row, int t, float2) {
-        old_dv[n][half] = raw_at<E>(a.du, dv_at + (size_t)t * a.C + row);
-    });
-    scale_columns(G, in.decay);
-#pragma unroll
-    for (int j = 0; j < STEPS; j++) {
-        const frag d = a_of_sum(G[j]);
-        store_a(s.dstate, row0, 16 * j, d);
-        multiply(du, d, b_of_turned(in.b, 0, 16 * j));
-        multiply(dv, d, b_of_turned(in.k, 0, 16 * j));
-    }
-    __syncthreads(); // the triangles
-    const auto dy = a_of_turned(s.dy, 0, row0);
-    multiply(du, dy, b_of(in.rb, 0, 0));
-    multiply(g, a_of_sum(du), b_of(in.solve, 0, 0));
-    const frag gamma = a_of_sum(g);
-    store_a(s.g, row0, 0, gamma);
-    group_arrive(GAMMA, THREADS);
-    multiply(dv, dy, b_of(in.rk, 0, 0));
-    multiply(dv, gamma, b_of(in.ak, 0, 0));
-    each_of_channels(dv, [&](int n, int half, int row, int t, float2 pair) {
-        const float2 was = old_dv[n][half].wide();
-        put_pair((E *)a.du + dv_at + (size_t)t * a.C + row, was.x + pair.x, was.y + pair.y);
-    });
-#pragma unroll
-    for (int j = 0; j < STEPS; j++) {
-        multiply(G[j], dy, b_of(in.r, 0, 16 * j));
-        multiply(G[j], gamma, b_of(in.a, 0, 16 * j));
-        float state[2][4];
-        sum_of_a(state, a_of_turned(s.state, 16 * j, row0));
-        sum_products(&s.edge[turn ^ 1][row0 / 16][16 * j], state, G[j]);
-    }
-    group_barrier(FRONT, GROUP);
-    old_pairs<E> old;
-    old.load(a.dr, at + row0, a.C);
-    float dr[2][4] = {}, da[2][4] = {}, other_dr[2][4] = {}, other_da[2][4] = {};
-#pragma unroll
-    for (int i = 0; i < N; i += 16) {
-        const frag state = b_of_turned(s.state, row0, i);
-        multiply(i & 16 ? other_dr : dr, a_of(s.dy, 0, i), state);
-        multiply(i & 16 ? other_da : da, a_of_turned(s.g, i, 0), state);
-    }
-    add(dr, other_dr);
-    add(da, other_da);
-    group_barrier(DTRIANGLES, THREADS); // and the state and g were read
-    if (next) staged<E>(s).begin_front(a, at - T * a.C, next);
-    finish_rest(s, a, at, row0, dr, da, s.edge[turn], old);
-}
-
-// A chunk, the back group. end: 1: behind this chunk ∂ℓ/∂S is given, -1: it is zero, 0: there is
-// another chunk.
-template <class E>
-__device__ void retreat_beside(backward_memory<E> &s, const wkv7_args &a, size_t at, int row0,
-                               int turn, int end, bool next) {
-    const inputs<E> &in = s.in;
-    float x[2][4] = {}, u[2][4] = {};
-    triangles(s.in, row0 / 16);
-    sum_of_four(
-        x, [&](int i) { return a_of_turned(s.state, i, row0); },
-        [&](int i) { return b_of_turned(in.a, 0, i); });
+__device__ void go_keys(memory<E> &s, const wkv7_args &a, size_t at, int col0, int turn,
+                        ahead next) {
+    if (!col0) triangle(s.rk, s.r, s.k, false);
+    ask_mine(s.once[ONE_DK], (const E *)a.du + U_K * a.R * a.C, a, at, col0);
+    asked();
     __syncthreads();
-    const auto v = a_of_turned(in.v, 0, row0);
-    multiply(x, v, b_of_turned(in.ak, 0, 0));
-    multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
-    const frag sums = a_of_sum(u);
-    store_a(s.u, row0, 0, sums);
-    if (end)
-#pragma unroll
-        for (int j = 0; j < STEPS; j++) { // the state behind this chunk, but for the decay
-            float state[2][4], dstate[2][4] = {};
-            sum_of_a(state, a_of_turned(s.state, 16 * j, row0));
-            multiply(state, v, b_of(in.k, 0, 16 * j));
-            multiply(state, sums, b_of(in.b, 0, 16 * j));
-            if (end > 0) sum_of_a(dstate, a_of(s.dstate, row0, 16 * j));
-            sum_products(&s.edge[turn][row0 / 16][16 * j], state, dstate);
-        }
-    group_barrier(GAMMA, THREADS); // and U, among ourselves
-    old_pairs<E> old;
-    old.load(a.du, U_K * a.R * a.C + at + row0, a.C);
-    triangle_gradients(s, row0 / 16);
-    group_arrive(DTRIANGLES, THREADS);
-    float db[2][4] = {}, dk[2][4] = {}, other_db[2][4] = {}, other_dk[2][4] = {};
+    wide_sum db = {}, dk = {};
+    group_barrier(U_KEYS, 2 * PAIR);
 #pragma unroll
     for (int i = 0; i < N; i += 16) {
-        const frag dstate = b_of(s.dstate, i, row0);
-        multiply(i & 16 ? other_db : db, a_of_turned(s.u, i, 0), dstate);
-        multiply(i & 16 ? other_dk : dk, a_of(in.v, 0, i), dstate);
+        const frag u = a_of_turned(s.u, i, 0);
+        const auto v = a_of(v_of(s, turn), 0, i);
+        const frag dstate[] = {b_of(s.dstate, i, col0), b_of(s.dstate, i, col0 + 16)};
+        multiply(db[0], u, dstate[0], db[1], u, dstate[1]);
+        multiply(dk[0], v, dstate[0], dk[1], v, dstate[1]);
     }
-    add(db, other_db);
-    add(dk, other_dk);
-    group_barrier(BACK, GROUP); // and dstate and u were read
-    if (next) staged<E>(s).begin_back(a, at - T * a.C);
-    finish_keys(s, a, at, row0, db, dk, old);
+    group_arrive(DSTATE, 4 * PAIR);
+    edge_of_keys(s, db, dk, col0, turn);
+    group_barrier(DTRIANGLES_KEYS, 2 * PAIR); // and nobody reads Uᵀ any more
+    {
+        const frag ab = a_of_turned(s.dab, 0, 0), ak = a_of_turned(s.dak, 0, 0),
+                   rb = a_of_turned(s.rb, 0, 0), rk = a_of_turned(s.drk, 0, 0);
+#pragma unroll
+        for (int m = 0; m < WIDE; m++) {
+            const frag x = b_of(s.a, 0, col0 + 16 * m), r = b_of(s.r, 0, col0 + 16 * m);
+            multiply(db[m], ab, x, dk[m], ak, x);
+            multiply(db[m], rb, r, dk[m], rk, r);
+        }
+    }
+    chunk_rows<E> &rows = s.rows[turn];
+    const keys_of_chunk<E> x(s, col0, turn);
+    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+        float *const gb = &db[m][n][2 * half], *const gk = &dk[m][n][2 * half];
+        const float2 xb = x.b[m][n][half].wide(), xk = x.k[m][n][half].wide();
+        const float2 by = x.grow[m][n][half];
+        gb[0] *= by.x, gb[1] *= by.y, gk[0] *= by.x, gk[1] *= by.y;
+        put_pair(along_of(s) + i, fmaf(xb.x, gb[0], xk.x * gk[0]), fmaf(xb.y, gb[1], xk.y * gk[1]));
+    });
+    group_arrive(ALONG, 3 * PAIR);
+    wait_for_asked<0>(); // what dk is added to
+    __syncwarp();
+    each_pair<raw_pair<E>> was;
+    load_wide(was, s.once[ONE_DK], col0);
+    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+        const float2 old = was[m][n][half].wide();
+        put_pair(&s.once[ONE_DK][i], old.x + dk[m][n][2 * half], old.y + dk[m][n][2 * half + 1]);
+        put_pair(&rows.x[X_B][i], db[m][n][2 * half], db[m][n][2 * half + 1]);
+    });
+    group_barrier(STATE, 2 * PAIR); // nor has the inverse been wanted since Γ and U are there
+    if (next.chunk) ask_kept(s, a, next.at, next.chunk);
+    asked();
 }
 
-template <class E> __global__ void __launch_bounds__(THREADS, 2) backward(wkv7_args a) {
+// ---- a head of a span --------------------------------------------------------------------------
+
+// Chunks from last to first: all prepare them, then a pair of warps goes its way. Each has a loop
+// of its own: what it keeps in registers is no concern of the others.
+template <class E, class F>
+__device__ void each_chunk(memory<E> &s, const wkv7_args &a, const place &p, int first, int last,
+                           const F &go) {
+    const size_t step = (size_t)T * a.C;
+    for (int c = last; c >= first; c--) {
+        const size_t at = p.at + c * step;
+        const float *const state = p.chunks + c * p.chunk_step;
+        const ahead next = {at - step, c > first ? state - p.chunk_step : nullptr,
+                            c > first + 1 ? state - 2 * p.chunk_step : nullptr};
+        const int turn = c & 1;
+        wait_for_asked<0>();
+        __syncthreads(); // everybody is done with the chunk before, and this one is there
+        if (c < last) put_out(s, s.rows[turn ^ 1], a, at + step);
+        prepare(s, turn);
+        __syncthreads();
+        go(at, turn, next);
+    }
+    __syncthreads();
+    put_out(s, s.rows[first & 1], a, p.at + first * step);
+}
+
+// The chain from S' at the last chunk's end, or NULL, to where it goes, if anywhere.
+template <class E>
+__device__ void follow_chain(memory<E> &s, const wkv7_args &a, const place &p, int first, int last,
+                             int row0, const float *from, float *to) {
+    const size_t end = p.at + (size_t)last * T * a.C;
+    wide_rows G = {}; // S' at the chunk's end
+    ask_mine(s.rows[last & 1].x[X_W], w_of<E>(a), a, end, row0);
+    asked();
+    wait_for_asked<0>();
+    __syncwarp();
+    put_decays(s.shrink[last & 1], s.rows[last & 1].x[X_W], row0);
+    if (from)
+#pragma unroll
+        for (int m = 0; m < WIDE; m++)
+            each_of_rows(G[m], row0 + 16 * m, [&](float &x, int at) { x = from[at]; });
+    group_barrier(DECAYS, PAIR);
+    scale(G, s, s.shrink[last & 1], row0);
+    each_chunk(s, a, p, first, last,
+               [&](size_t, int turn, const ahead &next) { go_chain(G, s, a, row0, turn, next); });
+    if (to)
+#pragma unroll
+        for (int m = 0; m < WIDE; m++)
+            each_of_rows(G[m], row0 + 16 * m, [&](float &x, int at) { to[at] = x; });
+}
+
+// Blocks of a multiprocessor: two where there is room, as of Hopper's.
+template <class E> constexpr int blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+    return splits<E> ? 1 : 2;
+#else
+    return 1;
+#endif
+}
+
+template <class E>
+__global__ void __launch_bounds__(ALL, blocks<E>()) backward(wkv7_args a, wkv7_segments cut) {
     begin_kernel();
     SHARED_BYTES(bytes);
-    backward_memory<E> &s = *(backward_memory<E> *)bytes;
-    const place p = place_of(a, blockIdx.x);
-    const int chunks = p.len / T, row0 = 16 * ((int)(threadIdx.x >> 5) % 4);
-    if (!chunks) return;
-    const bool front = threadIdx.x < GROUP;
-    const size_t step = (size_t)T * a.C;
-    rows_of_state G = {}; // ∂ℓ/∂S at the chunk's end
-    if (front && p.dout) each_of_rows(G, row0, [&](float &x, int at) { x = p.dout[at]; });
-    const staged<E> from(s);
-    if (front)
-        from.begin_front(a, p.at + (chunks - 1) * step, p.chunks + (chunks - 1) * p.chunk_step);
-    else
-        from.begin_back(a, p.at + (chunks - 1) * step);
-    for (int c = chunks - 1; c >= 0; c--) {
-        const size_t at = p.at + c * step;
-        const float *next = c ? p.chunks + (c - 1) * p.chunk_step : nullptr;
-        stage_wait();
-        __syncthreads(); // everybody is done with the chunk before
-        const chunk_loads<E> loads(from);
-        if (next) fetch_ahead<E>(a, at - step, next);
-        __syncthreads(); // everybody has loaded
-        loads.prepare(s);
-        __syncthreads();
-        if (front)
-            retreat(G, s, a, at, row0, c & 1, next);
-        else
-            retreat_beside(s, a, at, row0, c & 1, c + 1 < chunks ? 0 : p.dout ? 1 : -1, next);
+    memory<E> &s = *(memory<E> *)bytes;
+    const int head = (int)blockIdx.x / cut.count, segment = (int)blockIdx.x % cut.count;
+    const place p = place_of(a, (size_t)head);
+    const int chunks = p.len / T, first = segment * cut.chunks, way = (int)threadIdx.x / PAIR;
+    const int last = (first + cut.chunks < chunks ? first + cut.chunks : chunks) - 1;
+    const int mine = (int)threadIdx.x / WARP % 2 * 16 * WIDE; // first row or column of the warp
+    if (last < first) return;
+    if (way == CHAIN) {
+        const float *from = last == chunks - 1 ? p.dout : end_of(cut, a, (size_t)head, segment);
+        follow_chain(s, a, p, first, last, mine, from, segment ? nullptr : p.din);
+    } else if (way == VALUES) {
+        const size_t step = (size_t)T * a.C, end = p.at + last * step;
+        ask_rows(s.rows[last & 1], a, end);
+        asked();
+        if (last > first) bring_near<E>(a, end - step, p.chunks + (last - 1) * p.chunk_step);
+        each_chunk(s, a, p, first, last, [&](size_t at, int turn, const ahead &next) {
+            go_values(s, a, at, mine, turn, next);
+        });
+    } else if (way == READS) {
+        each_chunk(s, a, p, first, last,
+                   [&](size_t at, int turn, const ahead &) { go_reads(s, a, at, mine, turn); });
+    } else {
+        ask_kept(s, a, p.at + (size_t)last * T * a.C, p.chunks + last * p.chunk_step);
+        asked();
+        each_chunk(s, a, p, first, last, [&](size_t at, int turn, const ahead &next) {
+            go_keys(s, a, at, mine, turn, next);
+        });
     }
-    if (front && p.din) each_of_rows(G, row0, [&](float &x, int at) { p.din[at] = x; });
+}
+
+template <class E> void start(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
+    launch_with(q, backward<E>, dim3((unsigned)(a.H * cut.count), (unsigned)a.spans), ALL,
+                sizeof(memory<E>), a, cut);
 }
 
 } // namespace
 
-void wkv7_chunk_backward(struct queue *q, const wkv7_args &a) {
-    const dim3 grid(a.H, a.spans);
+bool wkv7_chunk_trains() {
+    return most_shared() >= sizeof(memory<float>);
+}
+
+void wkv7_chunk_backward(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
     if (a.narrow)
-        launch_with(q, backward<uint16_t>, grid, THREADS, sizeof(backward_memory<uint16_t>), a);
+        start<uint16_t>(q, a, cut);
     else
-        launch_with(q, backward<float>, grid, THREADS, sizeof(backward_memory<float>), a);
+        start<float>(q, a, cut);
 }
