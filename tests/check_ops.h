@@ -30,6 +30,7 @@ struct arg {
     int slot_axis;      // which
     bool aligned;       // else placed off the 64-byte grid
     bool narrow;        // bf16 in backends that can (° in ops.h), with values that bf16 can hold
+    bool half;          // DT_F16 in backends with half_states, with values that f16 can hold
     double rounding;    // what that costs a result, relative to the largest; 0: 1/256
     const char *shares; // lies where the argument of this name lies (when aliased)
     double (*value)(const struct call *, const struct arg *, size_t i); // NULL: by the fill

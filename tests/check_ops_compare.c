@@ -40,26 +40,40 @@ static double between(const struct call *c) {
     return 0;
 }
 
+// A state of f16 is rounded where a cell of tokens ends, and at the span's end; what is read out
+// behind a cell's end shows it. It is at most the largest that f16 can hold, and below 2^-14 f16
+// thins out. Returns what an error may be more than by the tolerance, relative and absolute.
+static double of_half(const struct run *got, int arg, double *least) {
+    const struct call *c = got->c;
+    bool any = false;
+    for (int i = 0; i < c->args; i++) any |= got->t[i].dtype == DT_F16;
+    *least = any ? 0x1p-25 : 0;
+    if (got->t[arg].dtype == DT_F16) return 1.0 / 2048;
+    return any && got->batch.longest > STATE_CELL ? 1.0 / 1024 : 0;
+}
+
 // One output against the truth. *worst: the largest error, relative to the plane.
 static int compare_arg(const struct run *got, const struct run *truth, int arg, double *worst,
                        char *what, size_t cap) {
     const struct arg *a = &got->c->arg[arg];
     const size_t n = arg_count(a), plane = a->ndim == 3 ? n / a->dim[0] : n;
-    double tolerance = tolerance_of(got->c->op, got->be), scale[MAX_PLANES];
+    double tolerance = tolerance_of(got->c->op, got->be), scale[MAX_PLANES], least;
     if (got->t[arg].dtype == DT_BF16 && truth->t[arg].dtype != DT_BF16)
         tolerance += a->rounding > 0 ? a->rounding : 1.0 / 256;
-    tolerance += between(got->c);
+    tolerance += between(got->c) + of_half(got, arg, &least);
     plane_scales(scale, truth, arg);
     for (size_t i = 0; i < n; i++) {
         const char mode = arg_mode(got->c, a, i);
         if (mode != '=' && mode != '+') continue;
-        const double x = run_get(got, arg, i), want = run_get(truth, arg, i);
+        const double x = run_get(got, arg, i), exact = run_get(truth, arg, i);
+        const double most = got->t[arg].dtype == DT_F16 ? 65504 : (double)INFINITY;
+        const double want = fmax(-most, fmin(exact, most));
         if (x == want) continue;
         const double error = fabs(x - want), allowed = tolerance * scale[i / plane];
-        if (error / scale[i / plane] > *worst && error > (double)FLT_MIN)
+        if (error / scale[i / plane] > *worst && error > (double)FLT_MIN + least)
             *worst = error / scale[i / plane];
         // Below FLT_MIN floats thin out; a relative error means nothing there.
-        if (error <= allowed + (tolerance > 0 ? (double)FLT_MIN : 0)) continue;
+        if (error <= allowed + (tolerance > 0 ? (double)FLT_MIN + least : 0)) continue;
         snprintf(what, cap, "%s[%zu] is %.9g, expected %.9g (scale %.3g, tolerance %.1g)", a->name,
                  i, x, want, scale[i / plane], tolerance);
         return -1;
@@ -336,22 +350,30 @@ static int run_in_pieces(const struct call *whole, const struct run *all, struct
 
 static void law_spans(struct tally *t, const struct op_case *op, struct backend *be, const char *in,
                       const char *out) {
+    enum { NO_SAVED = 1, HALF = 3 }; // variants of wkv7
     static const struct {
         int tokens;
+        bool half, exact;
         const char *law;
-    } pieces[] = {{0, "spans together = alone"},
-                  {1, "spans whole = token by token"},
-                  {7, "spans whole = in pieces of 7 with carried state"},
-                  {16, "spans whole = in pieces of 16 with carried state"}};
+    } pieces[] = {{0, false, false, "spans together = alone"},
+                  {1, false, false, "spans whole = token by token"},
+                  {7, false, false, "spans whole = in pieces of 7 with carried state"},
+                  {16, false, false, "spans whole = in pieces of 16 with carried state"},
+                  {0, true, false, "spans together = alone, f16 states"},
+                  {STATE_CELL, true, false, "spans whole = in cells with carried f16 state"},
+                  {STATE_CELL, true, true, "the same token by token"}};
     struct call *whole = mem_alloc(sizeof *whole);
-    for (int p = 0; p < 4; p++) {
+    for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++) {
+        const bool states = strcmp(op->name, "wkv7") == 0;
         char what[256] = "";
         int rc = 0;
+        if (pieces[p].half && !states) continue;
         for (const struct size *s = op->sizes; s->R >= 0 && !rc; s++) {
             struct run all;
-            const bool states = strcmp(op->name, "wkv7") == 0;
-            call_init(whole, op, *s, states, FILL_RANDOM, false, false); // nothing is saved
-            whole->exact = states && pieces[p].tokens % be->class->wkv7_grain(be, s->N);
+            const int variant = !states ? 0 : pieces[p].half ? HALF : NO_SAVED;
+            call_init(whole, op, *s, variant, FILL_RANDOM, false, false);
+            whole->exact =
+                states && (pieces[p].exact || pieces[p].tokens % be->class->wkv7_grain(be, s->N));
             run_open(&all, whole, be);
             run_go(&all);
             rc = run_in_pieces(whole, &all, be, pieces[p].tokens, in, out, what, sizeof what);

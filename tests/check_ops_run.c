@@ -131,6 +131,7 @@ double arg_value(const struct call *c, const struct arg *a, size_t i) {
     double x = a->value ? a->value(c, a, i) : plain_value(c, a, i);
     x = (double)(float)x; // what every backend can hold
     if (a->narrow) x = (double)bf16_to_f32(f32_to_bf16((float)x));
+    if (a->half) x = (double)f16_to_f32(f32_to_f16((float)x));
     if (c->moved && own == c->moved_at && strcmp(c->moved, a->name) == 0) x += c->moved_by;
     return x;
 }
@@ -152,6 +153,7 @@ static enum dtype type_of(const struct run *r, int i) {
     if (a->narrow && class->narrow_from &&
         class->narrow_from(r->be, (struct precision){DT_BF16, DT_BF16}))
         return DT_BF16;
+    if (a->half && class->half_states) return DT_F16;
     return a->dtype == DT_NONE ? r->be->real : a->dtype;
 }
 

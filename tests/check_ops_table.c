@@ -308,10 +308,10 @@ CALL(act_bwd) {
 static void put_projections(struct call *c) {
     struct arg *a = put_planes(c, "rkv", "i", RKV_COUNT);
     a->value = value_rkv;
-    a->narrow = c->variant;
+    a->narrow = c->variant & 1;
     a = put_planes(c, "lora", "i", LORA_COUNT);
     a->value = value_gate_input;
-    a->narrow = c->variant;
+    a->narrow = c->variant & 1;
 }
 
 static void shape_key_prep(struct call *c) {
@@ -360,22 +360,28 @@ static void put_wkv_inputs(struct call *c, bool narrow) {
     a->narrow = narrow;
 }
 
+// Variants: for training; without what it saves; for training in bf16; f16 states, if they can hold
+// what is read behind a cell's end.
 static void shape_wkv7(struct call *c) {
-    const bool narrow = c->variant == 2;
+    const bool narrow = c->variant == 2, trains = c->variant == 0 || narrow;
+    const bool half = c->variant == 3 && (c->fill != FILL_HUGE || c->size.R <= STATE_CELL);
     put_rows(c, "y", "=", (size_t)c->size.C)->narrow = narrow;
     if (c->bare)
         put_none(c, "state_out");
     else
-        put_state(c, "state_out", c->aliased ? "+" : "=");
-    if (c->bare || c->variant == 1)
+        put_state(c, "state_out", c->aliased ? "+" : "=")->half = half;
+    if (c->bare || !trains)
         put_none(c, "saved");
     else
         put_saved(c);
     put_wkv_inputs(c, narrow);
-    if (c->bare)
+    if (c->bare) {
         put_none(c, "state_in");
-    else
-        put_state(c, "state_in", "i")->shares = "state_out";
+    } else {
+        struct arg *a = put_state(c, "state_in", "i");
+        a->shares = "state_out";
+        a->half = half;
+    }
     put_batch(c);
 }
 CALL(wkv7) {
@@ -489,22 +495,23 @@ CALL(norm_mix_bwd) {
     op_norm_mix_bwd(be, &p, b);
 }
 
-// Spans of one row (.singles): longer ones are its parts everywhere.
+// Spans of one row (.singles): longer ones are its parts everywhere. Bits of a
+// variant: bf16; f16 states.
 static void shape_recall(struct call *c) {
     const size_t C = (size_t)c->size.C;
-    put_rows(c, "o", "=", C)->narrow = c->variant;
+    put_rows(c, "o", "=", C)->narrow = c->variant & 1;
     if (c->bare)
         put_none(c, "v_out");
     else
-        put_rows(c, "v_out", "=", C)->narrow = c->variant;
-    put_state(c, "state", "+");
-    put_planes(c, "u", "~", U_COUNT)->narrow = c->variant;
-    put_rows(c, "y", "~", C)->narrow = c->variant;
+        put_rows(c, "v_out", "=", C)->narrow = c->variant & 1;
+    put_state(c, "state", "+")->half = c->variant & 2;
+    put_planes(c, "u", "~", U_COUNT)->narrow = c->variant & 1;
+    put_rows(c, "y", "~", C)->narrow = c->variant & 1;
     put_projections(c);
     if (c->bare)
         put_none(c, "v_first");
     else
-        put_rows(c, "v_first", "i", C)->narrow = c->variant;
+        put_rows(c, "v_first", "i", C)->narrow = c->variant & 1;
     put_params(c, "key_vecs", "i", KEY_COUNT);
     put_params(c, "read_vecs", "i", READ_COUNT);
     put_batch(c);
@@ -827,7 +834,7 @@ const struct op_case op_cases[] = {
      .variants = 2, .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
     {NAMED(wkv7), .sizes = span_head_sizes, .tensor_cores = 2e-5, .bench = rows_bench,
-     .variants = 3, .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
+     .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
      .bench = rows_bench, .variants = 2, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},
@@ -839,7 +846,7 @@ const struct op_case op_cases[] = {
      .variants = 8, .singles = 0xf0, .can_bare = true, .can_alias = true, .tolerance = 1e-6},
     {NAMED(norm_mix_bwd), .bench_variants = 15u, .sizes = row_span_sizes, .bench = pass_bench,
      .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 3e-6, .forward = "norm_mix"},
-    {NAMED(recall), .sizes = step_sizes, .bench = step_bench, .variants = 2, .singles = 3,
+    {NAMED(recall), .sizes = step_sizes, .bench = step_bench, .variants = 4, .singles = 15,
      .can_bare = true, .tolerance = 5e-6},
     {NAMED(clear), .sizes = flat_sizes, .bench = rows_bench, .variants = 3},
     {NAMED(xent), .bench_variants = 10u, .sizes = loss_sizes, .bench = loss_bench, .variants = 4,

@@ -136,9 +136,10 @@ static void read_tensor(struct tensor t, double *out) {
     free(raw);
 }
 
-// Logits (n,V) after each token, feeding `chunk` tokens at a time; the final state, if wanted.
-static void run_logits(struct bench *b, const int32_t *tokens, int n, int chunk, double *logits,
-                       float *final_state) {
+// Logits (n,V) after each token, feeding `chunk` tokens of the prompt at a time and one by one what
+// stands behind it; the final state, if wanted.
+static void run_on(struct bench *b, const int32_t *tokens, int prompt, int chunk, int n,
+                   double *logits, float *final_state) {
     struct run *run;
     struct feed *feed;
     struct state *state;
@@ -149,8 +150,9 @@ static void run_logits(struct bench *b, const int32_t *tokens, int n, int chunk,
     assert_int_equal(run_create(&run, b->m, (struct run_limits){n, 1, n, 0, RUN_INFER}, &err), 0);
     assert_int_equal(feed_create(&feed, b->be, (struct feed_limits){n, 1, n}, &err), 0);
     assert_int_equal(state_create(&state, b->m, 2, &err), 0);
-    for (int i = 0; i < n; i += chunk) {
-        const struct span span = {.len = n - i < chunk ? n - i : chunk, .slot = 1, .pos = i};
+    for (int i = 0, len; i < n; i += len) {
+        len = i >= prompt ? 1 : prompt - i < chunk ? prompt - i : chunk;
+        const struct span span = {.len = len, .slot = 1, .pos = i};
         feed_set(feed, &span, 1, tokens + i, rows, span.len, NULL);
         read_tensor(model_forward(b->m, run, feed, state), logits + (size_t)i * V);
     }
@@ -158,6 +160,11 @@ static void run_logits(struct bench *b, const int32_t *tokens, int n, int chunk,
     run_destroy(run);
     feed_destroy(feed);
     state_destroy(state);
+}
+
+static void run_logits(struct bench *b, const int32_t *tokens, int n, int chunk, double *logits,
+                       float *final_state) {
+    run_on(b, tokens, n, chunk, n, logits, final_state);
 }
 
 static double max_difference(const double *a, const double *b, size_t n) {
@@ -607,6 +614,85 @@ static struct model *initialised(struct backend *be, struct dims d, uint64_t see
     return m;
 }
 
+// The largest difference from f32 states, relative to the largest logit, and whether cuts of the
+// prompt show.
+static double half_states_err(const char *path, struct precision precision, bool *cuts_show) {
+    enum { PROMPT = 100, ALL = PROMPT + 12, V = 257 };
+    static double logits[3][ALL * V];
+    int32_t tokens[ALL];
+    struct bench b;
+    struct error err;
+    for (int i = 0; i < ALL; i++) tokens[i] = (i * i * 3 + i) % V;
+    if (backend_open(&b.be, test_backend(), 1, &err)) fail_msg("%s", err.msg);
+    for (int half = 0; half < 2; half++) {
+        const struct model_options options = {.precision = precision, .half_states = half};
+        if (model_open(&b.m, b.be, path, options, &err)) fail_msg("%s", err.msg);
+        run_on(&b, tokens, PROMPT, PROMPT, ALL, logits[half], NULL);
+        if (half) run_on(&b, tokens, PROMPT, STATE_CELL, ALL, logits[2], NULL);
+        model_destroy(b.m);
+    }
+    backend_destroy(b.be);
+    *cuts_show = memcmp(logits[1], logits[2], sizeof *logits) != 0;
+    double scale = 0;
+    for (int i = 0; i < ALL * V; i++) scale = fmax(scale, fabs(logits[0][i]));
+    return max_difference(logits[0], logits[1], (size_t)ALL * V) / scale;
+}
+
+// Set and got, in another slot, and one that f16 cannot hold.
+static void half_states_come_back(void **unused) {
+    (void)unused;
+    if (strcmp(test_backend(), "cuda") != 0) skip();
+    const char *const path = "tests/fixtures/model/n16/w_bf16.safetensors";
+    const struct model_options options = {.precision = {DT_F32, DT_F32}, .half_states = true};
+    struct bench b;
+    struct state *state;
+    struct error err;
+    if (backend_open(&b.be, test_backend(), 1, &err) || model_open(&b.m, b.be, path, options, &err))
+        fail_msg("%s", err.msg);
+    assert_int_equal(state_create(&state, b.m, 3, &err), 0);
+    const size_t n = state_count(&b.m->dims), bytes = n * sizeof(float);
+    float *in = mem_alloc(bytes), *out = mem_alloc(bytes);
+    for (size_t i = 0; i < n; i++) in[i] = (float)(i % 2047) / 64 - 16; // f16 holds them
+    state_set(state, 1, in);
+    state_copy(state, 2, state, 1);
+    state_get(state, 2, out);
+    assert_memory_equal(in, out, bytes);
+    in[n - 1] = 1e6f;
+    state_set(state, 0, in);
+    state_get(state, 0, out);
+    assert_true(out[n - 1] == 65504);
+    state_zero(state, 2);
+    state_get(state, 2, out);
+    for (size_t i = 0; i < n; i++) assert_true(out[i] == 0);
+    free(in);
+    free(out);
+    state_destroy(state);
+    bench_close(&b);
+}
+
+// A prompt token by token (f32) and in chunks (bf16), then decoding. Bounds: three times what was
+// found; where inputs of products are bf16, some of them are rounded the other way.
+static void half_states_stay_near(void **unused) {
+    (void)unused;
+    if (strcmp(test_backend(), "cuda") != 0) skip();
+    const char *const path = in_dir("wide.pth");
+    bool cuts_show;
+    struct backend *be;
+    struct error err;
+    if (backend_open(&be, test_backend(), 1, &err)) fail_msg("%s", err.msg);
+    struct model *m = created(be, (struct dims){.L = 2, .C = 64, .H = 1, .V = 257});
+    assert_int_equal(model_randomise(m, 3, false, &err), 0);
+    if (model_save(m, path, DT_F32, &err)) fail_msg("%s", err.msg);
+    model_destroy(m);
+    backend_destroy(be);
+    const double f32 = half_states_err(path, (struct precision){DT_F32, DT_F32}, &cuts_show);
+    assert_false(cuts_show);
+    // More than 16 rows of bf16 are cuBLASLt's, which knows of cuts.
+    const double bf16 = half_states_err(path, (struct precision){DT_BF16, DT_BF16}, &cuts_show);
+    printf("  f16 states: logits within %.1e (f32), %.1e (bf16) of the largest\n", f32, bf16);
+    assert_true(f32 > 0 && f32 < 1e-3 && bf16 > 0 && bf16 < 1e-2);
+}
+
 static double *values_of(const struct model *m, enum param_id id, int layer) {
     const int i = params_index(id, layer);
     double *x = mem_zero(m->params[i].count, sizeof *x);
@@ -776,6 +862,8 @@ int main(void) {
         cmocka_unit_test(the_wrong_model_is_refused_naming_both_sides),
         cmocka_unit_test(writer_and_scorer_agree),
         cmocka_unit_test(a_saved_sequence_goes_on_as_if_nothing_had_happened),
+        cmocka_unit_test(half_states_come_back),
+        cmocka_unit_test(half_states_stay_near),
         cmocka_unit_test(initialisation_is_official),
         cmocka_unit_test(initial_vectors_match_the_recorded_ones),
         cmocka_unit_test(sizes_match_the_recorded_ones),

@@ -284,11 +284,15 @@ void op_key_prep_bwd(struct backend *be, struct tensor drkv, struct tensor dlora
     be->ops->key_prep_bwd(be, drkv, dlora, dv_first, dvecs, du, rkv, lora, v_first, vecs, H);
 }
 
+static bool is_half(struct tensor state) {
+    return tensor_is(state) && state.dtype == DT_F16;
+}
+
 // A state tensor (S,H,N,N) by its count: ndim 4 is one more than `want` compares.
 static void want_state(const char *op, const struct backend *be, struct tensor s, size_t C, int H) {
     if (!tensor_is(s)) return;
     const size_t N = C / (size_t)H;
-    const bool half = s.dtype == DT_F16 && be->class->half_states;
+    const bool half = is_half(s) && be->class->half_states;
     require(op,
             (half || s.dtype == be->real) && s.ndim == 4 && s.dim[1] == (size_t)H &&
                 s.dim[2] == N && s.dim[3] == N,
@@ -305,6 +309,11 @@ void op_wkv7(struct backend *be, struct tensor y, struct tensor state_out, struc
     want("wkv7", "u", u, r.dtype, 3, U_COUNT, R, C);
     want_state("wkv7", be, state_in, C, H);
     want_state("wkv7", be, state_out, C, H);
+    require("wkv7",
+            !tensor_is(state_in) || !tensor_is(state_out) || state_in.dtype == state_out.dtype,
+            "states have one dtype");
+    require("wkv7", !tensor_is(saved) || !(is_half(state_in) || is_half(state_out)),
+            "training has no f16 states");
     want_batch("wkv7", b, R);
     require("wkv7",
             !tensor_is(saved) ||
@@ -332,6 +341,7 @@ void op_wkv7_bwd(struct backend *be, struct tensor dr, struct tensor du, struct 
             "saved is absent or too small");
     want_state("wkv7_bwd", be, dstate_in, C, H);
     want_state("wkv7_bwd", be, dstate_out, C, H);
+    require("wkv7_bwd", !is_half(dstate_in) && !is_half(dstate_out), "training has no f16 states");
     want_batch("wkv7_bwd", b, R);
     trace("wkv7_bwd", du);
     be->ops->wkv7_bwd(be, dr, du, dstate_in, dy, r, u, saved, dstate_out, b, H);

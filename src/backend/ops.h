@@ -21,6 +21,7 @@ enum { MIX_R, MIX_W, MIX_K, MIX_V, MIX_A, MIX_G, MIX_COUNT };
 enum { RKV_R, RKV_K, RKV_V, RKV_COUNT };
 enum { LORA_W, LORA_A, LORA_V, LORA_G, LORA_COUNT };
 enum { U_W, U_K, U_V, U_A, U_B, U_COUNT };
+enum { STATE_CELL = 64 }; // see wkv7
 enum { KEY_W0, KEY_A0, KEY_V0, KEY_KK, KEY_KA, KEY_COUNT };
 enum { READ_WEIGHT, READ_BIAS, READ_RK, READ_COUNT };
 
@@ -172,15 +173,17 @@ struct ops {
     //   w = exp(-c₀ σ(ω));  s_i = Σ_j S_ij a_j;  S_ij = S_ij w_j + s_i b_j + v_i k_j;  y_i = Σ_j
     //   S_ij r_j
     // y°, r°, u° (R,C), all in one storage. state_in (S,H,N,N)[slot], zeros if absent; state_out,
-    // if present, receives the state after each span; both may be the same tensor, and where the
-    // backend has `half_states` they may be DT_F16, rounded after each span. `saved` (bytes,
+    // if present, receives the state after each span; both may be the same tensor. `saved` (bytes,
     // wkv7_saved_bytes; absent in inference) keeps what wkv7_bwd wants.
+    // Where the backend has `half_states` both may be DT_F16, if nothing is saved: rounded to the
+    // nearest, what f16 cannot hold to the largest that it can, after every STATE_CELL tokens of a
+    // span and at its end. So a span cut there has the same bits.
     void (*wkv7)(struct backend *, struct tensor y, struct tensor state_out, struct tensor saved,
                  struct tensor r, struct tensor u, struct tensor state_in, const struct batch *,
                  int H);
     // dr° += ; du°[K], du[V] += ; du[W], du[A], du[B] = ; dy°, r°, u° in the same storage, and so
     // was forward. dstate_out (S,H,N,N) = ∂ℓ/∂(final state), zeros if absent; dstate_in, if
-    // present, = ∂ℓ/∂(initial state). Formulas: SPEC §4.1 in docs/math.md.
+    // present, = ∂ℓ/∂(initial state); neither is DT_F16. Formulas: SPEC §4.1 in docs/math.md.
     void (*wkv7_bwd)(struct backend *, struct tensor dr, struct tensor du, struct tensor dstate_in,
                      struct tensor dy, struct tensor r, struct tensor u, struct tensor saved,
                      struct tensor dstate_out, const struct batch *, int H);

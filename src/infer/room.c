@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 
+_Static_assert(SCHED_CELL % STATE_CELL == 0, "cuts of a prompt may not show");
 _Static_assert(sizeof(struct engine_bias) == sizeof(struct sample_bias) &&
                    offsetof(struct engine_bias, value) == offsetof(struct sample_bias, value),
                "a job's biases are uploaded as they are");

@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "model/model.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,6 +94,11 @@ void state_get(struct state *s, int slot, float *out) {
     free(raw);
 }
 
+// What f16 cannot hold becomes the largest that it can, as in ops: a file may come from f32 states.
+static void fit_half(float *numbers, size_t n) {
+    for (size_t i = 0; i < n; i++) numbers[i] = fmaxf(-65504, fminf(numbers[i], 65504));
+}
+
 void state_set(struct state *s, int slot, const float *in) {
     const size_t most =
         tensor_count(piece(s, slot, 2 * s->dims.L)) + tensor_count(piece(s, slot, 0));
@@ -102,6 +108,7 @@ void state_set(struct state *s, int slot, const float *in) {
         const struct tensor t = piece(s, slot, i);
         memcpy(numbers, in, tensor_count(t) * sizeof *numbers);
         turn_heads(numbers, t);
+        if (t.dtype == DT_F16) fit_half(numbers, tensor_count(t));
         dtype_convert(raw, t.dtype, numbers, DT_F32, tensor_count(t));
         s->be->class->upload(s->be, t, raw);
         in += tensor_count(t);

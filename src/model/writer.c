@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 enum { CHUNK = 128 }; // rows of a prompt at a time
+_Static_assert(CHUNK % STATE_CELL == 0, "cuts of a prompt may not show");
 
 struct writer {
     struct model *model;

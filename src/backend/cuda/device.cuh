@@ -157,6 +157,7 @@ static inline int processors() {
 enum : int { T_F64 = 1, T_F32, T_BF16, T_F16, T_INT8 = 9, T_INT4 };
 enum : int { A_TANH, A_SIGMOID, A_RELU2, A_NONE };
 enum : int { U_W, U_K, U_V, U_A, U_B };
+enum : int { STATE_CELL = 64 };
 
 constexpr float c0 = 0.6065306597126334f; // e^(-1/2)
 

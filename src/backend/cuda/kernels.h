@@ -148,10 +148,9 @@ struct wkv7_args {
     // floor(first/chunk) + span index, which leaves every span room enough. What goes in whole
     // chunks has the chunk's inverse (16,16) where s of its first 16 channels would be, so backward
     // has to go the way forward went: `exact` and where tensors lie are the same for both.
-    void *y;
-    float *state_out, *saved;
-    const void *r, *u;
-    const float *state_in;
+    void *y, *state_out;
+    float *saved;
+    const void *r, *u, *state_in;
     void *dr, *du; // backward
     float *dstate_in;
     const void *dy;
@@ -162,6 +161,7 @@ struct wkv7_args {
     int shortest, longest; // span, in rows
     bool exact;            // token by token, whatever the head size
     bool narrow;           // y, r, u and their gradients are bf16: the void pointers
+    bool half;             // but the states, which are f16
     // Heads of 64 go through the whole chunks of a span at once, then through the rest token by
     // token. Scratch: the state between the two, or its gradient, (spans,H,N,N); backward, the
     // gradients of states at the ends of segments.

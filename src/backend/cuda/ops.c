@@ -152,6 +152,7 @@ static void cuda_wkv7(struct backend *be, struct tensor y, struct tensor state_o
     a.y = dev(y);
     a.state_out = dev(state_out);
     a.state_in = dev(state_in);
+    a.half = (tensor_is(state_in) ? state_in : state_out).dtype == DT_F16;
     if (give_carry(be, &a)) k_wkv7(queue_of(be), &a);
 }
 

@@ -22,9 +22,11 @@ int k_wkv7_grain(int N) {
 
 struct place {
     int first, len; // of what is done here
-    const float *in, *dout;
-    float *out, *din; // states, and gradients of states
-    float *chunks;    // of this span and head, H·N·N apart
+    int before;     // tokens of the span
+    state_at in, out;
+    const float *dout; // gradients of states
+    float *din;
+    float *chunks; // of this span and head, H·N·N apart
     size_t chunk_step;
 };
 
@@ -37,11 +39,15 @@ __device__ static place place_of(const wkv7_args &a, int N, int chunk, size_t h)
     place p = {};
     p.first = span[0] + before;
     p.len = span[1] - before;
-    if (a.state_in) p.in = a.state_in + state;
-    if (a.state_out) p.out = a.state_out + state;
+    p.before = before;
+    p.in = state_of(a.state_in, state, a.half);
+    p.out = state_of(a.state_out, state, a.half);
     if (a.dstate_out) p.dout = a.dstate_out + state;
     if (a.dstate_in) p.din = a.dstate_in + state;
-    if (carry) p.in = p.din = carry;
+    if (carry) {
+        p.in = {carry, false};
+        p.din = carry;
+    }
     p.chunk_step = a.H * NN;
     if (a.saved)
         p.chunks =
@@ -80,6 +86,17 @@ __device__ static float fetch(const wkv7_args &a, int kind, size_t t, size_t at,
     return kind == U_W ? decay_of(x) : x;
 }
 
+// Columns j to j+3 of row i; in memory a state is [column][row]. Eight rows of a warp lie together.
+__device__ static float4 state_row(state_at s, int i, int N, int j) {
+    const auto get = [&](int col) { return s.get((size_t)(col * N + i)); };
+    return make_float4(get(j), get(j + 1), get(j + 2), get(j + 3));
+}
+
+__device__ static void put_state_row(state_at s, int i, int N, int j, float4 x) {
+    const auto put = [&](int col, float e) { s.put((size_t)(col * N + i), e); };
+    put(j, x.x), put(j + 1, x.y), put(j + 2, x.z), put(j + 3, x.w);
+}
+
 // ---- forward -----------------------------------------------------------------------------------
 
 // Rows do not know of each other, so SPLIT blocks can share a head where there are few heads.
@@ -99,7 +116,7 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++)
         if (EXACT || m < N / 16)
-            S[m] = p.in ? load_row(p.in + i, N, 16 * m + 4 * q) : make_float4(0, 0, 0, 0);
+            S[m] = p.in.at ? state_row(p.in, i, N, 16 * m + 4 * q) : make_float4(0, 0, 0, 0);
     float next[LOADS];
     auto load = [&](int t0) {
 #pragma unroll
@@ -124,8 +141,8 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
 #pragma unroll
                 for (int m = 0; m < NJ / 4; m++)
                     if (EXACT || m < N / 16)
-                        store_row(p.chunks + (t0 + k) / CHUNK * p.chunk_step + i, N, 16 * m + 4 * q,
-                                  S[m]);
+                        put_state_row({p.chunks + (t0 + k) / CHUNK * p.chunk_step, false}, i, N,
+                                      16 * m + 4 * q, S[m]);
             float4 sums = make_float4(0, 0, 0, 0), ys = sums; // four short chains, not a long one
 #pragma unroll
             for (int m = 0; m < NJ / 4; m++)
@@ -143,12 +160,18 @@ static __global__ void __launch_bounds__(NJ * 16 / SPLIT) wkv7_forward(wkv7_args
             const float y = quad_sum((ys.x + ys.y) + (ys.z + ys.w));
             if (q == 0) put_number(a, a.y, row, y);
             if (q == 1 && a.saved) a.saved[row] = s;
+            if (ends_cell(a.half, p.before + t0 + k + 1))
+#pragma unroll
+                for (int m = 0; m < NJ / 4; m++)
+                    if (EXACT || m < N / 16)
+                        S[m] = make_float4(half_state(S[m].x), half_state(S[m].y),
+                                           half_state(S[m].z), half_state(S[m].w));
         }
     }
-    if (!p.out) return;
+    if (!p.out.at) return;
 #pragma unroll
     for (int m = 0; m < NJ / 4; m++)
-        if (EXACT || m < N / 16) store_row(p.out + i, N, 16 * m + 4 * q, S[m]);
+        if (EXACT || m < N / 16) put_state_row(p.out, i, N, 16 * m + 4 * q, S[m]);
 }
 
 // ---- backward ----------------------------------------------------------------------------------

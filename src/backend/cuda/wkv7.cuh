@@ -30,18 +30,6 @@ __device__ static inline float decay_of(float omega) {
     return expf(-c0 * sigmoid(omega));
 }
 
-// Columns j to j+3 of a row; in memory a state is [column][row]. Eight rows of a warp lie together.
-__device__ static inline float4 load_row(const float *state, int N, int j) {
-    return make_float4(state[j * N], state[(j + 1) * N], state[(j + 2) * N], state[(j + 3) * N]);
-}
-
-__device__ static inline void store_row(float *state, int N, int j, float4 x) {
-    state[j * N] = x.x;
-    state[(j + 1) * N] = x.y;
-    state[(j + 2) * N] = x.z;
-    state[(j + 3) * N] = x.w;
-}
-
 __device__ static inline void add_products(float4 &sum, float4 x, float4 y) {
     sum.x = fmaf(x.x, y.x, sum.x);
     sum.y = fmaf(x.y, y.y, sum.y);
@@ -77,7 +65,38 @@ __device__ static inline float2 state_wide(uint32_t pair) {
 __device__ static inline void store_state(float *p, float x, float y) {
     *(float2 *)p = make_float2(x, y);
 }
+__device__ static inline uint32_t half_states(float x, float y) {
+    return f16_pair(fminf(fmaxf(x, -65504.0f), 65504.0f), fminf(fmaxf(y, -65504.0f), 65504.0f));
+}
 __device__ static inline void store_state(uint16_t *p, float x, float y) {
-    *(uint32_t *)p =
-        f16_pair(fminf(fmaxf(x, -65504.0f), 65504.0f), fminf(fmaxf(y, -65504.0f), 65504.0f));
+    *(uint32_t *)p = half_states(x, y);
+}
+
+// What f16 makes of a number, where a cell of tokens ends (ops.h).
+__device__ static inline float half_state(float x) {
+    return f16_value((uint16_t)half_states(x, 0));
+}
+__device__ static inline bool ends_cell(bool half, int tokens) {
+    return half && tokens % STATE_CELL == 0;
+}
+
+// A state of either kind, or none.
+struct state_at {
+    void *at;
+    bool half;
+
+    __device__ float get(size_t i) const {
+        return half ? f16_value(((const uint16_t *)at)[i]) : ((const float *)at)[i];
+    }
+    __device__ void put(size_t i, float x) const {
+        if (half)
+            ((uint16_t *)at)[i] = (uint16_t)half_states(x, 0);
+        else
+            ((float *)at)[i] = x;
+    }
+};
+
+__device__ static inline state_at state_of(const void *states, size_t i, bool half) {
+    if (!states) return {};
+    return {(char *)states + i * (half ? sizeof(uint16_t) : sizeof(float)), half};
 }

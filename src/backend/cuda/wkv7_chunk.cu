@@ -278,7 +278,7 @@ __device__ void go_ahead(slot<E> *ring, int row0, const wkv7_args &a, const plac
                          const way<false> &w) {
     typedef shape<SPLIT, BACKS> sh;
     rows_of_state S = {};
-    if (p.in) each_of_rows(S, row0, [&](float &x, int at) { x = p.in[at]; });
+    if (p.in.at) each_of_rows(S, row0, [&](float &x, int at) { x = p.in.get((size_t)at); });
     for (int c = 0, i = 0; c < w.count; c++, i = i + 1 < BACKS ? i + 1 : 0) {
         frag state[STEPS];
 #pragma unroll
@@ -287,8 +287,12 @@ __device__ void go_ahead(slot<E> *ring, int row0, const wkv7_args &a, const plac
         group_barrier(sh::MADE + i, sh::BOTH);
         advance(S, state, ring[i], row0);
         group_arrive(sh::DONE + i, sh::BOTH);
+        if (ends_cell(a.half, (c + 1) * T))
+            each_of_rows(S, row0, [](float &x, int) { x = half_state(x); });
     }
-    if (p.out) each_of_rows(S, row0, [&](float &x, int at) { p.out[at] = x; });
+    if (!p.out) return;
+    const state_at out = out_of(a, p);
+    each_of_rows(S, row0, [&](float &x, int at) { out.put((size_t)at, x); });
 }
 
 template <class E, int SPLIT, int BACKS>
@@ -365,7 +369,7 @@ template <class E, int MOST> void start_forward(struct queue *q, const wkv7_args
 template <class E> void start_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
     if (!has_room<E>())
         start<true, E, 2, LEAST, 1>(q, a, cut);
-    else if (splits<E> || sharers(a) >= 2)
+    else if (sharers(a) >= 2)
         start<true, E, 2, ALONE, 1>(q, a, cut);
     else
         start<true, E, 1, ALONE, 1>(q, a, cut);

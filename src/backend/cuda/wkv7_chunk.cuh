@@ -19,8 +19,10 @@ constexpr float log2_e = 1.4426950408889634f;
 struct place {
     size_t at; // the span's first token, this head
     int len;   // whole chunks of it
-    const float *in, *dout;
-    float *out, *din, *chunks; // states, and gradients of states
+    state_at in;
+    void *out;         // as out_of says
+    const float *dout; // gradients of states
+    float *din, *chunks;
     size_t chunk_step;
 };
 
@@ -31,14 +33,24 @@ __device__ inline place place_of(const wkv7_args &a, size_t h) {
     place p = {};
     p.at = first * a.C + h * N;
     p.len = span[1] / T * T;
-    if (a.state_in) p.in = a.state_in + state;
-    if (a.state_out) p.out = a.state_out + state;
+    p.in = state_of(a.state_in, state, a.half);
+    p.out = state_of(a.state_out, state, a.half).at;
     if (a.dstate_out) p.dout = a.dstate_out + state;
     if (a.dstate_in) p.din = a.dstate_in + state;
-    if (p.len < span[1]) p.dout = p.out = a.carry + (blockIdx.y * (size_t)a.H + h) * NN;
+    if (p.len < span[1]) {
+        float *carry = a.carry + (blockIdx.y * (size_t)a.H + h) * NN;
+        p.dout = carry;
+        p.out = carry;
+    }
     p.chunk_step = a.H * NN;
     if (a.saved) p.chunks = a.saved + a.R * a.C + ((first / T + blockIdx.y) * a.H + h) * NN;
     return p;
+}
+
+// Where the state goes, f32 if that is the carry. Looked up again, because a register that holds it
+// through all chunks is one too many.
+__device__ inline state_at out_of(const wkv7_args &a, const place &p) {
+    return {p.out, a.half && a.span[4 * blockIdx.y + 1] % T == 0};
 }
 
 // S' at the end of a head's i-th segment.
