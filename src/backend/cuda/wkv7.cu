@@ -289,10 +289,9 @@ static void forward(struct queue *s, const struct wkv7_args &a, int N) {
     LAUNCH((wkv7_forward<NJ, EXACT, SPLIT>), dim3(a.H * SPLIT, a.spans), QUAD * N / SPLIT, s, a);
 }
 
-// Forward goes as backward can.
 static wkv7_args settled(const struct wkv7_args *given) {
     wkv7_args a = *given;
-    a.exact |= !chunked((int)(a.C / a.H)) || (a.saved && !wkv7_chunk_trains());
+    a.exact |= !chunked((int)(a.C / a.H));
     return a;
 }
 

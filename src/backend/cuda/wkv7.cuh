@@ -19,7 +19,6 @@ struct wkv7_segments {
     float *ends;       // (spans, H, count - 1, N, N)
 };
 
-bool wkv7_chunk_trains(); // whether there is room for the way back
 void wkv7_chunk_forward(struct queue *q, const wkv7_args &a);
 void wkv7_chunk_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut);
 void wkv7_chunk_backward(struct queue *q, const wkv7_args &a, wkv7_segments cut);

@@ -355,7 +355,7 @@ template <class E, int MOST> void start_forward(struct queue *q, const wkv7_args
     const wkv7_segments whole = {};
     const int share = sharers(a);
     if (!has_room<E>())
-        start<false, E, 1, LEAST, 2>(q, a, whole);
+        start<false, E, 1, LEAST, splits<E> ? 1 : 2>(q, a, whole);
     else if (share == 4)
         start<false, E, 4, ALONE, 1>(q, a, whole);
     else if (share >= 2)

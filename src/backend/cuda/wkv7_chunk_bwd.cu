@@ -8,7 +8,8 @@
 //
 // All eight prepare a chunk. What it reads is asked for a chunk ahead (cp.async); results take the
 // place of what they were made of, and are carried away in whole rows while the next chunk is
-// prepared. Bound by shared memory: matrices read from there take half of its turns, which is why a
+// prepared; where a block has too little shared memory for that, both stay where they are (NEAR).
+// Bound by shared memory: matrices read from there take half of its turns, which is why a
 // warp has 32 rows or columns of whatever it makes. Who only gives arrives and goes on.
 //
 // 16×512 tokens of 12 heads in bf16 take an H100 312 µs with launch and wait (`rwkv bench
@@ -27,12 +28,12 @@ enum { GAMMA = 1, GAMMA_READS, U_KEYS, DTRIANGLES, DTRIANGLES_KEYS, ALONG, STATE
 typedef rows_of_state wide_rows[WIDE];
 
 // Decays of a chunk, the 32 columns of this warp: a lane has two, of eight tokens.
-template <class E> __device__ void put_decays(float *shrink, const E *from, int col0) {
+template <class E, class R> __device__ void put_decays(float *shrink, const R &from, int col0) {
     const int lane = now((int)threadIdx.x % WARP), col = col0 + lane % 16 * 2;
     const int first = lane / 16 * (T / 2);
     raw_pair<E> w[T / 2];
 #pragma unroll
-    for (int i = 0; i < T / 2; i++) w[i] = raw_at<E>(from, spread(first + i, col));
+    for (int i = 0; i < T / 2; i++) w[i] = raw_of(from, spread(first + i, col));
     float2 sum = make_float2(0, 0), upto[T / 2];
 #pragma unroll
     for (int i = 0; i < T / 2; i++) {
@@ -51,8 +52,8 @@ template <class E> __device__ void put_decays(float *shrink, const E *from, int 
 }
 
 // S' at a chunk's end becomes that times decay, for others too.
-template <class E>
-__device__ void scale(wide_rows &G, memory<E> &s, const float *shrink, int row0) {
+template <class E, bool NEAR>
+__device__ void scale(wide_rows &G, memory<E, NEAR> &s, const float *shrink, int row0) {
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
         const int col = 16 * j + 2 * (int)(threadIdx.x & 3);
@@ -72,8 +73,8 @@ struct ahead {
     const float *chunk, *beyond;
 };
 
-template <class E>
-__device__ void go_chain(wide_rows &G, memory<E> &s, const wkv7_args &a, int row0, int turn,
+template <class E, bool NEAR>
+__device__ void go_chain(wide_rows &G, memory<E, NEAR> &s, const wkv7_args &a, int row0, int turn,
                          ahead next) {
     wide_sum du = {}, g = {};
 #pragma unroll
@@ -92,8 +93,10 @@ __device__ void go_chain(wide_rows &G, memory<E> &s, const wkv7_args &a, int row
     for (int m = 0; m < WIDE; m++) store_a(s.g, row0 + 16 * m, 0, gamma[m]);
     group_arrive(GAMMA, 2 * PAIR);
     group_arrive(GAMMA_READS, 2 * PAIR);
-    if (next.chunk) ask_mine(s.rows[turn ^ 1].x[X_W], w_of<E>(a), a, next.at, row0);
-    asked();
+    if constexpr (NEAR) {
+        if (next.chunk) ask_mine(s.rows[turn ^ 1].x[X_W], input_at<E>(a, 0, X_W), a, next.at, row0);
+        asked();
+    }
 #pragma unroll
     for (int j = 0; j < STEPS; j++) {
         const frag r = b_of(s.r, 0, 16 * j), x = b_of(s.a, 0, 16 * j);
@@ -104,7 +107,7 @@ __device__ void go_chain(wide_rows &G, memory<E> &s, const wkv7_args &a, int row
     if (next.chunk) {
         wait_for_asked<0>();
         __syncwarp();
-        put_decays(s.shrink[turn ^ 1], s.rows[turn ^ 1].x[X_W], row0);
+        put_decays<E>(s.shrink[turn ^ 1], input_of(s, a, next.at, turn ^ 1, X_W), row0);
         group_barrier(DECAYS, PAIR);
     }
     group_barrier(DSTATE, 4 * PAIR);
@@ -114,8 +117,8 @@ __device__ void go_chain(wide_rows &G, memory<E> &s, const wkv7_args &a, int row
 
 // ---- the other ways ----------------------------------------------------------------------------
 
-template <class E>
-__device__ void go_values(memory<E> &s, const wkv7_args &a, size_t at, int row0, int turn,
+template <class E, bool NEAR>
+__device__ void go_values(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int row0, int turn,
                           ahead next) {
     const auto &v = v_of(s, turn);
     const auto &dy = dy_of(s, turn);
@@ -141,8 +144,10 @@ __device__ void go_values(memory<E> &s, const wkv7_args &a, size_t at, int row0,
             s.dab, s.dak, [&](int i) { return a_of_turned(s.g, i, 0); }, s.u, v, true);
     group_arrive(DTRIANGLES, 2 * PAIR);
     group_arrive(DTRIANGLES_KEYS, 2 * PAIR);
-    ask_mine(s.once[ONE_DV], (const E *)a.du + U_V * a.R * a.C, a, at, row0);
-    asked();
+    if constexpr (NEAR) {
+        ask_mine(s.once[ONE_DV], (const E *)a.du + U_V * a.R * a.C, a, at, row0);
+        asked();
+    }
 #pragma unroll
     for (int j = 0; j < N; j += 16) {
         const frag k = a_of(s.k, 0, j);
@@ -156,20 +161,23 @@ __device__ void go_values(memory<E> &s, const wkv7_args &a, size_t at, int row0,
              b_of_turned(s.g, row0 + 16, 0));
     wait_for_asked<0>();
     __syncwarp();
+    const auto result = result_of(s, a, at, turn, U_V);
     each_pair<raw_pair<E>> was;
-    load_wide(was, s.once[ONE_DV], row0);
+    load_wide(was, result, row0);
     each_of_wide(row0, [&](int m, int n, int half, int i, int) {
         const float2 x = was[m][n][half].wide();
-        put_pair(&s.once[ONE_DV][i], x.x + dv[m][n][2 * half], x.y + dv[m][n][2 * half + 1]);
+        put_at(result, i, x.x + dv[m][n][2 * half], x.y + dv[m][n][2 * half + 1]);
     });
-    if (next.chunk) ask_rows(s.rows[turn ^ 1], a, next.at);
+    if constexpr (NEAR)
+        if (next.chunk) ask_rows(s.rows[turn ^ 1], a, next.at);
     if (next.beyond) bring_near<E>(a, next.at - (size_t)T * a.C, next.beyond);
     asked();
 }
 
 // dr as far as it comes from the state; and Σ of S ⊙ S' down the columns, which is the diagonal of
 // a product.
-template <class E> __device__ void read_state(wide_sum &dr, memory<E> &s, int col0, int turn) {
+template <class E, bool NEAR>
+__device__ void read_state(wide_sum &dr, memory<E, NEAR> &s, int col0, int turn) {
     wide_sum edge = {};
 #pragma unroll
     for (int i = 0; i < N; i += 16) {
@@ -197,11 +205,12 @@ __device__ frag_of<false> behind() {
 }
 
 // dω, from the sums of what a column's tokens give it, and a ⊙ da.
-template <class E>
-__device__ void put_decay_gradient(memory<E> &s, chunk_rows<E> &rows, const wide_sum &sum,
-                                   const wide_sum &own, int col0) {
+template <class E, bool NEAR>
+__device__ void put_decay_gradient(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn,
+                                   const wide_sum &sum, const wide_sum &own, int col0) {
+    const auto result = result_of(s, a, at, turn, U_W);
     each_pair<raw_pair<E>> w;
-    load_wide(w, rows.x[X_W], col0);
+    load_wide(w, input_of(s, a, at, turn, X_W), col0);
     float2 edge[WIDE][2][2];
 #pragma unroll
     for (int m = 0; m < WIDE; m++)
@@ -217,20 +226,21 @@ __device__ void put_decay_gradient(memory<E> &s, chunk_rows<E> &rows, const wide
         float2 slope;
         quick_sigmoid(x.x, &slope.x);
         quick_sigmoid(x.y, &slope.y);
-        put_pair(&rows.x[X_W][i],
-                 -c0 * slope.x * (sum[m][n][e] - own[m][n][e] + (state.x + keys.x)),
-                 -c0 * slope.y * (sum[m][n][e + 1] - own[m][n][e + 1] + (state.y + keys.y)));
+        put_at(result, i, -c0 * slope.x * (sum[m][n][e] - own[m][n][e] + (state.x + keys.x)),
+               -c0 * slope.y * (sum[m][n][e + 1] - own[m][n][e + 1] + (state.y + keys.y)));
     });
 }
 
-template <class E>
-__device__ void go_reads(memory<E> &s, const wkv7_args &a, size_t at, int col0, int turn) {
+template <class E, bool NEAR>
+__device__ void go_reads(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int col0, int turn) {
     if (col0)
         triangle(s.ak, s.a, s.k, true);
     else
         triangle(s.rb, s.r, s.b, false);
-    ask_mine(s.once[ONE_DR], a.dr, a, at, col0);
-    asked();
+    if constexpr (NEAR) {
+        ask_mine(s.once[ONE_DR], a.dr, a, at, col0);
+        asked();
+    }
     __syncthreads();
     wide_sum dr = {}, da = {};
     read_state(dr, s, col0, turn);
@@ -256,12 +266,13 @@ __device__ void go_reads(memory<E> &s, const wkv7_args &a, size_t at, int col0, 
     wait_for_asked<0>();
     __syncwarp();
     // From here on dr is r̂ ⊙ dr̂ + â ⊙ dâ, and da is â ⊙ dâ.
-    chunk_rows<E> &rows = s.rows[turn];
+    const auto dr_result = result_of(s, a, at, turn, DR),
+               da_result = result_of(s, a, at, turn, U_A);
     each_pair<raw_pair<E>> r, x, was;
     each_pair<float2> before, after;
-    load_wide(was, s.once[ONE_DR], col0);
-    load_wide(r, rows.x[X_R], col0);
-    load_wide(x, rows.x[X_A], col0);
+    load_wide(was, dr_result, col0);
+    load_wide(r, input_of(s, a, at, turn, X_R), col0);
+    load_wide(x, input_of(s, a, at, turn, X_A), col0);
     each_of_wide(col0, [&](int m, int n, int half, int i, int previous) {
         before[m][n][half] = shrink_before(s.shrink[turn], previous);
         after[m][n][half] = pair_at(s.shrink[turn] + i);
@@ -272,8 +283,8 @@ __device__ void go_reads(memory<E> &s, const wkv7_args &a, size_t at, int col0, 
                      xa = x[m][n][half].wide();
         const float2 gr = times(make_float2(pr[0], pr[1]), after[m][n][half]);
         const float2 ga = times(make_float2(pa[0], pa[1]), before[m][n][half]);
-        put_pair(&s.once[ONE_DR][i], old.x + gr.x, old.y + gr.y);
-        put_pair(&rows.x[X_A][i], ga.x, ga.y);
+        put_at(dr_result, i, old.x + gr.x, old.y + gr.y);
+        put_at(da_result, i, ga.x, ga.y);
         pa[0] = xa.x * ga.x, pa[1] = xa.y * ga.y;
         pr[0] = fmaf(xr.x, gr.x, pa[0]), pr[1] = fmaf(xr.y, gr.y, pa[1]);
     });
@@ -291,7 +302,7 @@ __device__ void go_reads(memory<E> &s, const wkv7_args &a, size_t at, int col0, 
     __syncwarp();
     wide_sum sum = {};
     multiply(sum[0], behind(), b_of(s.r, 0, col0), sum[1], behind(), b_of(s.r, 0, col0 + 16));
-    put_decay_gradient(s, rows, sum, da, col0);
+    put_decay_gradient(s, a, at, turn, sum, da, col0);
 }
 
 // A lane's b, k and e^-A.
@@ -299,9 +310,11 @@ template <class E> struct keys_of_chunk {
     each_pair<raw_pair<E>> b, k;
     each_pair<float2> grow;
 
-    __device__ keys_of_chunk(const memory<E> &s, int col0, int turn) {
-        load_wide(b, s.rows[turn].x[X_B], col0);
-        load_wide(k, s.rows[turn].x[X_K], col0);
+    template <bool NEAR>
+    __device__ keys_of_chunk(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn,
+                             int col0) {
+        load_wide(b, input_of(s, a, at, turn, X_B), col0);
+        load_wide(k, input_of(s, a, at, turn, X_K), col0);
         each_of_wide(col0, [&](int m, int n, int half, int i, int) {
             grow[m][n][half] = reciprocal(pair_at(s.shrink[turn] + i));
         });
@@ -309,10 +322,10 @@ template <class E> struct keys_of_chunk {
 };
 
 // What keys have given to the state behind the chunk is what they read of its gradient.
-template <class E>
-__device__ void edge_of_keys(memory<E> &s, const wide_sum &db, const wide_sum &dk, int col0,
-                             int turn) {
-    const keys_of_chunk<E> x(s, col0, turn);
+template <class E, bool NEAR>
+__device__ void edge_of_keys(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn,
+                             const wide_sum &db, const wide_sum &dk, int col0) {
+    const keys_of_chunk<E> x(s, a, at, turn, col0);
     float2 given[WIDE][2] = {};
     each_of_wide(col0, [&](int m, int n, int half, int, int) {
         const float *const gb = &db[m][n][2 * half], *const gk = &dk[m][n][2 * half];
@@ -336,12 +349,14 @@ __device__ void edge_of_keys(memory<E> &s, const wide_sum &db, const wide_sum &d
         }
 }
 
-template <class E>
-__device__ void go_keys(memory<E> &s, const wkv7_args &a, size_t at, int col0, int turn,
+template <class E, bool NEAR>
+__device__ void go_keys(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int col0, int turn,
                         ahead next) {
     if (!col0) triangle(s.rk, s.r, s.k, false);
-    ask_mine(s.once[ONE_DK], (const E *)a.du + U_K * a.R * a.C, a, at, col0);
-    asked();
+    if constexpr (NEAR) {
+        ask_mine(s.once[ONE_DK], (const E *)a.du + U_K * a.R * a.C, a, at, col0);
+        asked();
+    }
     __syncthreads();
     wide_sum db = {}, dk = {};
     group_barrier(U_KEYS, 2 * PAIR);
@@ -354,7 +369,7 @@ __device__ void go_keys(memory<E> &s, const wkv7_args &a, size_t at, int col0, i
         multiply(dk[0], v, dstate[0], dk[1], v, dstate[1]);
     }
     group_arrive(DSTATE, 4 * PAIR);
-    edge_of_keys(s, db, dk, col0, turn);
+    edge_of_keys(s, a, at, turn, db, dk, col0);
     group_barrier(DTRIANGLES_KEYS, 2 * PAIR); // and nobody reads Uᵀ any more
     {
         const frag ab = a_of_turned(s.dab, 0, 0), ak = a_of_turned(s.dak, 0, 0),
@@ -366,8 +381,7 @@ __device__ void go_keys(memory<E> &s, const wkv7_args &a, size_t at, int col0, i
             multiply(db[m], rb, r, dk[m], rk, r);
         }
     }
-    chunk_rows<E> &rows = s.rows[turn];
-    const keys_of_chunk<E> x(s, col0, turn);
+    const keys_of_chunk<E> x(s, a, at, turn, col0);
     each_of_wide(col0, [&](int m, int n, int half, int i, int) {
         float *const gb = &db[m][n][2 * half], *const gk = &dk[m][n][2 * half];
         const float2 xb = x.b[m][n][half].wide(), xk = x.k[m][n][half].wide();
@@ -379,11 +393,13 @@ __device__ void go_keys(memory<E> &s, const wkv7_args &a, size_t at, int col0, i
     wait_for_asked<0>(); // what dk is added to
     __syncwarp();
     each_pair<raw_pair<E>> was;
-    load_wide(was, s.once[ONE_DK], col0);
+    const auto dk_result = result_of(s, a, at, turn, U_K),
+               db_result = result_of(s, a, at, turn, U_B);
+    load_wide(was, dk_result, col0);
     each_of_wide(col0, [&](int m, int n, int half, int i, int) {
         const float2 old = was[m][n][half].wide();
-        put_pair(&s.once[ONE_DK][i], old.x + dk[m][n][2 * half], old.y + dk[m][n][2 * half + 1]);
-        put_pair(&rows.x[X_B][i], db[m][n][2 * half], db[m][n][2 * half + 1]);
+        put_at(dk_result, i, old.x + dk[m][n][2 * half], old.y + dk[m][n][2 * half + 1]);
+        put_at(db_result, i, db[m][n][2 * half], db[m][n][2 * half + 1]);
     });
     group_barrier(STATE, 2 * PAIR); // nor has the inverse been wanted since Γ and U are there
     if (next.chunk) ask_kept(s, a, next.at, next.chunk);
@@ -394,9 +410,9 @@ __device__ void go_keys(memory<E> &s, const wkv7_args &a, size_t at, int col0, i
 
 // Chunks from last to first: all prepare them, then a pair of warps goes its way. Each has a loop
 // of its own: what it keeps in registers is no concern of the others.
-template <class E, class F>
-__device__ void each_chunk(memory<E> &s, const wkv7_args &a, const place &p, int first, int last,
-                           const F &go) {
+template <class E, bool NEAR, class F>
+__device__ void each_chunk(memory<E, NEAR> &s, const wkv7_args &a, const place &p, int first,
+                           int last, const F &go) {
     const size_t step = (size_t)T * a.C;
     for (int c = last; c >= first; c--) {
         const size_t at = p.at + c * step;
@@ -406,26 +422,31 @@ __device__ void each_chunk(memory<E> &s, const wkv7_args &a, const place &p, int
         const int turn = c & 1;
         wait_for_asked<0>();
         __syncthreads(); // everybody is done with the chunk before, and this one is there
-        if (c < last) put_out(s, s.rows[turn ^ 1], a, at + step);
-        prepare(s, turn);
+        if constexpr (NEAR)
+            if (c < last) put_out(s, a, at + step, turn ^ 1);
+        prepare(s, a, at, turn);
         __syncthreads();
         go(at, turn, next);
     }
-    __syncthreads();
-    put_out(s, s.rows[first & 1], a, p.at + first * step);
+    if constexpr (NEAR) {
+        __syncthreads();
+        put_out(s, a, p.at + first * step, first & 1);
+    }
 }
 
 // The chain from S' at the last chunk's end, or NULL, to where it goes, if anywhere.
-template <class E>
-__device__ void follow_chain(memory<E> &s, const wkv7_args &a, const place &p, int first, int last,
-                             int row0, const float *from, float *to) {
+template <class E, bool NEAR>
+__device__ void follow_chain(memory<E, NEAR> &s, const wkv7_args &a, const place &p, int first,
+                             int last, int row0, const float *from, float *to) {
     const size_t end = p.at + (size_t)last * T * a.C;
     wide_rows G = {}; // S' at the chunk's end
-    ask_mine(s.rows[last & 1].x[X_W], w_of<E>(a), a, end, row0);
-    asked();
-    wait_for_asked<0>();
-    __syncwarp();
-    put_decays(s.shrink[last & 1], s.rows[last & 1].x[X_W], row0);
+    if constexpr (NEAR) {
+        ask_mine(s.rows[last & 1].x[X_W], input_at<E>(a, 0, X_W), a, end, row0);
+        asked();
+        wait_for_asked<0>();
+        __syncwarp();
+    }
+    put_decays<E>(s.shrink[last & 1], input_of(s, a, end, last & 1, X_W), row0);
     if (from)
 #pragma unroll
         for (int m = 0; m < WIDE; m++)
@@ -441,19 +462,20 @@ __device__ void follow_chain(memory<E> &s, const wkv7_args &a, const place &p, i
 }
 
 // Blocks of a multiprocessor: two where there is room, as of Hopper's.
-template <class E> constexpr int blocks() {
+template <class E, bool NEAR> constexpr int blocks() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-    return splits<E> ? 1 : 2;
+    return NEAR && !splits<E> ? 2 : 1;
 #else
     return 1;
 #endif
 }
 
-template <class E>
-__global__ void __launch_bounds__(ALL, blocks<E>()) backward(wkv7_args a, wkv7_segments cut) {
+template <class E, bool NEAR>
+__global__ void __launch_bounds__(ALL, (blocks<E, NEAR>()))
+    backward(wkv7_args a, wkv7_segments cut) {
     begin_kernel();
     SHARED_BYTES(bytes);
-    memory<E> &s = *(memory<E> *)bytes;
+    auto &s = *(memory<E, NEAR> *)bytes;
     const int head = (int)blockIdx.x / cut.count, segment = (int)blockIdx.x % cut.count;
     const place p = place_of(a, (size_t)head);
     const int chunks = p.len / T, first = segment * cut.chunks, way = (int)threadIdx.x / PAIR;
@@ -465,7 +487,7 @@ __global__ void __launch_bounds__(ALL, blocks<E>()) backward(wkv7_args a, wkv7_s
         follow_chain(s, a, p, first, last, mine, from, segment ? nullptr : p.din);
     } else if (way == VALUES) {
         const size_t step = (size_t)T * a.C, end = p.at + last * step;
-        ask_rows(s.rows[last & 1], a, end);
+        if constexpr (NEAR) ask_rows(s.rows[last & 1], a, end);
         asked();
         if (last > first) bring_near<E>(a, end - step, p.chunks + (last - 1) * p.chunk_step);
         each_chunk(s, a, p, first, last, [&](size_t at, int turn, const ahead &next) {
@@ -483,20 +505,24 @@ __global__ void __launch_bounds__(ALL, blocks<E>()) backward(wkv7_args a, wkv7_s
     }
 }
 
-template <class E> void start(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
-    launch_with(q, backward<E>, dim3((unsigned)(a.H * cut.count), (unsigned)a.spans), ALL,
-                sizeof(memory<E>), a, cut);
+template <class E, bool NEAR> void start(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
+    launch_with(q, backward<E, NEAR>, dim3((unsigned)(a.H * cut.count), (unsigned)a.spans), ALL,
+                sizeof(memory<E, NEAR>), a, cut);
+}
+
+template <class E> void start_backward(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
+    static_assert(sizeof(memory<E, false>) <= 99 << 10, "what the smallest devices have");
+    if (most_shared() >= sizeof(memory<E, true>))
+        start<E, true>(q, a, cut);
+    else
+        start<E, false>(q, a, cut);
 }
 
 } // namespace
 
-bool wkv7_chunk_trains() {
-    return most_shared() >= sizeof(memory<float>);
-}
-
 void wkv7_chunk_backward(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
     if (a.narrow)
-        start<uint16_t>(q, a, cut);
+        start_backward<uint16_t>(q, a, cut);
     else
-        start<float>(q, a, cut);
+        start_backward<float>(q, a, cut);
 }

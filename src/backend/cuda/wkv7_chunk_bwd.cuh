@@ -18,30 +18,37 @@ template <class E> struct chunk_rows {
     values v, dy;
 };
 
-template <class E> struct wide_values { // v and dy of f32, split
-    tile<T, N> v, dy;
+// NEAR: what a chunk reads comes into shared memory ahead of time, and what it makes waits there.
+// Else, for blocks that may have no more than 99 KB, both stay in global memory, where each lane
+// loads and stores its own numbers.
+template <class E, bool NEAR> struct wide_values { // v and dy, of f32 split
+    tile<T, N, splits<E>> v, dy;
 };
-template <> struct wide_values<uint16_t> {};
+template <> struct wide_values<uint16_t, true> {};
 
-template <class E> struct memory : wide_values<E> {
+template <class E, bool NEAR> struct near_rows {
+    chunk_rows<E> rows[2];
+    alignas(16) E once[ONE_COUNT][T * N];
+};
+template <class E> struct near_rows<E, false> {};
+
+template <class E, bool NEAR> struct memory : wide_values<E, NEAR>, near_rows<E, NEAR> {
     tile<T, N> r, a, b, k;                       // r̂ = r e^A …, as in forward
     tile<T, T> ak, rk, rb, solve, dab, dak, drk; // drb takes the place of rb
     tile<N, N> state, dstate; // S at the chunk's begin; S' at its end times decay; rows × columns
     tile<N, T> u, g;        // Uᵀ and Γᵀ; when gradients of triangles are there, along for Uᵀ
     float edge[2][N];       // what of dω comes from beyond the chunk
     float shrink[2][T * N]; // e^A of each token; for this chunk and for the next one
-    chunk_rows<E> rows[2];
-    alignas(16) E once[ONE_COUNT][T * N];
 };
 
-template <class E> __device__ const auto &v_of(const memory<E> &s, int turn) {
-    if constexpr (splits<E>)
+template <class E, bool NEAR> __device__ const auto &v_of(const memory<E, NEAR> &s, int turn) {
+    if constexpr (splits<E> || !NEAR)
         return s.v;
     else
         return s.rows[turn].v;
 }
-template <class E> __device__ const auto &dy_of(const memory<E> &s, int turn) {
-    if constexpr (splits<E>)
+template <class E, bool NEAR> __device__ const auto &dy_of(const memory<E, NEAR> &s, int turn) {
+    if constexpr (splits<E> || !NEAR)
         return s.dy;
     else
         return s.rows[turn].dy;
@@ -54,22 +61,59 @@ __device__ inline int spread(int t, int col) {
     return t * N + (col ^ (t & 7) * 8);
 }
 
+// A chunk's rows of a tensor in global memory; numbers go by where spread would put them.
+template <class E> struct far_rows {
+    E *first;
+    size_t C;
+
+    __device__ E *at(int i) const {
+        const int t = i / N, col = i % N ^ (t & 7) * 8;
+        return first + (uint32_t)t * (uint32_t)C + col;
+    }
+};
+
+template <class E> __device__ raw_pair<E> raw_of(const E *rows, int i) {
+    return raw_at<E>(rows, (size_t)i);
+}
+template <class E> __device__ raw_pair<E> raw_of(far_rows<E> rows, int i) {
+    return raw_at<E>(rows.at(i), 0);
+}
+template <class E> __device__ void put_at(E *rows, int i, float x, float y) {
+    put_pair(rows + i, x, y);
+}
+template <class E> __device__ void put_at(far_rows<E> rows, int i, float x, float y) {
+    put_pair(rows.at(i), x, y);
+}
+
 // b̂ ⊙ db̂ + k̂ ⊙ dk̂ in place of Uᵀ.
-template <class E> __device__ float *along_of(memory<E> &s) {
+template <class E, bool NEAR> __device__ float *along_of(memory<E, NEAR> &s) {
     static_assert(sizeof s.u == T * N * sizeof(float), "there is room");
     return (float *)&s.u;
 }
 
 // ---- copies ------------------------------------------------------------------------------------
 
+enum { X_V = X_COUNT, X_DY, DR = U_B + 1 }; // besides X_A …; besides planes of du
+
+// Input X_… of the chunk at `at`.
+template <class E> __device__ E *input_at(const wkv7_args &a, size_t at, int n) {
+    const size_t plane = a.R * a.C;
+    E *const u = (E *)a.u + at;
+    switch (n) {
+    case X_A: return u + U_A * plane;
+    case X_B: return u + U_B * plane;
+    case X_R: return (E *)a.r + at;
+    case X_K: return u + U_K * plane;
+    case X_W: return u + U_W * plane;
+    case X_V: return u + U_V * plane;
+    default: return (E *)a.dy + at;
+    }
+}
+
 // A chunk's tensors of E but ω, by a pair of warps.
 template <class E> __device__ void ask_rows(chunk_rows<E> &to, const wkv7_args &a, size_t at) {
     const int tid = now((int)threadIdx.x % PAIR);
-    const size_t plane = a.R * a.C;
-    const E *const u = (const E *)a.u + at;
-    const E *const from[] = {u + U_A * plane, u + U_B * plane, (const E *)a.r + at,
-                             u + U_K * plane, u + U_V * plane, (const E *)a.dy + at};
-    static_assert(X_W == 4, "the last of x");
+    static_assert(X_W == X_COUNT - 1, "the last of x");
 #pragma unroll
     for (int v = 0; v < X_W + 2; v++)
 #pragma unroll
@@ -83,13 +127,15 @@ template <class E> __device__ void ask_rows(chunk_rows<E> &to, const wkv7_args &
                 place = &(v == X_W ? to.v : to.dy)[spread(t, col)];
             else
                 place = &(v == X_W ? to.v : to.dy).hi[word_at<N>(t, col)];
-            ask_bytes<16>(place, from[v] + (uint32_t)t * (uint32_t)a.C + col);
+            ask_bytes<16>(place, input_at<E>(a, at, v < X_W ? v : v + 1) +
+                                     (uint32_t)t * (uint32_t)a.C + col);
         }
 }
 
 // The state and the inverse that forward kept, by a pair of warps.
-template <class E>
-__device__ inline void ask_kept(memory<E> &s, const wkv7_args &a, size_t at, const float *chunk) {
+template <class E, bool NEAR>
+__device__ inline void ask_kept(memory<E, NEAR> &s, const wkv7_args &a, size_t at,
+                                const float *chunk) {
     const int tid = now((int)threadIdx.x % PAIR);
 #pragma unroll
     for (int i = 0; i < N * N / 4; i += PAIR) {
@@ -114,10 +160,6 @@ __device__ inline void ask_mine(E *to, const void *from, const wkv7_args &a, siz
         const int col = col0 + e % PIECES * piece<E>;
         ask_bytes<16>(&to[spread(t, col)], (const E *)from + at + (size_t)t * a.C + col);
     }
-}
-
-template <class E> __device__ const E *w_of(const wkv7_args &a) {
-    return (const E *)a.u + U_W * a.R * a.C;
 }
 
 // Has all that a chunk reads brought near, by a pair of warps: memory is waited for longer than
@@ -146,35 +188,48 @@ template <class E> __device__ void bring_near(const wkv7_args &a, size_t at, con
 #endif
 }
 
-// Where the gradients are when a chunk is done: du's planes, then dr.
-template <class E>
-__device__ const E *result_at(const memory<E> &s, const chunk_rows<E> &rows, int v) {
+// Where an input is, and where a gradient is when the chunk is done: du's planes, or dr.
+template <class E, bool NEAR>
+__device__ auto input_of(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn, int n) {
+    if constexpr (NEAR)
+        return (E *)s.rows[turn].x[n];
+    else
+        return far_rows<E>{input_at<E>(a, at, n), a.C};
+}
+template <class E> __device__ E *near_result(memory<E, true> &s, int turn, int v) {
     switch (v) {
-    case U_W: return rows.x[X_W];
+    case U_W: return s.rows[turn].x[X_W];
     case U_K: return s.once[ONE_DK];
     case U_V: return s.once[ONE_DV];
-    case U_A: return rows.x[X_A];
-    case U_B: return rows.x[X_B];
+    case U_A: return s.rows[turn].x[X_A];
+    case U_B: return s.rows[turn].x[X_B];
     default: return s.once[ONE_DR];
     }
 }
+template <class E, bool NEAR>
+__device__ auto result_of(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn, int v) {
+    if constexpr (NEAR)
+        return near_result(s, turn, v);
+    else
+        return far_rows<E>{(v == DR ? (E *)a.dr : (E *)a.du + v * a.R * a.C) + at, a.C};
+}
 
-// A row of theirs after the other, by all threads: as many tensors at once as these make rows of.
+// A row of the gradients after the other, by all threads: as many tensors at once as these make
+// rows of.
 template <class E>
-__device__ inline void put_out(const memory<E> &s, const chunk_rows<E> &rows, const wkv7_args &a,
-                               size_t at) {
+__device__ inline void put_out(memory<E, true> &s, const wkv7_args &a, size_t at, int turn) {
     enum { PIECES = N / piece<E>, ONCE = ALL / (T * PIECES) };
     static_assert(ONCE == 1 || ONCE == 2, "f32 or bf16");
     const int e = now((int)threadIdx.x % (T * PIECES)), t = e / PIECES, col = e % PIECES * piece<E>;
     const bool second = threadIdx.x >= T * PIECES;
     const size_t to = at + (size_t)t * a.C + col, plane = a.R * a.C;
 #pragma unroll
-    for (int v = 0; v <= U_B + 1; v += ONCE) {
-        const E *from = result_at(s, rows, v);
-        E *base = v <= U_B ? (E *)a.du + v * plane : (E *)a.dr;
+    for (int v = 0; v <= DR; v += ONCE) {
+        const E *from = near_result(s, turn, v);
+        E *base = v < DR ? (E *)a.du + v * plane : (E *)a.dr;
         if (second) {
-            from = result_at(s, rows, v + 1);
-            base = v + 1 <= U_B ? (E *)a.du + (v + 1) * plane : (E *)a.dr;
+            from = near_result(s, turn, v + 1);
+            base = v + 1 < DR ? (E *)a.du + (v + 1) * plane : (E *)a.dr;
         }
         copy_piece(base + to, from + spread(t, col));
     }
@@ -187,21 +242,35 @@ __device__ inline float2 shrink_before(const float *shrink, int previous) {
     return previous < 0 ? make_float2(1, 1) : pair_at(shrink + previous);
 }
 
+// A number of v or dy, where it has to become part of a matrix.
+template <class E, bool NEAR>
+__device__ raw_pair<E> value_of(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn, int n,
+                                int i) {
+    if constexpr (NEAR)
+        return raw_of((const E *)(n == X_V ? s.rows[turn].v : s.rows[turn].dy), i);
+    else
+        return raw_of(far_rows<E>{input_at<E>(a, at, n), a.C}, i);
+}
+
 // A warp's eight columns: a lane has two of them, of tokens g and g + 8.
-template <class E> __device__ void prepare(memory<E> &s, int turn) {
+template <class E, bool NEAR>
+__device__ void prepare(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn) {
+    constexpr bool copies = splits<E> || !NEAR;
     const int lane = now((int)threadIdx.x % WARP), g = lane >> 2;
     const int col = 8 * (int)(threadIdx.x / WARP) + 2 * (lane & 3);
-    const chunk_rows<E> &rows = s.rows[turn];
     raw_pair<E> x[2][X_W], v[2], dy[2];
     float2 before[2], after[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int t = g + 8 * half, i = spread(t, col);
 #pragma unroll
-        for (int n = 0; n < X_W; n++) x[half][n] = raw_at<E>(rows.x[n], i);
+        for (int n = 0; n < X_W; n++) x[half][n] = raw_of(input_of(s, a, at, turn, n), i);
         before[half] = shrink_before(s.shrink[turn], t ? spread(t - 1, col) : -1);
         after[half] = pair_at(s.shrink[turn] + i);
-        if constexpr (splits<E>) v[half] = raw_at<E>(rows.v, i), dy[half] = raw_at<E>(rows.dy, i);
+        if constexpr (copies) {
+            v[half] = value_of(s, a, at, turn, X_V, i);
+            dy[half] = value_of(s, a, at, turn, X_DY, i);
+        }
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -211,9 +280,9 @@ template <class E> __device__ void prepare(memory<E> &s, int turn) {
         put(s.a, t, col, times(x[half][X_A].wide(), before[half]));
         put(s.b, t, col, times(x[half][X_B].wide(), grow));
         put(s.k, t, col, times(x[half][X_K].wide(), grow));
-        if constexpr (splits<E>) {
-            put(s.v, t, col, v[half].wide());
-            put(s.dy, t, col, dy[half].wide());
+        if constexpr (copies) {
+            put_raw(s.v, t, col, v[half]);
+            put_raw(s.dy, t, col, dy[half]);
         }
     }
 }
@@ -253,9 +322,10 @@ template <class F> __device__ void each_of_wide(int col0, const F &f) {
 }
 
 // All that is loaded is asked for before any of it is waited for.
-template <class E> __device__ void load_wide(each_pair<raw_pair<E>> &to, const E *from, int col0) {
+template <class E, class R>
+__device__ void load_wide(each_pair<raw_pair<E>> &to, const R &from, int col0) {
     each_of_wide(col0,
-                 [&](int m, int n, int half, int i, int) { to[m][n][half] = raw_at<E>(from, i); });
+                 [&](int m, int n, int half, int i, int) { to[m][n][half] = raw_of(from, i); });
 }
 
 } // namespace
