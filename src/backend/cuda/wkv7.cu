@@ -269,10 +269,9 @@ static __global__ void __launch_bounds__(NJ * 16) wkv7_backward(wkv7_args a) {
                 } else if (q == 2) {
                     add_number(a, a.du, U_V * plane + row, dv);
                 } else {
-                    // 1 - σ(ω) would be nothing but rounding
-                    const float omega = number(a, a.u, U_W * plane + row);
-                    put_number(a, a.du, U_W * plane + row,
-                               -c0 * dw * w * sigmoid(omega) * sigmoid(-omega));
+                    const size_t of = U_W * plane + row; // 1 - σ(ω) would be nothing but rounding
+                    const float omega = number(a, a.u, of);
+                    put_number(a, a.du, of, -c0 * dw * w * sigmoid(omega) * sigmoid(-omega));
                 }
             }
         }
