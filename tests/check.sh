@@ -12,8 +12,11 @@ setarch -R true 2>/dev/null && no_aslr="setarch -R"
 tools/layering.sh
 
 # Instrumented code confuses gcc's warnings; the plain builds with gcc and clang are their judge.
-echo "== ASan and UBSan"
-TEST_LIMIT_S=600 make -s -j2 BUILD=build-san SAN=address,undefined OPT='-O1 -g' WARN= test
+# They go beside those under TSan, for both are one thread most of the time.
+asan_log=$(mktemp)
+TEST_LIMIT_S=900 make -s -j2 BUILD=build-san SAN=address,undefined OPT='-O1 -g' WARN= test >"$asan_log" 2>&1 &
+asan=$!
+trap 'kill $asan 2>/dev/null || true; rm -f "$asan_log"' EXIT
 
 served="http/conformance faults/runtime"
 echo "== TSan:" $threaded $served
@@ -23,3 +26,7 @@ echo "== TSan:" $threaded $served
         $(printf 'build-tsan/tests/%s ' $threaded)
     BUILD=build-tsan TSAN_OPTIONS=halt_on_error=1 $no_aslr tests/run.sh $threaded $served
 }
+
+echo "== ASan and UBSan"
+wait $asan || { cat "$asan_log" && exit 1; }
+cat "$asan_log"
