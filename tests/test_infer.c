@@ -6,8 +6,8 @@
 #include "backend/backend.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "base/rng.h"
 #include "base/str.h"
+#include "draw.h"
 #include "infer/sched.h"
 #include "model/model.h"
 #include "model/writer.h"
@@ -28,17 +28,6 @@
 #ifdef CUDA_EMU
 #include "cuda_runtime_api.h"
 #endif
-
-static uint64_t draw_seed, draw_count;
-
-static int draw(int n) { // in [0, n)
-    return (int)(rng_u64(draw_seed, 7, draw_count++) % (uint64_t)n);
-}
-
-static void begin_draws(uint64_t seed) {
-    draw_seed = seed;
-    draw_count = 0;
-}
 
 // ---- the scheduler -----------------------------------------------------------------------------
 

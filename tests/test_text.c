@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/str.h"
+#include "draw.h"
 #include "shared.h"
 #include "text/prompt.h"
 #include "text/stop.h"
@@ -211,17 +212,6 @@ static void utf8_reads_the_same_however_it_is_cut(void **state) {
             str_free(&out);
         }
     }
-}
-
-static uint64_t draw_seed, draw_count;
-
-static int draw(int n) { // in [0, n)
-    return (int)(rng_u64(draw_seed, 7, draw_count++) % (uint64_t)n);
-}
-
-static void begin_draws(uint64_t seed) {
-    draw_seed = seed;
-    draw_count = 0;
 }
 
 // ---- stop strings ------------------------------------------------------------------------------

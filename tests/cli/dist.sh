@@ -7,56 +7,23 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0
 
-ok() { passed=$((passed + 1)); }
-bad() { # name what
-    failed=$((failed + 1))
-    printf '%s: %s\n' "$1" "$2"
-}
+# shellcheck source=tests/tiny.sh
+. tests/tiny.sh
+cat >>"$dir/config/train/tiny.toml" <<'T'
+num_devices_per_node = 2
+batch_size_per_device = 2
+num_steps = 6
+val_every_steps = 3
+sample_every_steps = 6
+sample_tokens = 8
+save_every_steps = 2
+bucket_bytes = 4096
+T
+
 check() { # name what command…
     local name=$1 what=$2
     shift 2
     if "$@"; then ok; else bad "$name" "$what: $(tail -n 3 "$dir/$name.out")"; fi
-}
-
-mkdir -p "$dir/config/model" "$dir/config/train"
-cat >"$dir/config/model/tiny.toml" <<'T'
-num_cells = 2
-vocab_size = 257
-embedded_dim = 32
-num_heads = 2
-T
-cat >"$dir/config/train/tiny.toml" <<'T'
-model_cfg = "tiny"
-experiment_log_base_path = "../../runs"
-experiment_name = "tiny"
-dataset_base_path = "../../data"
-filename_without_extensions = "licence"
-validation_base = "../../data/licence"
-validation_tokens = 512
-tokenizer_vocab_path = "bytes"
-context_length = 32
-num_devices_per_node = 2
-batch_size_per_device = 2
-num_steps = 6
-warmup_steps = 2
-learning_rate_start = 1e-3
-learning_rate_end = 1e-4
-val_every_steps = 3
-sample_every_steps = 6
-sample_tokens = 8
-save_freq = 0
-save_every_steps = 2
-bucket_bytes = 4096
-T
-cp LICENSE "$dir/licence.txt"
-$rwkv data build --input "$dir/licence.txt" --output "$dir/data/licence" --vocab bytes >/dev/null ||
-    bad data "cannot be built"
-
-train() { # name [option…]
-    local name=$1
-    shift
-    $rwkv train --config-dir "$dir/config" --train-cfg tiny --set experiment_name="$name" "$@" \
-        >"$dir/$name.out" 2>&1
 }
 
 # Losses of two logs, line by line.

@@ -8,50 +8,15 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0 skipped=0
 
-ok() { passed=$((passed + 1)); }
-bad() { # name what
-    failed=$((failed + 1))
-    printf '%s: %s\n' "$1" "$2"
-}
-
-# A tiny model on the licence's bytes.
-mkdir -p "$dir/config/model" "$dir/config/train"
-cat >"$dir/config/model/tiny.toml" <<'T'
-num_cells = 2
-vocab_size = 257
-embedded_dim = 32
-num_heads = 2
-T
-cat >"$dir/config/train/tiny.toml" <<'T'
-model_cfg = "tiny"
-experiment_log_base_path = "../../runs"
-experiment_name = "tiny"
-dataset_base_path = "../../data"
-filename_without_extensions = "licence"
-validation_base = "../../data/licence"
-validation_tokens = 512
-tokenizer_vocab_path = "bytes"
-context_length = 32
+# shellcheck source=tests/tiny.sh
+. tests/tiny.sh
+cat >>"$dir/config/train/tiny.toml" <<'T'
 batch_size_per_device = 4
 num_steps = 12
-warmup_steps = 2
-learning_rate_start = 1e-3
-learning_rate_end = 1e-4
 val_every_steps = 6
-save_freq = 0
 save_every_steps = 3
 keep_checkpoints = 100
 T
-cp LICENSE "$dir/licence.txt"
-$rwkv data build --input "$dir/licence.txt" --output "$dir/data/licence" --vocab bytes >/dev/null ||
-    bad data "cannot be built"
-
-train() { # name [option…]
-    local name=$1
-    shift
-    $rwkv train --config-dir "$dir/config" --train-cfg tiny --set experiment_name="$name" "$@" \
-        >"$dir/$name.out" 2>&1
-}
 
 same() { # test runA runB step: checkpoint and log, bit by bit
     local a=$dir/runs/$2 b=$dir/runs/$3 step
