@@ -335,7 +335,6 @@ static int open_model(struct bench *b, const struct cli_args *args, struct model
 static int measure(const struct cli_args *args, const char *what, bool trained,
                    int (*run)(struct bench *, struct error *), struct error *err) {
     struct bench b = {.args = args,
-                      .batch = (int)cli_int(args, "batch"),
                       .tokens = (int)cli_int(args, "tokens"),
                       .repeat = (int)cli_int(args, "repeat")};
     const struct model_options options = {.precision = precision_parse(cli_string(args, "dtype")),
@@ -346,12 +345,18 @@ static int measure(const struct cli_args *args, const char *what, bool trained,
     b.seconds = mem_zero(3 * (size_t)b.repeat, sizeof *b.seconds);
     b.read = b.seconds + b.repeat;
     b.peak = b.read + b.repeat;
+    const size_t given = cli_count(args, "batch");
+    const char **batches = cli_strings(args, "batch");
     int rc = backend_open(&b.be, cli_string(args, "backend"), (int)cli_int(args, "threads"), err);
     if (rc == 0) rc = open_model(&b, args, options, err);
-    if (rc == 0) rc = run(&b, err);
-    if (rc == 0) report(&b, what);
+    for (size_t i = 0; i == 0 || i < given; i++) {
+        b.batch = given ? atoi(batches[i]) : 1;
+        if (rc == 0) rc = run(&b, err);
+        if (rc == 0) report(&b, what);
+    }
     model_destroy(b.model);
     backend_destroy(b.be);
+    free(batches);
     free(b.seconds);
     return rc;
 }
@@ -396,11 +401,12 @@ static int run_weights(const struct cli_args *args, struct error *err) {
     OPTION_SIZE,                                                                                   \
         {"batch",                                                                                  \
          "B",                                                                                      \
-         .fallback = "1",                                                                          \
+         .repeat = true,                                                                           \
          .type = CLI_INT,                                                                          \
          .min = 1,                                                                                 \
          .max = 65536,                                                                             \
-         .help = "sequences at once"},                                                             \
+         .help = "sequences at once (default 1); given more than once, one after the other with "  \
+                 "the same weights"},                                                              \
         {"tokens",                                                                                 \
          "N",                                                                                      \
          .fallback = default_tokens,                                                               \
@@ -416,8 +422,8 @@ static int run_weights(const struct cli_args *args, struct error *err) {
          .max = 10000,                                                                             \
          .help = "repetitions after one to warm up; the median counts"},                           \
         {"weights", "FILE", .help = "a model's weights instead of random ones"}, OPTION_SPARSE,    \
-        {"json", .type = CLI_FLAG, .help = "print one JSON object"}, OPTION_BACKEND, OPTION_DTYPE, \
-        OPTION_THREADS
+        {"json", .type = CLI_FLAG, .help = "print a JSON object a line"}, OPTION_BACKEND,          \
+        OPTION_DTYPE, OPTION_THREADS
 
 static const struct cli_option decode_options[] = {BENCH_OPTIONS("32"), OPTION_STATE_DTYPE, {0}};
 static const struct cli_option prefill_options[] = {BENCH_OPTIONS("512"), OPTION_STATE_DTYPE, {0}};
