@@ -746,9 +746,11 @@ static const struct size span_head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1}, 
                                               {18, 240, 80, 1}, {150, 64, 64, 1},  {1, 128, 64, 1},
                                               {52, 384, 64, 1}, {52, 1472, 64, 1}, END};
 // Widths of a warp's and of a block's rows, and some that neither takes.
-static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
-                                             {37, 100, 4, 1}, {6, 500, 4, 1},  {11, 768, 64, 1},
-                                             {9, 1028, 4, 1}, {2, 4100, 4, 1}, END};
+static const struct size row_span_sizes[] = {{1, 9, 1, 1},     {0, 48, 16, 1},
+                                             {5, 33, 11, 1},   {37, 100, 4, 1},
+                                             {6, 500, 4, 1},   {11, 768, 64, 1},
+                                             {9, 1028, 4, 1},  {2, 4100, 4, 1},
+                                             {401, 260, 4, 1}, END};
 static const struct size step_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {5, 48, 16, 1},   {1, 768, 64, 1},
                                          {37, 128, 64, 1}, {70, 64, 64, 1},
