@@ -32,6 +32,7 @@ struct cuda {
     size_t rounded_count;
     struct sums sums;
     struct lt *lt;     // NULL: our own kernels do all products
+    size_t listed_from; // weights from which listed.cu does ffn.value of one row
     struct nccl *nccl; // NULL: nobody has asked for other devices
     int processors;    // multiprocessors
     bool tiles;        // many.cu runs here

@@ -103,6 +103,13 @@ static bool add_many(struct cuda *c, struct many_list *list, const struct produc
     return true;
 }
 
+// Whether the product of one row is ffn.value's, four times as deep as wide, of more than 6 MB:
+// what relu² has left of its row says which weights are wanted. Smaller ones are here before that
+// is known (tensor.cu).
+static bool listing_pays(const struct cuda *c, const struct product_args *a) {
+    return c->lt && a->R == 1 && a->K == 4 * a->O && a->K * a->O > c->listed_from;
+}
+
 static struct product_args args_of(const struct product *p, const float *x) {
     const struct weight *w = p->w;
     return (struct product_args){.y = dev(p->y),
@@ -171,8 +178,10 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
         }
         used += own_bytes(p);
         const bool together = !list.n || list.p[0].R == args.R;
-        if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && together &&
-            !p->w->trained && !narrow)
+        if (listing_pays(c, &args) && k_listed(c->queue, &args)) {
+            // It is done.
+        } else if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && together &&
+                   !p->w->trained && !narrow)
             list.p[list.n++] = args;
         else
             k_product(c->queue, &args);

@@ -152,3 +152,29 @@ template <int LEFT> __device__ static inline void wait_for_asked() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 #endif
 }
+
+// WORDS · 4 bytes that are read once: not kept in L1. Zero if not `wanted`.
+template <int WORDS>
+__device__ static inline void load_once(uint32_t *to, const void *from, bool wanted) {
+#ifdef CUDA_EMU
+    for (int i = 0; i < WORDS; i++) to[i] = 0;
+    if (wanted) std::memcpy(to, from, WORDS * 4);
+#else
+    if constexpr (WORDS == 4)
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; "
+                     "mov.b32 %2, 0; mov.b32 %3, 0; "
+                     "@p ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];}"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "l"(from), "r"((uint32_t)wanted));
+    else if constexpr (WORDS == 2)
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; "
+                     "@p ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];}"
+                     : "=r"(to[0]), "=r"(to[1])
+                     : "l"(from), "r"((uint32_t)wanted));
+    else
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.b32 %0, 0; "
+                     "@p ld.global.nc.L1::no_allocate.b32 %0, [%1];}"
+                     : "=r"(to[0])
+                     : "l"(from), "r"((uint32_t)wanted));
+#endif
+}
