@@ -67,7 +67,7 @@ struct bench {
 
 static bool can_narrow(const struct backend *be) {
     const struct precision bf16 = {DT_BF16, DT_BF16};
-    return be->class->narrow_from && be->class->narrow_from(be, bf16);
+    return be->class->narrow_from && be->class->narrow_from(be, bf16, 1);
 }
 
 static void lay_out(struct bench *b, struct carver *c) {

@@ -180,8 +180,9 @@ struct backend_class {
     int (*wkv7_grain)(const struct backend *be, int N);
 
     // From so many rows on, tensors that are only inputs of products with weights of this precision
-    // are better DT_BF16 (ops.h says which can be), rounded where they arise; 0: never.
-    int (*narrow_from)(const struct backend *be, struct precision precision);
+    // are better DT_BF16 (ops.h says which can be), rounded where they arise, in a model of so many
+    // channels; 0: never.
+    int (*narrow_from)(const struct backend *be, struct precision precision, int channels);
     bool half_states; // states of wkv7 and recall may be DT_F16 (ops.h)
     int head_rows;    // rows of logits in f32 at a time that training likes; of bf16 twice as many
     int prompt_rows; // tokens of prompts that a step of serving takes beside those that are written
@@ -217,4 +218,4 @@ void buffer_destroy(struct buffer *b);              // NULL is fine
 void weight_destroy(struct weight *w);              // NULL is fine
 int batch_rows(const struct backend *be, int rows); // as round_rows has it
 // DT_BF16 or be->real: the storage of what only products read, in a batch of so many rows.
-enum dtype input_type(const struct backend *be, struct precision precision, int rows);
+enum dtype input_type(const struct backend *be, struct precision precision, int rows, int channels);

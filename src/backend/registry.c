@@ -95,8 +95,9 @@ void buffer_destroy(struct buffer *b) {
     if (b) b->be->class->buffer_destroy(b);
 }
 
-enum dtype input_type(const struct backend *be, struct precision precision, int rows) {
-    const int from = be->class->narrow_from ? be->class->narrow_from(be, precision) : 0;
+enum dtype input_type(const struct backend *be, struct precision precision, int rows,
+                      int channels) {
+    const int from = be->class->narrow_from ? be->class->narrow_from(be, precision, channels) : 0;
     return from && rows >= from ? DT_BF16 : be->real;
 }
 

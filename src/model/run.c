@@ -71,12 +71,16 @@ static void grads_carve(struct grads *g, struct carver *c, const struct model *m
     g->h = carve(c, in, 2, (size_t[]){R, 4 * C});
 }
 
+static enum dtype input_of(const struct model *m, int rows) {
+    return input_type(m->be, m->options.precision, rows, m->dims.C);
+}
+
 // The layout of a run for one batch; also, with no buffer behind, the plan of the largest.
 static void lay_out(struct run *r, struct carver *c, const struct model *m, int rows, int spans,
                     int outs) {
     const struct dims *d = &m->dims;
     const size_t R = (size_t)rows, C = (size_t)d->C, V = (size_t)d->V, L = (size_t)d->L;
-    const enum dtype t = m->be->real, in = input_type(m->be, m->options.precision, rows);
+    const enum dtype t = m->be->real, in = input_of(m, rows);
     const bool trained = r->limits.mode != RUN_INFER;
     r->e = matrix(c, t, R, C);
     r->v_first = matrix(c, in, R, C);
@@ -101,7 +105,7 @@ static void lay_out(struct run *r, struct carver *c, const struct model *m, int 
 }
 
 static struct run_limits complete(const struct model *m, struct run_limits n) {
-    const bool narrow = input_type(m->be, m->options.precision, n.rows) != m->be->real;
+    const bool narrow = input_of(m, n.rows) != m->be->real;
     if (!n.head_rows) n.head_rows = m->be->class->head_rows * (narrow ? 2 : 1);
     return n;
 }
@@ -119,7 +123,7 @@ size_t run_bytes(const struct model *m, struct run_limits limits) {
     r.acts = mem_zero((size_t)m->dims.L, sizeof *r.acts);
     const size_t all = bytes_of(&r, m, limits.rows);
     int below = limits.rows;
-    while (below && input_type(m->be, m->options.precision, below) != m->be->real) below--;
+    while (below && input_of(m, below) != m->be->real) below--;
     const size_t wide = bytes_of(&r, m, below);
     free(r.acts);
     return all > wide ? all : wide;

@@ -34,13 +34,18 @@ static const uint16_t *rounded(struct cuda *c, struct tensor t) {
     return x;
 }
 
+// Whether rows are few: those of bf16 come from a pass that has found them many (narrow_from).
+static bool are_few(struct tensor x) {
+    return x.dim[0] <= SKINNY_ROWS && x.dtype != DT_BF16;
+}
+
 // y (R,O) = x (R,K) · W through cuBLASLt, whose matrices have contiguous columns: yᵀ = Wᵀ xᵀ.
 // What f makes of it, it makes in place.
 static bool forward_lt(struct cuda *c, const struct product *p) {
     const struct weight *w = p->w;
     const struct matrix *m = matrix_of(w);
     const size_t R = p->x.dim[0], K = w->in, O = w->out;
-    if (!c->lt || R <= SKINNY_ROWS || !is_narrow(w) || m->type != DT_BF16) return false;
+    if (!c->lt || are_few(p->x) || !is_narrow(w) || m->type != DT_BF16) return false;
     const bool narrow = p->y.dtype == DT_BF16;
     const uint16_t *x = rounded(c, p->x);
     if (!x) return false;
@@ -71,11 +76,11 @@ static const struct tile_map *map_of(struct cuda *c, struct tensor x) {
 // apart: where several are small, or one is that has an activation (measured on an H100: first and
 // second products of a time mix, and ffn.key, of 0.1b, 1.5b and 7.2b, 32 to 960 rows).
 static bool many_pays(const struct product *products, int n) {
-    const size_t R = n ? products[0].x.dim[0] : 0;
+    if (!n || are_few(products[0].x) || products[0].x.dim[0] > 1024) return false;
+    const size_t R = products[0].x.dim[0];
     double flops = 0;
     for (int i = 0; i < n; i++)
         flops += 2.0 * (double)R * (double)products[i].w->in * (double)products[i].w->out;
-    if (R <= SKINNY_ROWS || R > 1024) return false;
     return n > 1 ? flops < 40e9 : products[0].act != ACT_NONE && (R <= 128 || flops < 5e9);
 }
 
