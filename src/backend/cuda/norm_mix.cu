@@ -26,9 +26,12 @@ __device__ static void normalise(row<GROUP, NV> &v, float first, const mix_args 
 
 // Norm and mixes of rows that are a span each: the row before lies in a slot. A block has a row; of
 // rows that a warp can hold each warp has all of it, and one mix: the shortest way for few rows.
-template <int GROUP, int NV, class T>
-static __global__ void __launch_bounds__(THREADS) norm_mix_rows(mix_args p) {
+// AHEAD: wider rows' mixes are asked for all together, which takes registers that more than a block
+// a multiprocessor has not.
+template <int GROUP, int NV, class T, bool AHEAD>
+static __global__ void __launch_bounds__(THREADS, AHEAD ? 1 : 0) norm_mix_rows(mix_args p) {
     using R = row<GROUP, NV>;
+    constexpr int HELD = GROUP != 1 && AHEAD ? MIXES : 1;
     __shared__ float scratch[WARPS];
     const int warp = threadIdx.x >> 5;
     const size_t r = blockIdx.x, C = p.C, lines = C / 32, line = threadIdx.x;
@@ -37,23 +40,36 @@ static __global__ void __launch_bounds__(THREADS) norm_mix_rows(mix_args p) {
     const int32_t before_row = p.prev[r], last_row = p.last[r]; // the host's
     begin_kernel();
     // All is asked for at once.
-    R v, before = {}, scale, shift, mix = {};
+    R v, before = {}, scale, shift, mix[HELD] = {};
     v.take(p.x + r * C, C);
     const float first = p.x[r * C];
     if (p.in) before.take(p.in + (size_t)(-1 - before_row) * C, C);
     scale.take(p.w, C);
     shift.take(p.b, C);
-    if (GROUP == 1 && (size_t)warp < p.n) mix.take(p.mix + warp * C, C);
+    if (GROUP == 1 && (size_t)warp < p.n) mix[0].take(p.mix + warp * C, C);
+#pragma unroll
+    for (int k = 0; k < HELD; k++)
+        if (GROUP != 1 && (size_t)k < p.n) mix[k].take(p.mix + k * C, C);
     const float2 m = row_moments(v, first, C, p.eps, scratch);
     EACH_OF_ROW(i, c, C) {
         v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale.v[i][e] + shift.v[i][e];
         before.v[i][e] -= v.v[i][e];
     }
     __syncthreads(); // all have what was before
-    for (size_t k = GROUP == 1 ? warp : 0; k < p.n; k += GROUP == 1 ? WARPS : 1) {
-        if (GROUP != 1) mix.take(p.mix + k * C, C);
+    const auto give = [&](size_t k, R &mix) {
         EACH_OF_ROW(i, c, C) mix.v[i][e] = v.v[i][e] + before.v[i][e] * mix.v[i][e];
         mix.give((T *)p.m + (k * p.R + r) * C, C);
+    };
+    if constexpr (GROUP == 1) {
+        if ((size_t)warp < p.n) give(warp, mix[0]);
+    } else {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if ((size_t)k < p.n) give(k, mix[k]);
+        for (size_t k = HELD; k < p.n; k++) {
+            mix[0].take(p.mix + k * C, C);
+            give(k, mix[0]);
+        }
     }
     if (p.out && (GROUP != 1 || warp == WARPS - 1)) v.give(p.out + (size_t)last_row * C, C);
 }
@@ -168,7 +184,11 @@ template <int GROUP, int NV, class T> static void start(struct queue *s, const m
         return;
     }
     if (p.spans == (int)p.R) {
-        LAUNCH((norm_mix_rows<GROUP, NV, T>), (unsigned)p.R, THREADS, s, p);
+        constexpr bool WIDE = GROUP != 1;
+        if (WIDE && p.n > 1 && p.R <= (size_t)processors())
+            LAUNCH((norm_mix_rows<GROUP, NV, T, WIDE>), (unsigned)p.R, THREADS, s, p);
+        else
+            LAUNCH((norm_mix_rows<GROUP, NV, T, false>), (unsigned)p.R, THREADS, s, p);
         return;
     }
     if (p.n == 1)
