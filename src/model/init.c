@@ -175,9 +175,20 @@ static double mean_of(const struct param *p, bool sparse) {
 }
 
 // Vectors as at the start of training, matrices uniform with rows of norm about 1.
-// Numbers of a matrix come again after so many, a prime: no row is another's. 7.2b are drawn in
-// seconds.
-enum { PERIOD = 1048573 };
+// Numbers of a matrix come again after so many, which is no multiple of a width: no row is
+// another's. 7.2b are there in seconds.
+enum { PERIOD = 1048572 };
+
+// The first n numbers of t, again and again to its end.
+static void repeat(struct backend *be, struct tensor t, size_t n) {
+    const size_t count = tensor_count(t);
+    t.ndim = 1;
+    t.dim[0] = count;
+    for (size_t part; n < count; n += part) {
+        part = n < count - n ? n : count - n;
+        op_copy(be, tensor_slice(t, n, part), tensor_slice(t, 0, part));
+    }
+}
 
 int model_randomise(struct model *m, uint64_t seed, bool sparse, struct error *err) {
     for (int i = 0; i < m->num_params; i++) {
@@ -201,18 +212,24 @@ int model_randomise(struct model *m, uint64_t seed, bool sparse, struct error *e
                                 .dim = {p->dim[0], p->dim[1]}};
         }
         const double mean = mean_of(p, sparse);
-        float *values = mem_alloc(p->count * sizeof *values);
-        void *raw = mem_alloc(tensor_bytes(t));
         const size_t drawn = p->count < PERIOD ? p->count : PERIOD;
+        float *values = mem_alloc(drawn * sizeof *values);
+        void *raw = mem_alloc(drawn * dtype_size(t.dtype));
         for (size_t k = 0; k < drawn; k += 4) {
             uint32_t block[4];
             rng_block(block, seed, (uint64_t)i, k);
             for (size_t l = 0; l < 4 && k + l < drawn; l++)
                 values[k + l] = (float)(size * ((double)block[l] * 0x1p-31 - 1) + mean);
         }
-        for (size_t k = drawn; k < p->count; k++) values[k] = values[k - drawn];
-        dtype_convert(raw, t.dtype, values, DT_F32, p->count);
-        m->be->class->upload(m->be, t, raw);
+        dtype_convert(raw, t.dtype, values, DT_F32, drawn);
+        m->be->class->upload(m->be,
+                             (struct tensor){.buf = t.buf,
+                                             .offset = t.offset,
+                                             .dtype = t.dtype,
+                                             .ndim = 1,
+                                             .dim = {drawn}},
+                             raw);
+        repeat(m->be, t, drawn);
         if (!own) {
             weight_destroy(m->weights[i]);
             m->weights[i] = m->be->class->weight_create(m->be, t, tensor_none(), p->layout,
