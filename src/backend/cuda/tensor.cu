@@ -309,7 +309,7 @@ template <int TYPE, int TILES, int PARTS>
 static void start_width(struct queue *s, const product_list &list) {
     size_t outputs = 0;
     for (int i = 0; i < list.n; i++) outputs += list.p[i].O;
-    if (outputs >= 16384) return start_few<TYPE, 8, TILES, PARTS>(s, list);
+    if (outputs >= 12288) return start_few<TYPE, 8, TILES, PARTS>(s, list);
     if constexpr (TYPE == T_BF16)
         if (outputs < 4096) return start_few<TYPE, 2, TILES, PARTS>(s, list);
     start_few<TYPE, 4, TILES, PARTS>(s, list);
