@@ -31,7 +31,7 @@ struct queue {
     char *list;
     size_t bytes, room;
     int calls;
-    bool graphs, overlap, few;
+    bool graphs, overlap, few, settles;
     struct graph graph[GRAPHS];
     uint64_t seen[SEEN]; // hashes of lists that came once
     uint64_t now;        // lists so far
@@ -48,8 +48,14 @@ struct queue *queue_create(cudaStream_t stream, int graphs, int overlap) {
     return q;
 }
 
-int queue_overlaps(const struct queue *q) {
-    return q->overlap && q->few;
+int queue_overlaps(struct queue *q) {
+    const bool waits = q->settles;
+    q->settles = false;
+    return q->overlap && q->few && !waits;
+}
+
+void queue_settle(struct queue *q) {
+    q->settles = true;
 }
 
 void queue_few(struct queue *q, int few) {

@@ -14,7 +14,11 @@ struct queue;
 // graphs false: calls always go out one by one. overlap: a kernel may be brought to the device
 // while the one before it runs (compute capability 9.0 on).
 struct queue *queue_create(cudaStream_t stream, int graphs, int overlap);
-int queue_overlaps(const struct queue *q);
+// Whether the kernel that is written down now may; asked once for each.
+int queue_overlaps(struct queue *q);
+// The next one begins when all before it have ended: something was written that kernels take to
+// have been there long before.
+void queue_settle(struct queue *q);
 // Whether kernels may overlap from here on: with few rows, or a token of each sequence, they are
 // short, and most of their time is on the way; else the next one's blocks settle where there
 // happens to be room first.

@@ -99,6 +99,7 @@ void cuda_weight_refresh(struct backend *be, struct weight *base, struct tensor 
     } else if (t == DT_F32 || t == DT_BF16) {
         k_pack(c->queue, w->data, (int)t, w->m.sk, dev(src), (int)src.dtype, base->in, base->out,
                base->layout == WEIGHT_OUT_IN);
+        queue_settle(c->queue); // products take a weight to be there before they are (fixed)
     } else {
         pack_integers(c, w, src);
     }
