@@ -3,7 +3,9 @@
 // not depend on the state, in a slot of its own, and carries away what the front read out there.
 //
 // Where there are few heads, SPLIT blocks share one: rows of the state do not know of each other,
-// so a block takes some of them and makes the rest again. Whatever SPLIT and BACKS, the same bits.
+// so a block takes some of them and makes the rest again. Then the front is what time goes to, a
+// chain of products, and two warps share its rows by columns: steps of 16 in turns, which are the
+// two sums that a warp alone adds up. Whatever SPLIT and BACKS, the same bits.
 //
 // 16×512 tokens of 12 heads in bf16 take an H100 116 µs with launch and wait (`rwkv bench
 // kernels`); counted were 80, of which memory takes 70.
@@ -12,8 +14,23 @@
 namespace {
 
 enum { WARP = 32, FEW = 4, ALONE = 7, LEAST = 3 };
+enum { MEET = 15 }; // the barrier of all front warps, where they share rows
 
-template <class E> struct slot {
+// Warps that share 16 rows of the state, forward.
+template <int SPLIT> constexpr int sides = SPLIT > 1 ? 2 : 1;
+
+// What a pair of them has: what one has found of x, for the other, which then puts its part of y
+// there.
+union shared_rows {
+    float4 x[2][WARP];
+    float y[T][16 + 4]; // what a warp puts at once lies in different banks
+};
+
+template <class E, int SPLIT> struct slot {
+    inputs<E> in;
+    shared_rows part[STEPS / SPLIT][2];
+};
+template <class E> struct slot<E, 1> {
     inputs<E> in;
     alignas(16) E y[T][N + 8]; // rows lie in different banks
 };
@@ -142,23 +159,34 @@ __device__ void keep_inverse(tile<T, T> &solve, const wkv7_args &a, size_t at) {
     });
 }
 
-__device__ void scale(rows_of_state &S, const float *decay) {
+template <int COUNT>
+__device__ void scale(float (&S)[COUNT][2][4], const float *decay, int side = 0) {
 #pragma unroll
-    for (int j = 0; j < STEPS; j++) {
-        const float *const d = decay + 16 * j + 2 * (threadIdx.x & 3);
+    for (int j = 0; j < COUNT; j++) {
+        const float *const d = decay + 16 * (STEPS / COUNT * j + side) + 2 * (threadIdx.x & 3);
         scale_columns(S[j], pair_at(d), pair_at(d + 8));
     }
 }
 
-__device__ void keep(const frag (&state)[STEPS], float *chunk, int row0) {
-    uint32_t *to = (uint32_t *)chunk + row0 / 16 * STEPS * KEPT_STEP + now(threadIdx.x & 31);
+template <int COUNT>
+__device__ void keep(const frag (&state)[COUNT], float *chunk, int row0, int side) {
+    uint32_t *to =
+        (uint32_t *)chunk + (row0 / 16 * STEPS + side) * KEPT_STEP + now(threadIdx.x & 31);
 #pragma unroll
-    for (int j = 0; j < STEPS; j++)
+    for (int j = 0; j < COUNT; j++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            to[j * KEPT_STEP + i * KEPT_MATRIX] = state[j].hi[i];
-            to[j * KEPT_STEP + (4 + i) * KEPT_MATRIX] = state[j].lo[i];
+            uint32_t *const word = to + STEPS / COUNT * j * KEPT_STEP + i * KEPT_MATRIX;
+            word[0] = state[j].hi[i];
+            word[4 * KEPT_MATRIX] = state[j].lo[i];
         }
+}
+
+__device__ void put_four(float *to, float4 x) {
+    *(float4 *)to = x;
+}
+__device__ void put_four(uint16_t *to, float4 x) {
+    *(uint2 *)to = uint2{bf16_pair(x.x, x.y), bf16_pair(x.z, x.w)};
 }
 
 // Of a sum whose rows are channels and whose columns tokens, two channels of one token:
@@ -174,16 +202,17 @@ template <class F> __device__ void each_of_channels(const float (&d)[2][4], cons
 
 // A warp's rows of the state through a chunk, and what they read out.
 template <class E>
-__device__ void advance(rows_of_state &S, const frag (&state)[STEPS], slot<E> &s, int row0) {
+__device__ void advance(rows_of_state &S, const frag (&state)[STEPS], slot<E, 1> &s, int row0,
+                        int) {
     const inputs<E> &in = s.in;
     // The chain from state to state: x in two sums, U, S. The rest fills the gaps.
     float x[2][4] = {}, x2[2][4] = {}, y[2][4] = {}, y2[2][4] = {}, u[2][4] = {};
     const auto v = a_of_turned(in.v, 0, row0);
+    multiply(x2, v, b_of_turned(in.ak, 0, 0));
 #pragma unroll
     for (int j = 0; j < STEPS; j += 2)
         multiply(x, state[j], b_of_turned(in.a, 0, 16 * j), x2, state[j + 1],
                  b_of_turned(in.a, 0, 16 * (j + 1)));
-    multiply(x2, v, b_of_turned(in.ak, 0, 0));
     add(x, x2);
     multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
 #pragma unroll
@@ -202,6 +231,48 @@ __device__ void advance(rows_of_state &S, const frag (&state)[STEPS], slot<E> &s
     scale(S, in.decay);
     each_of_channels(y, [&](int row, int t, float2 pair) {
         put_pair(&s.y[t][row0 + row], pair.x, pair.y);
+    });
+}
+
+// The same by two warps, each of which has every other step of columns, and of x and y one of the
+// two sums.
+template <class E, int SPLIT>
+__device__ void advance(float (&S)[STEPS / 2][2][4], const frag (&state)[STEPS / 2],
+                        slot<E, SPLIT> &s, int row0, int side) {
+    const inputs<E> &in = s.in;
+    shared_rows *const part = s.part[row0 / 16 % (STEPS / SPLIT)];
+    const int lane = now((int)threadIdx.x % WARP);
+    float x[2][4] = {}, y[2][4] = {}, u[2][4] = {};
+    const auto v = a_of_turned(in.v, 0, row0);
+    if (side) multiply(x, v, b_of_turned(in.ak, 0, 0));
+#pragma unroll
+    for (int j = 0; j < STEPS / 2; j++) {
+        const int col = 16 * (2 * j + side);
+        multiply(x, state[j], b_of_turned(in.a, 0, col), y, state[j], b_of_turned(in.r, 0, col));
+    }
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+        part[side].x[n][lane] = make_float4(x[n][0], x[n][1], x[n][2], x[n][3]);
+    group_barrier(MEET, STEPS / SPLIT * 2 * WARP);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const float4 other = part[!side].x[n][lane];
+        x[n][0] += other.x, x[n][1] += other.y, x[n][2] += other.z, x[n][3] += other.w;
+    }
+    const frag k[] = {b_of(in.k, 0, 16 * side), b_of(in.k, 0, 16 * (2 + side))};
+    multiply(S[0], v, k[0], S[1], v, k[1]);
+    multiply(u, a_of_sum(x), b_of_turned(in.solve, 0, 0));
+    const frag sums = a_of_sum(u), b[] = {b_of(in.b, 0, 16 * side), b_of(in.b, 0, 16 * (2 + side))};
+    multiply(S[0], sums, b[0], S[1], sums, b[1]);
+    if (side)
+        multiply(y, sums, b_of_turned(in.rb, 0, 0));
+    else
+        multiply(y, v, b_of_turned(in.rk, 0, 0));
+    scale(S, in.decay, side);
+    __syncwarp(); // x was read
+    each_of_sum([&](int n, int half, int row, int t) {
+        part[!side].y[t][row] = y[n][2 * half];
+        part[!side].y[t + 1][row] = y[n][2 * half + 1];
     });
 }
 
@@ -224,21 +295,37 @@ template <class E> __device__ void retreat(rows_of_state &G, const inputs<E> &in
 }
 
 // y of a chunk, the channels of this block, by a warp.
-template <class E, int COLS>
-__device__ void put_out(const wkv7_args &a, size_t at, const slot<E> &s, int col0) {
-    enum { PIECE = 16 / sizeof(E), PIECES = COLS / PIECE };
+template <class E> __device__ void put_out(const wkv7_args &a, size_t at, const slot<E, 1> &s) {
+    enum { PIECE = 16 / sizeof(E), PIECES = N / PIECE };
     const int lane = now(threadIdx.x & 31);
 #pragma unroll
     for (int i = 0; i < T * PIECES; i += WARP) {
-        const int e = i + lane, t = e / PIECES, col = col0 + e % PIECES * PIECE;
+        const int e = i + lane, t = e / PIECES, col = e % PIECES * PIECE;
         copy_piece((E *)a.y + at + t * a.C + col, &s.y[t][col]);
     }
 }
 
-template <int SPLIT, int BACKS> struct shape {
-    enum { FRONT = STEPS / SPLIT * WARP, ALL = FRONT + BACKS * WARP, BOTH = FRONT + WARP };
+// Four numbers of a row each.
+template <class E, int SPLIT>
+__device__ void put_out(const wkv7_args &a, size_t at, const slot<E, SPLIT> &s) {
+    enum { COLS = N / SPLIT, PIECES = COLS / 4 };
+    const int lane = now(threadIdx.x & 31);
+#pragma unroll
+    for (int i = 0; i < T * PIECES; i += WARP) {
+        const int e = i + lane, t = e / PIECES, col = e % PIECES * 4;
+        const shared_rows *const part = s.part[col / 16];
+        const float4 x = *(const float4 *)&part[0].y[t][col % 16],
+                     x2 = *(const float4 *)&part[1].y[t][col % 16];
+        E *const to = (E *)a.y + at + t * a.C + (int)(blockIdx.x % SPLIT) * COLS + col;
+        put_four(to, make_float4(x.x + x2.x, x.y + x2.y, x.z + x2.z, x.w + x2.w));
+    }
+}
+
+template <bool BACK, int SPLIT, int BACKS> struct shape {
+    enum { SIDES = BACK ? 1 : sides<SPLIT> };
+    enum { FRONT = STEPS / SPLIT * SIDES * WARP, ALL = FRONT + BACKS * WARP, BOTH = FRONT + WARP };
     enum { MADE = 1, DONE = MADE + BACKS };
-    static_assert(DONE + BACKS <= 16, "barriers there are");
+    static_assert(DONE + BACKS <= MEET, "barriers there are");
 };
 
 // The chunks of a way, the i-th of `count`: forward, or backward those that end behind the first
@@ -252,9 +339,9 @@ template <bool BACK> struct way {
 };
 
 template <bool BACK, class E, int SPLIT, int BACKS>
-__device__ void go_behind(slot<E> &s, int first, const wkv7_args &a, const place &p,
+__device__ void go_behind(slot<E, SPLIT> &s, int first, const wkv7_args &a, const place &p,
                           const way<BACK> &w) {
-    typedef shape<SPLIT, BACKS> sh;
+    typedef shape<BACK, SPLIT, BACKS> sh;
     const int part = (int)(blockIdx.x % SPLIT);
     const auto at = [&](int i) { return p.at + (size_t)w.chunk(i) * T * a.C; };
     few_rows<BACK, E> rows[2];
@@ -263,7 +350,7 @@ __device__ void go_behind(slot<E> &s, int first, const wkv7_args &a, const place
     for (int i = first;; i += BACKS) {
         if (i >= BACKS) {
             group_barrier(sh::DONE + first, sh::BOTH);
-            if (!BACK) put_out<E, N / SPLIT>(a, at(i - BACKS), s, N / SPLIT * part);
+            if (!BACK) put_out(a, at(i - BACKS), s);
         }
         if (i >= w.count) break;
         if (BACK) keep_inverse<BACK>(s.in.solve, a, at(i));
@@ -274,31 +361,35 @@ __device__ void go_behind(slot<E> &s, int first, const wkv7_args &a, const place
 }
 
 template <class E, int SPLIT, int BACKS>
-__device__ void go_ahead(slot<E> *ring, int row0, const wkv7_args &a, const place &p,
-                         const way<false> &w) {
-    typedef shape<SPLIT, BACKS> sh;
-    rows_of_state S = {};
-    if (p.in.at) each_of_rows(S, row0, [&](float &x, int at) { x = p.in.get((size_t)at); });
+__device__ void go_ahead(slot<E, SPLIT> *ring, int row0, int side, const wkv7_args &a,
+                         const place &p, const way<false> &w) {
+    typedef shape<false, SPLIT, BACKS> sh;
+    enum { COUNT = STEPS / sh::SIDES };
+    float S[COUNT][2][4] = {};
+    if (p.in.at)
+        each_of_rows(
+            S, row0, [&](float &x, int at) { x = p.in.get((size_t)at); }, side);
     for (int c = 0, i = 0; c < w.count; c++, i = i + 1 < BACKS ? i + 1 : 0) {
-        frag state[STEPS];
+        frag state[COUNT];
 #pragma unroll
-        for (int j = 0; j < STEPS; j++) state[j] = a_of_sum(S[j]);
-        if (a.saved) keep(state, p.chunks + c * p.chunk_step, row0);
+        for (int j = 0; j < COUNT; j++) state[j] = a_of_sum(S[j]);
+        if (a.saved) keep(state, p.chunks + c * p.chunk_step, row0, side);
         group_barrier(sh::MADE + i, sh::BOTH);
-        advance(S, state, ring[i], row0);
+        advance(S, state, ring[i], row0, side);
         group_arrive(sh::DONE + i, sh::BOTH);
         if (ends_cell(a.half, (c + 1) * T))
             each_of_rows(S, row0, [](float &x, int) { x = half_state(x); });
     }
     if (!p.out) return;
     const state_at out = out_of(a, p);
-    each_of_rows(S, row0, [&](float &x, int at) { out.put((size_t)at, x); });
+    each_of_rows(
+        S, row0, [&](float &x, int at) { out.put((size_t)at, x); }, side);
 }
 
 template <class E, int SPLIT, int BACKS>
-__device__ void go_back(slot<E> *ring, int row0, const wkv7_args &a, const place &p,
+__device__ void go_back(slot<E, SPLIT> *ring, int row0, const wkv7_args &a, const place &p,
                         const way<true> &w, const wkv7_segments &cut) {
-    typedef shape<SPLIT, BACKS> sh;
+    typedef shape<true, SPLIT, BACKS> sh;
     rows_of_state G = {};
     if (p.dout) each_of_rows(G, row0, [&](float &x, int at) { x = p.dout[at]; });
     for (int n = 0, i = 0; n < w.count; n++, i = i + 1 < BACKS ? i + 1 : 0) {
@@ -314,28 +405,29 @@ __device__ void go_back(slot<E> *ring, int row0, const wkv7_args &a, const place
 }
 
 template <bool BACK, class E, int SPLIT, int BACKS, int BLOCKS>
-__global__ void __launch_bounds__(shape<SPLIT, BACKS>::ALL, BLOCKS)
+__global__ void __launch_bounds__(shape<BACK, SPLIT, BACKS>::ALL, BLOCKS)
     through(wkv7_args a, wkv7_segments cut) {
     begin_kernel();
     SHARED_BYTES(bytes);
-    slot<E> *ring = (slot<E> *)bytes;
+    slot<E, SPLIT> *ring = (slot<E, SPLIT> *)bytes;
     const place p = place_of(a, blockIdx.x / SPLIT);
     if (!p.len) return;
     const way<BACK> w(p, cut);
-    const int warp = (int)threadIdx.x / WARP, fronts = STEPS / SPLIT;
-    const int row0 = 16 * ((int)(blockIdx.x % SPLIT) * fronts + warp);
+    typedef shape<BACK, SPLIT, BACKS> sh;
+    const int warp = (int)threadIdx.x / WARP, fronts = sh::FRONT / WARP;
+    const int row0 = 16 * ((int)(blockIdx.x % SPLIT) * (STEPS / SPLIT) + warp / sh::SIDES);
     if (warp >= fronts)
         go_behind<BACK, E, SPLIT, BACKS>(ring[warp - fronts], warp - fronts, a, p, w);
     else if constexpr (BACK)
         go_back<E, SPLIT, BACKS>(ring, row0, a, p, w, cut);
     else
-        go_ahead<E, SPLIT, BACKS>(ring, row0, a, p, w);
+        go_ahead<E, SPLIT, BACKS>(ring, row0, warp % sh::SIDES, a, p, w);
 }
 
 template <bool BACK, class E, int SPLIT, int BACKS, int BLOCKS>
 void start(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
     launch_with(q, through<BACK, E, SPLIT, BACKS, BLOCKS>, dim3(a.H * SPLIT, a.spans),
-                shape<SPLIT, BACKS>::ALL, BACKS * sizeof(slot<E>), a, cut);
+                shape<BACK, SPLIT, BACKS>::ALL, BACKS * sizeof(slot<E, SPLIT>), a, cut);
 }
 
 // Blocks that share a head, so that each multiprocessor has one; 0: there are more heads than
@@ -347,7 +439,7 @@ int sharers(const wkv7_args &a) {
 
 // Whether a block has room for ALONE backs, as Hopper's.
 template <class E> bool has_room() {
-    return most_shared() >= ALONE * sizeof(slot<E>);
+    return most_shared() >= ALONE * sizeof(slot<E, 2>);
 }
 
 // MOST: backs that two blocks of a multiprocessor of Hopper's have room for. Others have less.

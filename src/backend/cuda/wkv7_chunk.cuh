@@ -216,13 +216,16 @@ template <class F> __device__ inline void each_of_inverse(int lane, size_t C, co
 // A warp's 16 rows of a state: 16 columns each, as sums.
 typedef float rows_of_state[STEPS][2][4];
 
-// In memory a state is [column][row]; f(number, offset).
-template <class F> __device__ inline void each_of_rows(rows_of_state &S, int row0, const F &f) {
+// In memory a state is [column][row]; f(number, offset). Of COUNT steps of 16 columns, the first at
+// step `side`.
+template <int COUNT, class F>
+__device__ inline void each_of_rows(float (&S)[COUNT][2][4], int row0, const F &f, int side = 0) {
 #pragma unroll
-    for (int j = 0; j < STEPS; j++)
+    for (int j = 0; j < COUNT; j++)
         each_of_sum([&](int n, int half, int row, int col) {
-            f(S[j][n][2 * half], (16 * j + col) * N + row0 + row);
-            f(S[j][n][2 * half + 1], (16 * j + col + 1) * N + row0 + row);
+            const int at = (16 * (STEPS / COUNT * j + side) + col) * N + row0 + row;
+            f(S[j][n][2 * half], at);
+            f(S[j][n][2 * half + 1], at + N);
         });
 }
 
