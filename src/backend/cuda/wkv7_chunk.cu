@@ -13,7 +13,7 @@
 
 namespace {
 
-enum { WARP = 32, FEW = 4, ALONE = 7, LEAST = 3 };
+enum { WARP = 32, ALONE = 7, LEAST = 3 };
 enum { MEET = 15 }; // the barrier of all front warps, where they share rows
 
 // Warps that share 16 rows of the state, forward.
@@ -35,50 +35,75 @@ template <class E> struct slot<E, 1> {
     alignas(16) E y[T][N + 8]; // rows lie in different banks
 };
 
-// Some tokens of the inputs: a lane's two channels, so that a row is read in one piece. BACK: dy
-// instead of v, and no k.
-template <bool BACK, class E> struct few_rows {
-    raw_pair<E> r[FEW], w[FEW], k[FEW], v[FEW], a[FEW], b[FEW];
+// What a lane has of a token: four channels. Lanes 0 to 15 have the chunk's first half.
+template <class E> struct raw_four {
+    float4 bits;
+    __device__ float4 wide() const { return bits; }
+};
+template <> struct raw_four<uint16_t> {
+    uint2 bits;
+    __device__ float4 wide() const {
+        return make_float4(bf16_low(bits.x), bf16_high(bits.x), bf16_low(bits.y),
+                           bf16_high(bits.y));
+    }
+};
+
+enum { HALF = T / 2, LANES = N / 4 }; // tokens; lanes of a token
+
+template <class E> __device__ raw_four<E> four_at(const void *base, size_t i) {
+    return *(const raw_four<E> *)((const E *)base + i);
+}
+
+// BACK: dy instead of v, and no k.
+template <bool BACK, class E> struct token {
+    raw_four<E> r, k, v, a, b;
 
     __device__ void load(const wkv7_args &in, size_t at) {
         const size_t plane = in.R * in.C;
-#pragma unroll
-        for (int i = 0; i < FEW; i++) {
-            const size_t from = at + i * in.C + 2 * (threadIdx.x & 31);
-            r[i] = raw_at<E>(in.r, from);
-            w[i] = raw_at<E>(in.u, U_W * plane + from);
-            if (!BACK) k[i] = raw_at<E>(in.u, U_K * plane + from);
-            v[i] = BACK ? raw_at<E>(in.dy, from) : raw_at<E>(in.u, U_V * plane + from);
-            a[i] = raw_at<E>(in.u, U_A * plane + from);
-            b[i] = raw_at<E>(in.u, U_B * plane + from);
-        }
+        r = four_at<E>(in.r, at);
+        if (!BACK) k = four_at<E>(in.u, U_K * plane + at);
+        v = BACK ? four_at<E>(in.dy, at) : four_at<E>(in.u, U_V * plane + at);
+        a = four_at<E>(in.u, U_A * plane + at);
+        b = four_at<E>(in.u, U_B * plane + at);
     }
 };
 
-// Sums of log-decays, in powers of two: before this half of the chunk, and since; e^A so far.
-struct decays {
-    float2 ahead, sum, shrink;
-};
+__device__ float4 times(float4 x, float4 y) {
+    const float2 left = times(make_float2(x.x, x.y), make_float2(y.x, y.y)),
+                 right = times(make_float2(x.z, x.w), make_float2(y.z, y.w));
+    return make_float4(left.x, left.y, right.x, right.y);
+}
+
+__device__ void put(tile<T, N> &to, int t, int col, float4 x) {
+    uint2 hi, lo;
+    split(x.x, x.y, hi.x, lo.x);
+    split(x.z, x.w, hi.y, lo.y);
+    *(uint2 *)&to.hi[to.at(t, col)] = hi;
+    *(uint2 *)&to.lo[to.at(t, col)] = lo;
+}
+__device__ void put_raw(tile<T, N> &to, int t, int col, raw_four<float> x) {
+    put(to, t, col, x.bits);
+}
+__device__ void put_raw(tile<T, N, false> &to, int t, int col, raw_four<uint16_t> x) {
+    *(uint2 *)&to.hi[to.at(t, col)] = x.bits;
+}
 
 // BACK: b̂, r̂ and â go the ways of â, k̂ and b̂.
 template <bool BACK, class E>
-__device__ void prepare_few(inputs<E> &s, const few_rows<BACK, E> &x, int first, decays &d) {
-    const int col = 2 * (int)(threadIdx.x & 31);
-    if (first == T / 2) d.ahead = d.sum, d.sum = make_float2(0, 0);
-#pragma unroll
-    for (int i = 0; i < FEW; i++) {
-        const int t = first + i;
-        const float2 w = x.w[i].wide(), before = d.shrink;
-        d.sum.x -= c0 * log2_e * quick_sigmoid(w.x);
-        d.sum.y -= c0 * log2_e * quick_sigmoid(w.y);
-        d.shrink = make_float2(power2(d.ahead.x + d.sum.x), power2(d.ahead.y + d.sum.y));
-        const float2 grow = reciprocal(d.shrink);
-        put(BACK ? s.b : s.a, t, col, times(x.a[i].wide(), before));
-        put(BACK ? s.k : s.r, t, col, times(x.r[i].wide(), d.shrink));
-        put(BACK ? s.a : s.b, t, col, times(x.b[i].wide(), grow));
-        if (!BACK) put(s.k, t, col, times(x.k[i].wide(), grow));
-        put_raw(s.v, t, col, x.v[i]);
-    }
+__device__ void prepare_token(inputs<E> &s, const token<BACK, E> &x, int t, int col, float4 before,
+                              float4 shrink) {
+    const float4 grow = make_float4(reciprocal(shrink.x), reciprocal(shrink.y),
+                                    reciprocal(shrink.z), reciprocal(shrink.w));
+    put(BACK ? s.b : s.a, t, col, times(x.a.wide(), before));
+    put(BACK ? s.k : s.r, t, col, times(x.r.wide(), shrink));
+    put(BACK ? s.a : s.b, t, col, times(x.b.wide(), grow));
+    if (!BACK) put(s.k, t, col, times(x.k.wide(), grow));
+    put_raw(s.v, t, col, x.v);
+}
+
+// e^(x + y), both in powers of two.
+__device__ float4 powers(float4 x, float4 y) {
+    return make_float4(power2(x.x + y.x), power2(x.y + y.y), power2(x.z + y.z), power2(x.w + y.w));
 }
 
 // The triangles, and â b̂ᵀ as f32, in place of the inverse that is made of it.
@@ -117,26 +142,82 @@ __device__ void invert(tile<T, T> &to, const float (*ab)[T]) {
         x[t] = sums[0] + sums[1];
     }
     __syncwarp(); // ab was read
+    // Halves of the warp have rows 0 to 7 and the rest; neighbours, who give each other a number,
+    // one of two rows.
+    const bool odd = lane & 1, rest = lane >= T;
+    const int here = word_at<T>(rest * HALF + odd, col & ~1);
 #pragma unroll
-    for (int t = 0; t < T; t += 2) { // a row for each half
-        const float mine = lane < T ? x[t] : x[t + 1];
-        const float right = __shfl_down_sync(0xffffffffu, mine, 1);
-        if (lane % 2 == 0) to.put(t + lane / T, col, mine, right);
+    for (int t = 0; t < HALF; t += 2) {
+        const float own[2] = {rest ? x[t + HALF] : x[t], rest ? x[t + HALF + 1] : x[t + 1]};
+        const float theirs = __shfl_xor_sync(0xffffffffu, odd ? own[0] : own[1], 1);
+        const int word = (here ^ (t & 4)) + words_of_rows<T>(t);
+        split(odd ? theirs : own[0], odd ? own[1] : theirs, to.hi[word], to.lo[word]);
     }
     __syncwarp();
 }
 
-// A back warp's chunk; next: the one whose first rows are asked for meanwhile.
-template <bool BACK, class E>
-__device__ void prepare(inputs<E> &s, few_rows<BACK, E> (&rows)[2], const wkv7_args &a, size_t at,
-                        size_t next) {
-    decays d = {make_float2(0, 0), make_float2(0, 0), make_float2(1, 1)};
+// What a back warp has asked for of the chunk that is next: ω, and of the tokens as many as can be
+// on their way at once.
+template <bool BACK, class E> struct asked_rows {
+    enum { FEW = splits<E> ? 1 : 2 };
+    raw_four<E> w[HALF];
+    token<BACK, E> tokens[FEW];
+
+    __device__ void load_decays(const wkv7_args &a, size_t mine) {
 #pragma unroll
-    for (int t = 0; t < T; t += FEW) {
-        rows[(t / FEW + 1) % 2].load(a, t + FEW < T ? at + (t + FEW) * a.C : next);
-        prepare_few(s, rows[t / FEW % 2], t, d);
+        for (int i = 0; i < HALF; i++) w[i] = four_at<E>(a.u, U_W * a.R * a.C + mine + i * a.C);
     }
-    put_pair(&s.decay[2 * (threadIdx.x & 31)], d.shrink.x, d.shrink.y);
+};
+
+// Where a lane's first number is of the chunk at `at`.
+__device__ size_t mine_of(const wkv7_args &a, size_t at) {
+    const int lane = (int)threadIdx.x % WARP;
+    return at + (size_t)(lane / LANES * HALF) * a.C + lane % LANES * 4;
+}
+
+// A back warp's chunk; next: the one that is asked for meanwhile. Tokens are a loop in the code
+// too: warps that are at different places fetch their instructions through the same caches.
+template <bool BACK, class E>
+__device__ void prepare(inputs<E> &s, asked_rows<BACK, E> &asked, const wkv7_args &a, size_t at,
+                        size_t next) {
+    enum { FEW = asked_rows<BACK, E>::FEW };
+    const int lane = now((int)threadIdx.x % WARP), col = lane % LANES * 4;
+    const size_t mine = mine_of(a, at), mine_next = mine_of(a, next);
+    // Sums of log-decays, in powers of two, of this half of the chunk, where later something else
+    // will be; and before it.
+    float4 *const sums = (float4 *)(BACK ? (void *)&s.r : (void *)&s.ak) + lane;
+    static_assert(4 * sizeof s.ak == T * N * sizeof(float), "from ak to solve, and r is not less");
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < HALF; i++) {
+        const float4 x = asked.w[i].wide();
+        sum.x -= c0 * log2_e * quick_sigmoid(x.x);
+        sum.y -= c0 * log2_e * quick_sigmoid(x.y);
+        sum.z -= c0 * log2_e * quick_sigmoid(x.z);
+        sum.w -= c0 * log2_e * quick_sigmoid(x.w);
+        sums[i * WARP] = sum;
+    }
+    const bool later = lane >= LANES;
+    const auto of_first = [&](float x) {
+        const float first = __shfl_sync(0xffffffffu, x, lane % LANES);
+        return later ? first : 0;
+    };
+    const float4 ahead =
+        make_float4(of_first(sum.x), of_first(sum.y), of_first(sum.z), of_first(sum.w));
+    float4 before = powers(ahead, make_float4(0, 0, 0, 0));
+#pragma unroll 1
+    for (int i = 0; i < HALF; i += FEW) {
+        const size_t from = i + FEW < HALF ? mine + (size_t)(i + FEW) * a.C : mine_next;
+#pragma unroll
+        for (int n = 0; n < FEW; n++) {
+            const float4 shrink = powers(ahead, sums[(i + n) * WARP]);
+            prepare_token(s, asked.tokens[n], later * HALF + i + n, col, before, shrink);
+            asked.tokens[n].load(a, from + n * a.C);
+            before = shrink;
+        }
+    }
+    if (later) *(float4 *)&s.decay[col] = before;
+    asked.load_decays(a, mine_next);
     __syncwarp();
     if (BACK) {
         triangle(s.rb, s.k, s.a, false);
@@ -171,7 +252,7 @@ __device__ void scale(float (&S)[COUNT][2][4], const float *decay, int side = 0)
 template <int COUNT>
 __device__ void keep(const frag (&state)[COUNT], float *chunk, int row0, int side) {
     uint32_t *to =
-        (uint32_t *)chunk + (row0 / 16 * STEPS + side) * KEPT_STEP + now(threadIdx.x & 31);
+        (uint32_t *)chunk + (row0 / 16 * STEPS + side) * KEPT_STEP + now((int)threadIdx.x & 31);
 #pragma unroll
     for (int j = 0; j < COUNT; j++)
 #pragma unroll
@@ -297,10 +378,10 @@ template <class E> __device__ void retreat(rows_of_state &G, const inputs<E> &in
 // y of a chunk, the channels of this block, by a warp.
 template <class E> __device__ void put_out(const wkv7_args &a, size_t at, const slot<E, 1> &s) {
     enum { PIECE = 16 / sizeof(E), PIECES = N / PIECE };
-    const int lane = now(threadIdx.x & 31);
+    const unsigned lane = now(threadIdx.x & 31);
 #pragma unroll
     for (int i = 0; i < T * PIECES; i += WARP) {
-        const int e = i + lane, t = e / PIECES, col = e % PIECES * PIECE;
+        const unsigned e = i + lane, t = e / PIECES, col = e % PIECES * PIECE;
         copy_piece((E *)a.y + at + t * a.C + col, &s.y[t][col]);
     }
 }
@@ -309,14 +390,14 @@ template <class E> __device__ void put_out(const wkv7_args &a, size_t at, const 
 template <class E, int SPLIT>
 __device__ void put_out(const wkv7_args &a, size_t at, const slot<E, SPLIT> &s) {
     enum { COLS = N / SPLIT, PIECES = COLS / 4 };
-    const int lane = now(threadIdx.x & 31);
+    const unsigned lane = now(threadIdx.x & 31);
 #pragma unroll
     for (int i = 0; i < T * PIECES; i += WARP) {
-        const int e = i + lane, t = e / PIECES, col = e % PIECES * 4;
+        const unsigned e = i + lane, t = e / PIECES, col = e % PIECES * 4;
         const shared_rows *const part = s.part[col / 16];
         const float4 x = *(const float4 *)&part[0].y[t][col % 16],
                      x2 = *(const float4 *)&part[1].y[t][col % 16];
-        E *const to = (E *)a.y + at + t * a.C + (int)(blockIdx.x % SPLIT) * COLS + col;
+        E *const to = (E *)a.y + at + t * a.C + blockIdx.x % SPLIT * COLS + col;
         put_four(to, make_float4(x.x + x2.x, x.y + x2.y, x.z + x2.z, x.w + x2.w));
     }
 }
@@ -344,9 +425,12 @@ __device__ void go_behind(slot<E, SPLIT> &s, int first, const wkv7_args &a, cons
     typedef shape<BACK, SPLIT, BACKS> sh;
     const int part = (int)(blockIdx.x % SPLIT);
     const auto at = [&](int i) { return p.at + (size_t)w.chunk(i) * T * a.C; };
-    few_rows<BACK, E> rows[2];
+    asked_rows<BACK, E> rows;
     if (first >= w.count) return;
-    rows[0].load(a, at(first));
+    const size_t mine = mine_of(a, at(first));
+    rows.load_decays(a, mine);
+#pragma unroll
+    for (int n = 0; n < rows.FEW; n++) rows.tokens[n].load(a, mine + n * a.C);
     for (int i = first;; i += BACKS) {
         if (i >= BACKS) {
             group_barrier(sh::DONE + first, sh::BOTH);
@@ -354,7 +438,7 @@ __device__ void go_behind(slot<E, SPLIT> &s, int first, const wkv7_args &a, cons
         }
         if (i >= w.count) break;
         if (BACK) keep_inverse<BACK>(s.in.solve, a, at(i));
-        prepare(s.in, rows, a, at(i), at(i + BACKS < w.count ? i + BACKS : i));
+        prepare<BACK, E>(s.in, rows, a, at(i), at(i + BACKS < w.count ? i + BACKS : i));
         if (!BACK && a.saved && !part) keep_inverse<BACK>(s.in.solve, a, at(i));
         group_arrive(sh::MADE + first, sh::BOTH);
     }

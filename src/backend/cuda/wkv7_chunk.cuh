@@ -74,6 +74,10 @@ __device__ inline int now(int x) {
 #endif
     return x;
 }
+// Nor is it known any more that it is not negative, without which quotients are not just shifts.
+__device__ inline unsigned now(unsigned x) {
+    return (unsigned)now((int)x);
+}
 
 // 16 bytes, whatever they are.
 __device__ inline void copy_piece(void *to, const void *from) {
@@ -173,7 +177,7 @@ template <class E> struct inputs {
     tile<T, N> r, a, b, k;
     tile<T, N, splits<E>> v;
     tile<T, T> ak, rk, rb, solve; // tril(â k̂ᵀ), …; solve = (I - tril(â b̂ᵀ))⁻¹
-    float decay[N];               // e^A of the whole chunk
+    alignas(16) float decay[N];   // e^A of the whole chunk
 };
 
 __device__ inline void put(tile<T, N> &to, int t, int col, float2 x) {
