@@ -42,9 +42,11 @@ part() { # name limit_s command…
     for word in ${wanted[@]+"${wanted[@]}"}; do case $name in *"$word"*) hit=1 ;; esac; done
     [ ${#wanted[@]} = 0 ] || [ -n "$hit" ] || return 0
     timeout -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1 </dev/null || rc=$?
-    local line
-    line=$(grep -aE '[0-9]+ passed|tok/s|equal|differ|PASSED|FAILED|ERROR SUMMARY|RACECHECK' "$OUT/$name.log" |
-        tail -n 1 | cut -c1-170)
+    # Of several figures each has a line.
+    local line few=1
+    ! grep -qa ' limit' "$OUT/$name.log" || few=8
+    line=$(grep -aE '[0-9]+ passed|tok/s|GFLOP/s|equal|differ|PASSED|FAILED|ERROR SUMMARY|RACECHECK' "$OUT/$name.log" |
+        tail -n $few | cut -c1-170 | sed '2,$s/^/                                              /')
     [ $rc = 0 ] || { failed+=("$name") && line="exit $rc: ${line:-$(tail -n 1 "$OUT/$name.log" | cut -c1-150)}"; }
     rows+=("$(printf '%-4s %-28s %6.1f s  %s' "$([ $rc = 0 ] && echo ok || echo FAIL)" "$name" \
         "$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { print b - a }')" "$line")")
@@ -112,22 +114,29 @@ else
         part greedy-bytes28m 120 "${function[@]}" same_text --weights "$model" --vocab bytes --prompt "The " --max-tokens 256 --ignore-end
     fi
     if [ $mode != quick ]; then
-        for b in 1 8 32 128 256; do
-            part "decode-0.1b-bf16-$b" 60 "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch $b --tokens 64
+        # The cells of the peers' table: f16 states where theirs are, f32 at 256 and at 1.
+        for size in 0.1b 1.5b 7.2b; do
+            batches=(--batch 8 --batch 32 --batch 128 --batch 256)
+            [ $size = 7.2b ] || batches+=(--batch 960)
+            part "decode-$size" 90 "${function[@]}" bench decode --size $size --dtype bf16 --batch 1 --batch 256 --tokens 32 --repeat 3
+            part "decode-$size-f16-states" 90 "${function[@]}" bench decode --size $size --dtype bf16 --state-dtype f16 "${batches[@]}" --tokens 24 --repeat 3
+            [ $size = 0.1b ] || part "decode-$size-sparse" 90 "${function[@]}" bench decode --size $size --sparse --dtype bf16 --tokens 32 --repeat 3
+            for t in 512 1024 4096; do
+                part "prefill-$size-1x$t" 90 "${function[@]}" bench prefill --size $size --dtype bf16 --tokens $t
+            done
+            part "prefill-$size-16x512" 90 "${function[@]}" bench prefill --size $size --dtype bf16 --tokens 512 --batch 16
         done
-        part decode-0.1b-bf16-1-no-overlap 60 env RWKV_CUDA_OVERLAP=off "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch 1 --tokens 64
-        part decode-0.1b-bf16-1-no-graphs 60 env RWKV_CUDA_GRAPHS=off "${function[@]}" bench decode --size 0.1b --dtype bf16 --batch 1 --tokens 64
-        part decode-0.1b-int8-1 60 "${function[@]}" bench decode --size 0.1b --dtype int8 --batch 1 --tokens 64
-        part decode-1.5b-bf16-1 90 "${function[@]}" bench decode --size 1.5b --dtype bf16 --batch 1 --tokens 32 --repeat 3
-        for t in 512 1024 4096; do
-            part "prefill-0.1b-bf16-1x$t" 60 "${function[@]}" bench prefill --size 0.1b --dtype bf16 --tokens $t
-        done
-        part prefill-0.1b-bf16-16x512 60 "${function[@]}" bench prefill --size 0.1b --dtype bf16 --tokens 512 --batch 16
+        part decode-0.1b-int8 60 "${function[@]}" bench decode --size 0.1b --dtype int8 --tokens 64
+        part decode-0.1b-no-graphs 60 env RWKV_CUDA_GRAPHS=off "${function[@]}" bench decode --size 0.1b --dtype bf16 --tokens 64
         for b in 16 64; do
-            part "train-0.1b-bf16-${b}x512" 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch $b --tokens 512 --repeat 3 --steps 10
+            part "train-0.1b-${b}x512" 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch $b --tokens 512 --repeat 3 --steps 10
         done
+        part train-0.1b-4x4096 90 "${function[@]}" bench train --size 0.1b --dtype bf16 --batch 4 --tokens 4096 --repeat 3 --steps 5
         [ "$DEVICES" -lt 2 ] || part dist-speed 400 env RWKV="$rwkv" tools/gpu/dist.sh speed
-        part train-28m-bf16-64x512 60 "${function[@]}" bench train --size 28m --dtype bf16 --batch 64 --tokens 512 --repeat 3 --steps 10
+        part train-28m-64x512 60 "${function[@]}" bench train --size 28m --dtype bf16 --batch 64 --tokens 512 --repeat 3 --steps 10
+        for kernel in forward backward; do
+            part "wkv7-$kernel" 60 "${function[@]}" bench kernels --kernel wkv7_pretrain_$kernel --dtype bf16 --case b16_t512_h12 --repeat 20
+        done
         part serve 240 env RWKV="$rwkv" "$here/../tools/gpu/serve.sh"
         part kernels 120 "$here/bin/check_ops" bench --backend cuda
     fi

@@ -67,7 +67,7 @@ template <int WIDTH> struct listed {
             }
 #pragma unroll
             for (int s = 0; s < AHEAD; s++) {
-                const float v = p.narrow ? bf16_round(by[s]) : by[s];
+                const float v = bf16_round(by[s]);
 #pragma unroll
                 for (int e = 0; e < LANE / 2; e++) {
                     sum[2 * e] = fmaf(bf16_low(row[s][e]), v, sum[2 * e]);
@@ -115,7 +115,7 @@ static __global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(prod
 // Narrow blocks where there are few outputs: all multiprocessors have something to read.
 bool k_listed(struct queue *s, const struct product_args *p) {
     const uintptr_t at = (uintptr_t)p->w.data | (uintptr_t)p->x;
-    if (p->R != 1 || p->xk != 1 || p->w.type != T_BF16 || p->w.so != 1 || p->w.sk % LANE ||
+    if (p->R != 1 || p->xk != 1 || !p->narrow || p->w.type != T_BF16 || p->w.so != 1 || p->w.sk % LANE ||
         at % 16 || p->K % 4 || p->O % 32)
         return false;
     if (p->O >= 4096)

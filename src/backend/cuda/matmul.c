@@ -112,7 +112,7 @@ static bool add_many(struct cuda *c, struct many_list *list, const struct produc
 // what relu² has left of its row says which weights are wanted. Smaller ones are here before that
 // is known (tensor.cu).
 static bool listing_pays(const struct cuda *c, const struct product_args *a) {
-    return c->lt && a->R == 1 && a->K == 4 * a->O && a->K * a->O > c->listed_from;
+    return c->lt && a->narrow && a->R == 1 && a->K == 4 * a->O && a->K * a->O > c->listed_from;
 }
 
 static struct product_args args_of(const struct product *p, const float *x) {
