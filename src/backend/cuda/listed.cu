@@ -115,8 +115,8 @@ static __global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(prod
 // Narrow blocks where there are few outputs: all multiprocessors have something to read.
 bool k_listed(struct queue *s, const struct product_args *p) {
     const uintptr_t at = (uintptr_t)p->w.data | (uintptr_t)p->x;
-    if (p->R != 1 || p->xk != 1 || !p->narrow || p->w.type != T_BF16 || p->w.so != 1 || p->w.sk % LANE ||
-        at % 16 || p->K % 4 || p->O % 32)
+    if (p->R != 1 || p->xk != 1 || !p->narrow || p->w.type != T_BF16 || p->w.so != 1 ||
+        p->w.sk % LANE || at % 16 || p->K % 4 || p->O % 32)
         return false;
     if (p->O >= 4096)
         LAUNCH(multiply_listed<32>, blocks(p->O, 32), STRETCHES * 32, s, *p);
