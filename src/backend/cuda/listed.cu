@@ -16,34 +16,61 @@
 enum { STRETCHES = 16, LISTED = 1024, AHEAD = 8, LANE = 8 }; // outputs of a lane, 16 bytes
 enum { EACH_LOAD = 128, LOADS = LISTED / EACH_LOAD };        // of inputs
 
+// What a warp has in shared memory: some inputs, and which of them are wanted.
+struct stretch {
+    uint2 x[LISTED / 4]; // as bf16
+    uint16_t list[LISTED];
+
+    __device__ float input(uint32_t k) const {
+        const uint2 four = x[k / 4];
+        const uint32_t pair = k & 2 ? four.y : four.x;
+        return k & 1 ? bf16_high(pair) : bf16_low(pair);
+    }
+};
+
 template <int WIDTH> struct listed {
     enum { LANES = WIDTH / LANE, ROWS = 32 / LANES }; // of a row; at once
 
     const product_args &p;
     const int lane;
-    uint16_t *const list; // this warp's
+    stretch &here;
     float sum[LANE] = {};
 
-    // From k on, up to LISTED of them, as numbers from there on; how many.
-    __device__ int make_list(int k, int end) const {
+    // Inputs from k on, up to LISTED of them.
+    __device__ void take_inputs(int k, int end) const {
         float4 x[LOADS];
-        int count = 0;
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
             const int at = k + i * EACH_LOAD + 4 * lane;
             x[i] = at < end ? *(const float4 *)(p.x + at) : make_float4(0, 0, 0, 0);
         }
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            const float v[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+        for (int i = 0; i < LOADS; i++)
+            here.x[i * (EACH_LOAD / 4) + lane] =
+                uint2{bf16_pair(x[i].x, x[i].y), bf16_pair(x[i].z, x[i].w)};
+    }
+
+    // How many of them are not zero. Little code, which each launch has to fetch again.
+    __device__ int make_list() const {
+        const unsigned below = (1u << lane) - 1;
+        int count = 0;
+#pragma unroll 1
+        for (int k = 4 * lane; k < LISTED; k += EACH_LOAD) {
+            const uint2 four = here.x[k / 4];
+            const bool wanted[] = {(four.x & 0x7fffu) != 0, (four.x & 0x7fff0000u) != 0,
+                                   (four.y & 0x7fffu) != 0, (four.y & 0x7fff0000u) != 0};
+            const int n = wanted[0] + wanted[1] + wanted[2] + wanted[3];
+            const unsigned ones = __ballot_sync(0xffffffffu, n & 1),
+                           twos = __ballot_sync(0xffffffffu, n & 2),
+                           fours = __ballot_sync(0xffffffffu, n & 4);
+            int at =
+                count + __popc(ones & below) + 2 * __popc(twos & below) + 4 * __popc(fours & below);
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const unsigned wanted = __ballot_sync(0xffffffffu, v[e] != 0); // NaN is
-                if (v[e] != 0)
-                    list[count + __popc(wanted & ((1u << lane) - 1))] =
-                        (uint16_t)(i * EACH_LOAD + 4 * lane + e);
-                count += __popc(wanted);
+                if (wanted[e]) here.list[at] = (uint16_t)(k + e);
+                at += wanted[e];
             }
+            count += __popc(ones) + 2 * __popc(twos) + 4 * __popc(fours);
         }
         __syncwarp();
         return count;
@@ -51,38 +78,36 @@ template <int WIDTH> struct listed {
 
     // The rows of a list whose numbers begin at k, outputs from o on.
     __device__ void add_rows(int k, int count, size_t o) {
-        const float *const x = p.x + k;
         const char *const w = (const char *)p.w.data + ((size_t)k * p.w.sk + o) * 2;
 #pragma unroll 1
         for (int base = lane / LANES; base < count + lane / LANES; base += ROWS * AHEAD) {
-            uint32_t row[AHEAD][LANE / 2];
-            float by[AHEAD];
+            uint32_t row[AHEAD][LANE / 2], k_of[AHEAD];
 #pragma unroll
             for (int s = 0; s < AHEAD; s++) {
-                const int i = base + s * ROWS;
-                const bool is = i < count;
-                const uint32_t j = is ? list[i] : 0;
-                load_once<LANE / 2>(row[s], w + (uint64_t)j * (uint32_t)(2 * p.w.sk), is);
-                by[s] = is ? x[j] : 0;
+                const bool is = base + s * ROWS < count;
+                k_of[s] = here.list[is ? base + s * ROWS : 0];
+                load_once<LANE / 2>(row[s], w + (uint64_t)k_of[s] * (uint32_t)(2 * p.w.sk), is);
             }
 #pragma unroll
             for (int s = 0; s < AHEAD; s++) {
-                const float v = bf16_round(by[s]);
+                const float x = here.input(k_of[s]), by = base + s * ROWS < count ? x : 0;
 #pragma unroll
                 for (int e = 0; e < LANE / 2; e++) {
-                    sum[2 * e] = fmaf(bf16_low(row[s][e]), v, sum[2 * e]);
-                    sum[2 * e + 1] = fmaf(bf16_high(row[s][e]), v, sum[2 * e + 1]);
+                    sum[2 * e] = fmaf(bf16_low(row[s][e]), by, sum[2 * e]);
+                    sum[2 * e + 1] = fmaf(bf16_high(row[s][e]), by, sum[2 * e + 1]);
                 }
             }
         }
-        __syncwarp(); // the list was read
+        __syncwarp(); // inputs and list were read
     }
 
     __device__ void run(int warp, int len, size_t o0) {
         const int begin = warp * len, K = (int)p.K, end = begin + len < K ? begin + len : K;
 #pragma unroll 1
-        for (int k = begin; k < end; k += LISTED)
-            add_rows(k, make_list(k, end), o0 + lane % LANES * LANE);
+        for (int k = begin; k < end; k += LISTED) {
+            take_inputs(k, end);
+            add_rows(k, make_list(), o0 + lane % LANES * LANE);
+        }
 #pragma unroll
         for (int d = LANES; d < 32; d *= 2)
 #pragma unroll
@@ -92,14 +117,15 @@ template <int WIDTH> struct listed {
 
 template <int WIDTH>
 static __global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(product_args p) {
-    __shared__ uint16_t lists[STRETCHES][LISTED];
+    SHARED_BYTES(bytes);
+    stretch *const stretches = (stretch *)bytes;
     __shared__ float part[STRETCHES][WIDTH];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tid = threadIdx.x;
     const int len = ((int)p.K + STRETCHES * 4 - 1) / (STRETCHES * 4) * 4;
     const size_t o0 = blockIdx.x * (size_t)WIDTH;
     begin_kernel();
     const float before = tid < WIDTH && p.add ? p.add[o0 + tid] : 0;
-    listed<WIDTH> all = {p, lane, lists[warp]};
+    listed<WIDTH> all = {p, lane, stretches[warp]};
     all.run(warp, len, o0);
     if (lane < WIDTH / LANE)
 #pragma unroll
@@ -112,6 +138,11 @@ static __global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(prod
     p.y[o0 + tid] = activate(before + sum, p.act);
 }
 
+template <int WIDTH> static void start_listed(struct queue *s, const product_args &p) {
+    launch_with(s, multiply_listed<WIDTH>, blocks(p.O, WIDTH), STRETCHES * 32,
+                STRETCHES * sizeof(stretch), p);
+}
+
 // Narrow blocks where there are few outputs: all multiprocessors have something to read.
 bool k_listed(struct queue *s, const struct product_args *p) {
     const uintptr_t at = (uintptr_t)p->w.data | (uintptr_t)p->x;
@@ -119,8 +150,8 @@ bool k_listed(struct queue *s, const struct product_args *p) {
         p->w.sk % LANE || at % 16 || p->K % 4 || p->O % 32)
         return false;
     if (p->O >= 4096)
-        LAUNCH(multiply_listed<32>, blocks(p->O, 32), STRETCHES * 32, s, *p);
+        start_listed<32>(s, *p);
     else
-        LAUNCH(multiply_listed<16>, blocks(p->O, 16), STRETCHES * 32, s, *p);
+        start_listed<16>(s, *p);
     return true;
 }
