@@ -324,6 +324,24 @@ void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n) 
         LAUNCH(fill_each<uint64_t>, grid, ELEMENTS, s, (uint64_t *)y, *(const uint64_t *)value, n);
 }
 
+struct put_words {
+    uint32_t word[PUT_WORDS];
+};
+
+static __global__ void put(uint32_t *to, const __grid_constant__ put_words from, int n) {
+    begin_kernel();
+    for (int i = threadIdx.x; i < n; i += blockDim.x) to[i] = from.word[i];
+}
+
+bool k_put(struct queue *s, void *to, const void *from, size_t bytes) {
+    put_words words;
+    if (bytes > sizeof words || bytes % 4 || (uintptr_t)to % 4) return false;
+    memcpy(&words, from, bytes);
+    memset((char *)&words + bytes, 0, sizeof words - bytes);
+    LAUNCH(put, 1, 128, s, (uint32_t *)to, words, (int)(bytes / 4));
+    return true;
+}
+
 template <class T> static __global__ void clear_each(T *y, size_t n, size_t stride) {
     begin_kernel();
     y += blockIdx.y * stride;

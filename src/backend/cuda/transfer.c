@@ -1,7 +1,7 @@
-// Copies between host and device that nobody waits for. What is uploaded is put into pinned memory
-// first, piece after piece of a ring, so that the copy can wait for its turn while the caller goes
-// on; a piece is used again when the copies out of it are done. What is fetched goes its own way
-// beside the kernels that come next, and lands in pinned memory too.
+// Copies between host and device that nobody waits for. A few words are a kernel's arguments. More
+// is put into pinned memory first, piece after piece of a ring, so that the copy can wait for its
+// turn while the caller goes on; a piece is used again when the copies out of it are done. What is
+// fetched goes its own way beside the kernels that come next, and lands in pinned memory too.
 #include "backend/cuda/internal.h"
 
 #include "base/error.h"
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// A step of decoding uploads some 100 bytes a sequence: a piece lasts for many.
+// A piece lasts for many steps, if they upload more than a few words.
 enum { PIECES = 4, PIECE_BYTES = 1 << 20 };
 
 struct transfer {
@@ -83,6 +83,11 @@ void cuda_upload(struct backend *be, struct tensor dst, const void *src) {
     cuda_enter(c);
     cuda_flush(c);
     if (!bytes) return;
+    // From kernel to kernel there is no other engine on the way.
+    if (k_put(c->queue, dev(dst), src, bytes)) {
+        cuda_flush(c);
+        return;
+    }
     // More than a piece stays where it is: the runtime has copied it when it returns.
     if (bytes <= PIECE_BYTES) src = memcpy(ring_take(c, bytes), src, bytes);
     cuda_failed(c, cudaMemcpyAsync(dev(dst), src, bytes, cudaMemcpyHostToDevice, c->stream),
