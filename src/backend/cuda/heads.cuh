@@ -56,6 +56,27 @@ __device__ static float key_norm(const head<VEC, NL> &k, const head<VEC, NL> &k_
     return sqrtf(warp_sum(sum));
 }
 
+// The values of layers after the first one: v' and lora_v, mixed with the first one's.
+template <class T, int VEC, int NL>
+__device__ static void prepare_values(head<VEC, NL> &v, const head<VEC, NL> &mix,
+                                      const head<VEC, NL> &first, const head<VEC, NL> &v0) {
+    EACH(i) v[i] += (first[i] - v[i]) * sigmoid_as<T>(v0[i] + mix[i]);
+}
+
+// From k' and lora_a: k, -κ and κa.
+template <class T, int VEC, int NL>
+__device__ static void prepare_keys(head<VEC, NL> &k, head<VEC, NL> &a, head<VEC, NL> &b,
+                                    const head<VEC, NL> &a0, const head<VEC, NL> &k_k,
+                                    const head<VEC, NL> &k_a) {
+    const float norm = fmaxf(key_norm(k, k_k), 1e-12f);
+    EACH(i) {
+        const float rate = sigmoid_as<T>(a0[i] + a[i]), kappa = quotient<T>(k[i] * k_k[i], norm);
+        k[i] *= 1 + (rate - 1) * k_a[i];
+        a[i] = -kappa;
+        b[i] = kappa * rate;
+    }
+}
+
 // From k' v' lora_w lora_a lora_v, stored as T: k, v, ω, -κ and κa, each in its place. later: than
 // layer 0, which has no first values.
 template <class T, int VEC, int NL>
@@ -64,15 +85,9 @@ __device__ static void prepare(head<VEC, NL> &k, head<VEC, NL> &v, head<VEC, NL>
                                bool later, const head<VEC, NL> &w0, const head<VEC, NL> &a0,
                                const head<VEC, NL> &v0, const head<VEC, NL> &k_k,
                                const head<VEC, NL> &k_a) {
-    const float norm = fmaxf(key_norm(k, k_k), 1e-12f);
-    EACH(i) {
-        const float rate = sigmoid_as<T>(a0[i] + a[i]), kappa = quotient<T>(k[i] * k_k[i], norm);
-        if (later) v[i] += (first[i] - v[i]) * sigmoid_as<T>(v0[i] + mixed[i]);
-        w[i] += w0[i];
-        k[i] *= 1 + (rate - 1) * k_a[i];
-        a[i] = -kappa;
-        mixed[i] = kappa * rate;
-    }
+    if (later) prepare_values<T>(v, mixed, first, v0);
+    EACH(i) w[i] += w0[i];
+    prepare_keys<T>(k, a, mixed, a0, k_k, k_a);
 }
 
 constexpr float read_eps = 64e-5f;

@@ -36,7 +36,7 @@ static __global__ void norm_rows(T *y, const float *x, const float *w, const flo
         if (c >= C) continue;
         const several<4> scale = load<4>(w + c), shift = load<4>(b + c);
 #pragma unroll
-        for (int e = 0; e < 4; e++) v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale[e] + shift[e];
+        for (int e = 0; e < 4; e++) v.v[i][e] = normed(v.v[i][e], m, scale[e], shift[e]);
         store<4>(y + r * C + c, v.v[i]);
     }
 }

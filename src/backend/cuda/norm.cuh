@@ -1,6 +1,6 @@
 // Rows in registers: what norm.cu and norm_mix.cu share, so that a row has the same bits in both.
 #pragma once
-#include "vector.cuh"
+#include "moments.cuh"
 
 enum { THREADS = 256, WARPS = THREADS / 32 };
 
@@ -36,12 +36,9 @@ template <int GROUP, int NV>
 __device__ static float2 row_moments(const row<GROUP, NV> &x, float first, size_t C, float eps,
                                      float *scratch) {
     using R = row<GROUP, NV>;
-    float sum = 0, square = 0;
-    EACH_OF_ROW(i, c, C) sum += x.v[i][e] - first;
-    const float mean = first + row_sum<GROUP>(sum, scratch) / (float)C;
-    EACH_OF_ROW(i, c, C) square += (x.v[i][e] - mean) * (x.v[i][e] - mean);
-    const float var = row_sum<GROUP>(square, scratch) / (float)C;
-    return make_float2(mean, 1.0f / sqrtf(var + eps));
+    const auto each = [&](auto f, float) { EACH_OF_ROW(i, c, C) f(x.v[i][e]); };
+    return moments_of(each, first, (float)C, eps,
+                      [&](float sum) { return row_sum<GROUP>(sum, scratch); });
 }
 
 // GO(group, numbers a thread) by the width of a row.
@@ -53,7 +50,7 @@ __device__ static float2 row_moments(const row<GROUP, NV> &x, float first, size_
             GO(1, 4);                                                                              \
         else if ((C) <= 768)                                                                       \
             GO(1, 6);                                                                              \
-        else if ((C) <= 1024)                                                                      \
+        else if ((C) <= WARP_ROW)                                                                  \
             GO(1, 8);                                                                              \
         else                                                                                       \
             GO(WARPS, 4);                                                                          \

@@ -18,7 +18,7 @@ __device__ static void normalise(row<GROUP, NV> &v, float first, const mix_args 
         if (c >= p.C) continue;
         const several<4> scale = load<4>(p.w + c), shift = load<4>(p.b + c);
 #pragma unroll
-        for (int e = 0; e < 4; e++) v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale[e] + shift[e];
+        for (int e = 0; e < 4; e++) v.v[i][e] = normed(v.v[i][e], m, scale[e], shift[e]);
     }
 }
 
@@ -52,12 +52,12 @@ static __global__ void __launch_bounds__(THREADS, AHEAD ? 1 : 0) norm_mix_rows(m
         if (GROUP != 1 && (size_t)k < p.n) mix[k].take(p.mix + k * C, C);
     const float2 m = row_moments(v, first, C, p.eps, scratch);
     EACH_OF_ROW(i, c, C) {
-        v.v[i][e] = (v.v[i][e] - m.x) * m.y * scale.v[i][e] + shift.v[i][e];
+        v.v[i][e] = normed(v.v[i][e], m, scale.v[i][e], shift.v[i][e]);
         before.v[i][e] -= v.v[i][e];
     }
     __syncthreads(); // all have what was before
     const auto give = [&](size_t k, R &mix) {
-        EACH_OF_ROW(i, c, C) mix.v[i][e] = v.v[i][e] + before.v[i][e] * mix.v[i][e];
+        EACH_OF_ROW(i, c, C) mix.v[i][e] = mixed(v.v[i][e], before.v[i][e], mix.v[i][e]);
         mix.give((T *)p.m + (k * p.R + r) * C, C);
     };
     if constexpr (GROUP == 1) {
@@ -95,7 +95,7 @@ static __global__ void __launch_bounds__(ROWS_EACH * 32) norm_mix_warps(mix_args
     EACH_OF_ROW(i, c, C) before.v[i][e] -= v.v[i][e];
     for (size_t k = 0; k < p.n; k++) {
         R y;
-        EACH_OF_ROW(i, c, C) y.v[i][e] = v.v[i][e] + before.v[i][e] * mix.v[i][e];
+        EACH_OF_ROW(i, c, C) y.v[i][e] = mixed(v.v[i][e], before.v[i][e], mix.v[i][e]);
         if (k + 1 < p.n) mix.take(p.mix + (k + 1) * C, C);
         y.give((T *)p.m + (k * p.R + r) * C, C);
     }
@@ -152,7 +152,7 @@ static __global__ void __launch_bounds__(strip<GROUP>::BLOCK) norm_mix_strips(mi
 #pragma unroll
             for (int k = 0; k < M; k++) {
 #pragma unroll
-                for (int e = 0; e < 4; e++) mix[k][e] = z.v[i][e] + d[e] * mix[k][e];
+                for (int e = 0; e < 4; e++) mix[k][e] = mixed(z.v[i][e], d[e], mix[k][e]);
                 store<4>((T *)p.m + (k * p.R + r) * C + c, mix[k]);
             }
             before.v[i] = z.v[i];
