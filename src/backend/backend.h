@@ -12,6 +12,9 @@
 struct error;
 struct backend;
 struct ops;
+struct decoder; // decoder.h
+struct decoder_parts;
+struct decode;
 
 // ---- tensors -----------------------------------------------------------------------------------
 
@@ -178,6 +181,13 @@ struct backend_class {
     // A sequence has the same bits whole and in pieces that begin at multiples of so many tokens,
     // and in any pieces where a batch is `exact`.
     int (*wkv7_grain)(const struct backend *be, int N);
+
+    // For steps of one row of a model whose tensors and weights stay as they are; *out NULL if this
+    // model is not for it. The function NULL: no model is.
+    int (*decoder_create)(struct decoder **out, struct backend *be, const struct decoder_parts *,
+                          struct error *err);
+    void (*decoder_destroy)(struct decoder *d);
+    void (*decode)(struct decoder *d, const struct decode *);
 
     // From so many rows on, tensors that are only inputs of products with weights of this precision
     // are better DT_BF16 (ops.h says which can be), rounded where they arise, in a model of so many

@@ -94,6 +94,7 @@ struct tensor model_forward(struct model *m, struct run *r, const struct feed *f
                             struct state *state) {
     assert(r->limits.mode == RUN_INFER);
     run_set(r, m, f);
+    if (run_decode(r, f, state)) return f->outs ? r->logits : tensor_none();
     embed_forward(m, r, f);
     const struct tensor x = run_x(r, 0);
     for (int i = 0; i < m->dims.L; i++)

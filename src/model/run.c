@@ -1,6 +1,7 @@
 // The memory of a pass: one layout function plans it, allocates it and lays it out for each batch.
 #include "model/run.h"
 
+#include "backend/decoder.h"
 #include "base/error.h"
 #include "base/mem.h"
 
@@ -129,6 +130,63 @@ size_t run_bytes(const struct model *m, struct run_limits limits) {
     return all > wide ? all : wide;
 }
 
+// ---- decoding as one op ------------------------------------------------------------------------
+
+static void describe_layer(struct decoder_layer *l, const struct model *m, int i) {
+    *l = (struct decoder_layer){.ln1_w = model_vector(m, P_LN1_W, i),
+                                .ln1_b = model_vector(m, P_LN1_B, i),
+                                .ln2_w = model_vector(m, P_LN2_W, i),
+                                .ln2_b = model_vector(m, P_LN2_B, i),
+                                .mix = model_vectors(m, P_X_R, MIX_COUNT, i),
+                                .ffn_mix = model_vectors(m, P_FFN_X_K, 1, i),
+                                .key_vecs = model_vectors(m, P_W0, KEY_COUNT, i),
+                                .read_vecs = model_vectors(m, P_LNX_W, READ_COUNT, i),
+                                .rkv = {[RKV_R] = model_weight(m, P_RECEPTANCE, i),
+                                        [RKV_K] = model_weight(m, P_KEY, i),
+                                        [RKV_V] = model_weight(m, P_VALUE, i)},
+                                .output = model_weight(m, P_OUTPUT, i),
+                                .key = model_weight(m, P_FFN_KEY, i),
+                                .value = model_weight(m, P_FFN_VALUE, i)};
+    for (int k = 0; k < LORA_COUNT; k++) {
+        l->lora1[k] = model_weight(m, lora_ids[k].w1, i);
+        l->lora2[k] = model_weight(m, lora_ids[k].w2, i);
+    }
+}
+
+static int decoder_for(struct run *r, const struct model *m, struct error *err) {
+    const struct backend_class *class = m->be->class;
+    if (r->limits.mode != RUN_INFER || !class->decoder_create || m->options.trained) return 0;
+    struct decoder_layer *layers = mem_zero((size_t)m->dims.L, sizeof *layers);
+    for (int i = 0; i < m->dims.L; i++) describe_layer(&layers[i], m, i);
+    const struct decoder_parts parts = {.L = m->dims.L,
+                                        .H = m->dims.H,
+                                        .eps = LN_EPS,
+                                        .embedding = m->embedding,
+                                        .ln0_w = model_vector(m, P_LN0_W, 0),
+                                        .ln0_b = model_vector(m, P_LN0_B, 0),
+                                        .out_w = model_vector(m, P_OUT_W, 0),
+                                        .out_b = model_vector(m, P_OUT_B, 0),
+                                        .head = model_weight(m, P_HEAD, 0),
+                                        .layers = layers};
+    const int rc = class->decoder_create(&r->decoder, m->be, &parts, err);
+    free(layers);
+    return rc;
+}
+
+bool run_decode(struct run *r, const struct feed *f, struct state *s) {
+    if (!r->decoder || !s || f->batch.rows != 1) return false;
+    const struct decode d = {.logits = f->outs ? r->logits : tensor_none(),
+                             .token = f->tokens,
+                             .slot = f->batch.last,
+                             .drawn = f->drawn,
+                             .shift = s->shift,
+                             .wkv = s->wkv};
+    r->decoder->be->class->decode(r->decoder, &d);
+    return true;
+}
+
+// ---- a run -------------------------------------------------------------------------------------
+
 int run_create(struct run **out, struct model *m, struct run_limits limits, struct error *err) {
     limits = complete(m, limits);
     struct buffer *memory = buffer_create(m->be, run_bytes(m, limits), err);
@@ -138,12 +196,17 @@ int run_create(struct run **out, struct model *m, struct run_limits limits, stru
     r->memory = memory;
     r->acts = mem_zero((size_t)m->dims.L, sizeof *r->acts);
     r->host_losses = mem_zero((size_t)limits.rows, sizeof(double));
+    if (decoder_for(r, m, err)) {
+        run_destroy(r);
+        return fail_in(err, "memory for steps of one row");
+    }
     *out = r;
     return 0;
 }
 
 void run_destroy(struct run *r) {
     if (!r) return;
+    if (r->decoder) r->decoder->be->class->decoder_destroy(r->decoder);
     buffer_destroy(r->memory);
     free(r->acts);
     free(r->host_losses);

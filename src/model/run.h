@@ -56,6 +56,7 @@ struct run {
     void *host_losses;
     void (*reached)(void *ctx, int layer); // run_watch
     void *reached_ctx;
+    struct decoder *decoder; // steps of one row as one op; NULL: op by op
 };
 
 // Which parameters make which LoRA, and the mix it reads.
@@ -71,6 +72,9 @@ void run_set(struct run *r, const struct model *m, const struct feed *f);
 struct acts *run_acts(struct run *r, int layer);
 void run_reached(const struct run *r, int layer);
 struct tensor run_x(const struct run *r, int layer); // entry of the layer; L: after the last
+
+// The whole pass as one op (backend/decoder.h). False: it is none, and nothing was done.
+bool run_decode(struct run *r, const struct feed *f, struct state *s);
 
 void embed_forward(struct model *m, struct run *r, const struct feed *f);
 // x_out may be x. Layer 0 writes v_first, the others read it.

@@ -129,6 +129,10 @@ bool sleeps(const fiber &f) {
 
 } // namespace
 
+void emu_yield() {
+    resume_scheduler();
+}
+
 void emu_await_bit(const uint64_t *word, int bit, bool value) {
     fiber &f = fibers[current];
     while ((*word >> bit & 1) != value) {

@@ -45,6 +45,7 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 void emu_launch(cudaStream_t stream, dim3 grid, dim3 block, unsigned cluster,
                 const std::function<void()> &kernel);
 
+void emu_yield(); // lets the others go on: for those who wait for memory to change
 void emu_await_bit(const uint64_t *word, int bit, bool value);
 void emu_block_barrier();
 void emu_warp_barrier();

@@ -236,6 +236,9 @@ static const struct backend_class cuda_class = {
     .measure = cuda_measure,
     .wkv7_saved_bytes = cuda_wkv7_saved_bytes,
     .wkv7_grain = cuda_wkv7_grain,
+    .decoder_create = cuda_decoder_create,
+    .decoder_destroy = cuda_decoder_destroy,
+    .decode = cuda_decode,
     .narrow_from = cuda_narrow_from,
     .half_states = true,
     .head_rows = 4096,
@@ -269,6 +272,11 @@ static int find_device(struct cuda *c, int id, struct error *err) {
     c->hopper = prop.major >= 9;
     c->tiles = prop.major == 9; // sm_90a is that and no later one
     c->processors = prop.multiProcessorCount;
+#ifdef CUDA_EMU
+    c->blocks = 3;
+#else
+    c->blocks = c->processors;
+#endif
     return 0;
 }
 
@@ -278,9 +286,10 @@ int cuda_open(struct backend **out, int device, struct error *err) {
         (struct backend){.name = "cuda", .real = DT_F32, .ops = &cuda_ops, .class = &cuda_class};
     const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS"),
                *overlap = getenv("RWKV_CUDA_OVERLAP"), *ahead = getenv("RWKV_CUDA_AHEAD"),
-               *listed = getenv("RWKV_CUDA_LISTED");
+               *listed = getenv("RWKV_CUDA_LISTED"), *token = getenv("RWKV_CUDA_TOKEN");
     c->base.depth = ahead && strcmp(ahead, "off") == 0 ? 1 : 2;
     c->listed_from = listed && strcmp(listed, "all") == 0 ? 0 : 3 << 20;
+    c->token = !(token && strcmp(token, "off") == 0);
     int rc = find_device(c, device, err);
     if (!rc) rc = transfer_open(&c->transfer, err);
     if (!rc)

@@ -16,6 +16,9 @@
 
 // ---- launches ----------------------------------------------------------------------------------
 
+// As a cluster: all blocks run at once, or the launch fails. They may wait for each other.
+enum : unsigned { WHOLE_GRID = 0 };
+
 // A kernel with its arguments as bytes, each at a multiple of 8.
 template <class... P> struct launched {
     struct header {
@@ -41,13 +44,17 @@ template <class... P> struct launched {
                       std::index_sequence<I...>) {
 #ifdef CUDA_EMU
         const std::tuple<P...> args(copied<P>(slot[I])...);
-        emu_launch(stream, dim3(h.grid[0], h.grid[1]), dim3(h.block), h.cluster,
+        const unsigned together = h.cluster == WHOLE_GRID ? h.grid[0] : h.cluster;
+        emu_launch(stream, dim3(h.grid[0], h.grid[1]), dim3(h.block), together,
                    [kernel = h.kernel, args] { std::apply(kernel, args); });
 #else
         void *args[] = {(void *)slot[I]...};
         cudaLaunchAttribute attrs[2] = {};
         unsigned n = 0;
-        if (h.overlap) {
+        if (h.cluster == WHOLE_GRID) {
+            attrs[n].id = cudaLaunchAttributeCooperative;
+            attrs[n++].val.cooperative = 1;
+        } else if (h.overlap) {
             attrs[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
             attrs[n++].val.programmaticStreamSerializationAllowed = 1;
         }
@@ -81,7 +88,7 @@ template <class... P> struct launched {
 };
 
 // shared: bytes of SHARED_BYTES in the kernel. cluster: blocks that run at once and see each
-// other's, neighbours along x.
+// other's, neighbours along x; or WHOLE_GRID.
 struct launch_shape {
     dim3 grid, block;
     size_t shared;

@@ -1,6 +1,6 @@
-// Hopper's asynchronous machinery (sm_90a): tiles of matrices that a barrier in shared memory
-// announces, products of four warps straight out of shared memory, and clusters of blocks that see
-// each other's. Kernels that use it have a body under HOPPER only.
+// Hopper's asynchronous machinery (sm_90a): copies that a barrier in shared memory announces,
+// of tiles of matrices or 16 bytes a thread, products of four warps straight out of shared memory,
+// and clusters of blocks that see each other's. Kernels that use it have a body under HOPPER only.
 //
 // A tile lies in shared memory in rows of 128 bytes, 64 bf16, at a multiple of 1024; of each
 // address bits 4 to 6 are interchanged with bits 7 to 9 (exclusive or), so that neither rows nor
@@ -16,8 +16,6 @@
 
 enum { TILE_WIDTH = 64, TILE_PITCH = 2 * TILE_WIDTH };
 
-#ifdef HOPPER
-
 // ---- barriers ----------------------------------------------------------------------------------
 
 // Passes from phase to phase when all who are expected have arrived and all bytes that were
@@ -25,6 +23,8 @@ enum { TILE_WIDTH = 64, TILE_PITCH = 2 * TILE_WIDTH };
 struct phase_barrier {
     uint64_t bits;
 };
+
+#ifdef HOPPER
 
 #ifdef CUDA_EMU
 struct emu_phase { // as phase_barrier's bits
@@ -97,6 +97,54 @@ __device__ static inline void barrier_wait(phase_barrier &b, uint32_t parity) {
                  "out:\n"
                  "}" ::"r"(shared_at(&b)),
                  "r"(parity)
+                 : "memory");
+#endif
+}
+
+// The same for who must not hang: what has not come after a second never will, and a kernel that
+// traps shows at sync.
+__device__ static inline void barrier_await(phase_barrier &b, uint32_t parity) {
+#ifdef CUDA_EMU
+    barrier_wait(b, parity);
+#else
+    enum { MOST = 1 << 25 }; // a try is 20 clocks or more
+    for (int tries = 0;; tries++) {
+        uint32_t done;
+        asm volatile("{\n"
+                     ".reg .pred done;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, done;\n"
+                     "}"
+                     : "=r"(done)
+                     : "r"(shared_at(&b)), "r"(parity)
+                     : "memory");
+        if (done) return;
+        if (tries > MOST) __trap();
+    }
+#endif
+}
+
+// ---- 16 bytes at a time ------------------------------------------------------------------------
+
+// From global to shared memory, past the first-level cache and the registers. The lines' other
+// halves come to the second-level cache with them: a neighbour wants those.
+__device__ static inline void async_copy(void *to, const void *from) {
+#ifdef CUDA_EMU
+    emu_async_copy(to, from, 16);
+#else
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_at(to)),
+                 "l"(from)
+                 : "memory");
+#endif
+}
+
+// Arrives, for one of those who are expected, when all that this thread has asked for has come.
+__device__ static inline void async_arrive(phase_barrier &b) {
+#ifdef CUDA_EMU
+    emu_async_wait(-1);
+    barrier_arrive(b);
+#else
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_at(&b))
                  : "memory");
 #endif
 }

@@ -35,7 +35,9 @@ struct cuda {
     size_t listed_from; // weights from which listed.cu does ffn.value of one row
     struct nccl *nccl; // NULL: nobody has asked for other devices
     int processors;    // multiprocessors
-    bool tiles;        // many.cu runs here
+    bool tiles;        // many.cu and decode.cu run here
+    bool token;        // a token in one launch: not switched off
+    int blocks;        // of decode.cu, all there at once
     struct mapped {    // what it wants to know of inputs, by address
         const void *data;
         size_t rows, cols;
@@ -127,6 +129,15 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
 extern const struct comms cuda_comms;
 void nccl_close(struct nccl *n);                   // NULL is fine
 const char *nccl_trouble(const struct nccl *nccl); // as lt_trouble
+
+// decode.c
+struct decoder;
+struct decoder_parts;
+struct decode;
+int cuda_decoder_create(struct decoder **out, struct backend *be, const struct decoder_parts *p,
+                        struct error *err);
+void cuda_decoder_destroy(struct decoder *d);
+void cuda_decode(struct decoder *d, const struct decode *s);
 
 // lt.c: cuBLASLt, found at run time. D (m,n) = A·B + C with columns contiguous, as cuBLAS has
 // matrices; sums in f32. Whether it can be done.

@@ -254,6 +254,101 @@ struct many_list {
 };
 void k_many(struct queue *s, const struct many_list *list);
 
+// ---- decode.c, decode.cu: a token of one sequence in one launch, on Hopper ---------------------
+// Channels, at most: wider models lose against op by op, most of all the widest (decode.cu).
+enum { DECODE_WIDEST = 1024 };
+enum { DECODE_RANKS = 4 }; // LoRAs, in the order of ops.h
+// A layer's matrices: first those that read mixes, in the order in which their outputs are dealt.
+enum decode_matrix {
+    DM_R,
+    DM_K,
+    DM_V,
+    DM_V1,
+    DM_W1,
+    DM_A1,
+    DM_G1,
+    DM_MIXED, // so many
+    DM_W2 = DM_MIXED,
+    DM_A2,
+    DM_V2,
+    DM_G2,
+    DM_OUTPUT,
+    DM_KEY,
+    DM_VALUE,
+    DM_COUNT
+};
+// What is dealt to the blocks in pieces: slices of outputs of the matrices that read mixes; heads;
+// slices of the residual stream, which output and value add to; of key; of the head of the model.
+enum decode_part { DP_PROJECT, DP_RECALL, DP_STREAM, DP_EXPAND, DP_LOGITS, DP_COUNT };
+// What a block does one after the other: a layer's works; what is after the last layer, and before
+// the first.
+enum decode_work {
+    DW_PROJECT,
+    DW_RECALL,
+    DW_OUTPUT,
+    DW_EXPAND,
+    DW_VALUE,
+    DW_LOGITS,
+    DW_BEGIN,
+    DW_COUNT
+};
+struct decode_job {
+    int part, matrix;  // whose outputs; the first matrix
+    int K, len, width; // k, all and of a warp's stretch; outputs of a slice
+    // The norm before, of layer 0 where there are several: NULL if there is none. mix: NULL, or
+    // all.
+    const float *w, *b, *mix;
+};
+enum { DECODE_PLANES = 4 }; // mixes that a block wants, at most
+struct decode_layer {
+    const uint16_t *w[DM_COUNT]; // bf16 (K, pitch)
+};
+struct decode_block {
+    int32_t first[DP_COUNT], count[DP_COUNT]; // its pieces
+    uint8_t planes, mix[DECODE_PLANES];       // how many mixes, and which
+    uint8_t plane_of[DM_MIXED];               // which of them a matrix reads
+    uint8_t writes[2];                        // whether it leaves LN1, LN2 with the states
+};
+struct decode_args {
+    // Of the model.
+    const struct decode_layer *layers;
+    const struct decode_block *blocks; // one a block
+    struct decode_job jobs[DW_COUNT];
+    // Layer 0's, and how many numbers further on the next one's are: these, and the norms' and
+    // mixes.
+    const float *key_vecs, *read_vecs;
+    size_t layer_stride;
+    const uint16_t *embedding, *head;
+    // What blocks hand to each other, decode.cuh says how; and how often they have, one a block.
+    uint64_t *x, *rkv, *hidden, *o, *h;
+    uint32_t *turns;
+    // Of the step, as ops.h and decoder.h have it.
+    const int32_t *token, *drawn, *slot;
+    float *shift;
+    size_t norm_stride; // S·C: numbers of shift that are of one norm
+    void *wkv;
+    float *logits; // NULL: not wanted
+    int L, C, H, V, S, num_drawn;
+    int rank[DECODE_RANKS], rank_from[DECODE_RANKS], ranks; // LoRAs side by side: begins; all
+    int pitch[DM_COUNT], head_pitch;                        // numbers in a row of a matrix
+    int first_slice[DM_MIXED + 1];
+    int width[DP_COUNT]; // outputs of a slice, 16 or 32
+    int half;            // the state is f16
+    float eps;
+    // Shared memory: slots of the ring, and where the rest begins, in bytes; act_pitch: what a warp
+    // has of inputs.
+    int slots, x_at, act_at, act_pitch, part_at, own_at, first_at, room_at, hidden_at, slices_at,
+        small_at, shared;
+    int grid;
+};
+enum { DECODE_SLOT = 16 << 10, DECODE_SLOTS = 12, DECODE_SHARED = 227 << 10 };
+// Bytes of shared memory that a block wants, and where; the ring takes what is left. most_pieces:
+// of each part in a block.
+void k_decode_lay_out(struct decode_args *a, const int *most_pieces, int most_planes);
+int k_decode_stretch(int K);   // decode_job.len
+bool k_decode_can(int device); // whether all blocks can be there at once
+void k_decode(struct queue *s, const struct decode_args *a);
+
 // y = bf16(x); y = x as integers with a scale a group gives them back.
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);
 void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n);
