@@ -103,6 +103,8 @@ else
         part vectors_ops 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_vectors_ops"
         part model 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
         part backend 60 "$here/bin/test_backend"
+        part decoder 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_decoder"
+        part decoder-0.4b 60 env RWKV_CUDA_GEMM=own RWKV_TEST_BACKEND=cuda "$here/bin/test_decoder" 24 1024 65536
         part infer 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_infer"
         part model-no-overlap 120 env RWKV_CUDA_OVERLAP=off RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
         part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
