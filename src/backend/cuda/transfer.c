@@ -83,8 +83,10 @@ void cuda_upload(struct backend *be, struct tensor dst, const void *src) {
     cuda_enter(c);
     cuda_flush(c);
     if (!bytes) return;
-    // From kernel to kernel there is no other engine on the way.
+    // From kernel to kernel there is no other engine on the way. Kernels read what the host has
+    // written before they wait for the one ahead of them, as after a copy they may.
     if (k_put(c->queue, dev(dst), src, bytes)) {
+        queue_settle(c->queue);
         cuda_flush(c);
         return;
     }
