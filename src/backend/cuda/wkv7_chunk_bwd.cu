@@ -9,11 +9,12 @@
 // All eight prepare a chunk. What it reads is asked for a chunk ahead (cp.async); results take the
 // place of what they were made of, and are carried away in whole rows while the next chunk is
 // prepared; where a block has too little shared memory for that, both stay where they are (NEAR).
-// Bound by shared memory: matrices read from there take half of its turns, which is why a
-// warp has 32 rows or columns of whatever it makes. Who only gives arrives and goes on.
+// Matrices read from shared memory take half of its turns, which is why a warp has 32 rows or
+// columns of whatever it makes. Who only gives arrives and goes on.
 //
-// 16×512 tokens of 12 heads in bf16 take an H100 312 µs with launch and wait (`rwkv bench
-// kernels`); counted were 200, of which memory takes 106.
+// 16×512 tokens of 12 heads in bf16 take an H100 277 to 294 µs (`rwkv bench kernels`); counted were
+// 200, of which memory takes 106. Fewer instructions in each way have been slower every time
+// (docs/performance.md).
 #include "wkv7_chunk_bwd.cuh"
 
 namespace {
