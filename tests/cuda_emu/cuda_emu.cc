@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <deque>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include <ucontext.h>
@@ -33,7 +34,7 @@ struct fiber {
     ucontext_t context;
     jmp_buf at;
     char *stack;
-    bool started, done;
+    bool started, done, held; // held: at the beginning of a kernel that has come early
     std::vector<late> copies;
     unsigned group; // of its next copies
     // What it waits for, so that it is not woken in vain: a meeting's next generation, or a bit.
@@ -58,6 +59,7 @@ running blocks[MOST_BLOCKS];
 int current, alive; // fiber; fibers left of the cluster
 meeting cluster;
 const std::function<void()> *job;
+bool early; // what runs is a kernel's first blocks, before the kernel ahead of it
 uint64_t noise = 88172645463325252u;
 
 running &mine() {
@@ -131,6 +133,11 @@ bool sleeps(const fiber &f) {
 
 void emu_yield() {
     resume_scheduler();
+}
+
+void emu_begin_kernel() {
+    fibers[current].held = early;
+    if (early) resume_scheduler();
 }
 
 void emu_await_bit(const uint64_t *word, int bit, bool value) {
@@ -273,42 +280,109 @@ static bool dozes(int round, int warp) {
     return *order() == 's' && x & 1;
 }
 
-static void run_blocks(dim3 grid, dim3 threads, unsigned together,
-                       const std::function<void()> &kernel) {
-    const int n = (int)(threads.x * together);
-    if (threads.x > MOST_THREADS || !n || together > MOST_BLOCKS || !grid.x || !grid.y ||
-        grid.y > 65535 || grid.x % together)
-        emu_trap();
-    gridDim = grid;
-    blockDim = threads;
-    job = &kernel;
-    for (unsigned b = 0; b < grid.x * grid.y; b += together) {
-        for (unsigned i = 0; i < together; i++) start_block(blocks[i], b + i, (int)threads.x);
-        alive = n;
-        cluster = {};
-        for (int i = 0; i < n; i++) fibers[i].done = false;
-        for (int round = 0; alive; round++) {
-            if (round > 100000000) emu_trap(); // they wait for each other
-            noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
-            const int first = *order() == 's' ? (int)(noise % (unsigned)n) : 0;
-            bool any = false;
-            for (int k = 0; k < n; k++) {
-                const int at = (first + k) % n, i = *order() == 'r' ? n - 1 - at : at;
-                if (fibers[i].done || sleeps(fibers[i]) || dozes(round, i / WARP)) continue;
-                any = true;
-                run(i);
-            }
-            if (!any) round |= NAP - 1; // whoever could go on dozes
+// A kernel that was launched.
+struct launch {
+    dim3 grid, threads;
+    unsigned together;
+    bool overlap; // it may come while the one before it runs
+    std::function<void()> kernel;
+
+    int fibers() const { return (int)(threads.x * together); }
+    bool possible() const {
+        return threads.x <= MOST_THREADS && fibers() && together <= MOST_BLOCKS && grid.x &&
+               grid.y && grid.y <= 65535 && grid.x % together == 0;
+    }
+};
+
+static void begin(const launch &l) {
+    if (!l.possible()) emu_trap();
+    gridDim = l.grid;
+    blockDim = l.threads;
+    job = &l.kernel;
+}
+
+// Blocks from the b-th on, as many as run at once.
+static void start_blocks(const launch &l, unsigned b) {
+    for (unsigned i = 0; i < l.together; i++) start_block(blocks[i], b + i, (int)l.threads.x);
+    alive = l.fibers();
+    cluster = {};
+    for (int i = 0; i < alive; i++) fibers[i].done = fibers[i].held = false;
+}
+
+// Until they are done; early, until nobody can go on before the kernel has begun.
+static void run_started(const launch &l) {
+    const int n = l.fibers();
+    for (int round = 0, idle = 0; alive && !(early && idle > NAP); round++) {
+        if (round > 100000000) emu_trap(); // they wait for each other
+        noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
+        const int first = *order() == 's' ? (int)(noise % (unsigned)n) : 0;
+        bool any = false;
+        for (int k = 0; k < n; k++) {
+            const int at = (first + k) % n, i = *order() == 'r' ? n - 1 - at : at;
+            const fiber &f = fibers[i];
+            if (f.done || (early && f.held) || sleeps(f) || dozes(round, i / WARP)) continue;
+            any = true;
+            run(i);
         }
+        idle = any ? 0 : *order() == 's' ? idle + 1 : NAP + 1;
+        if (!any && !early) round |= NAP - 1; // whoever could go on dozes
+    }
+}
+
+// A kernel whose first blocks have come early lies here until its turn: what it has read by then
+// was not to be written by the kernel ahead of it.
+static fiber set_aside[MOST];
+static running blocks_aside[MOST_BLOCKS];
+static int alive_aside;
+static meeting cluster_aside;
+static const launch *is_aside;
+
+static uint64_t chance(uint64_t n) { // below n
+    static uint64_t x = 1;
+    x = x * 6364136223846793005u + 1442695040888963407u;
+    return (x >> 33) % n;
+}
+
+static void swap_aside(const launch &l) {
+    for (int i = 0; i < l.fibers(); i++) std::swap(fibers[i], set_aside[i]);
+    for (unsigned i = 0; i < l.together; i++) std::swap(blocks[i], blocks_aside[i]);
+    std::swap(alive, alive_aside);
+    std::swap(cluster, cluster_aside);
+}
+
+static void come_early(const launch &l) {
+    begin(l);
+    start_blocks(l, 0);
+    early = true;
+    run_started(l);
+    early = false;
+    swap_aside(l);
+    is_aside = &l;
+}
+
+static void run_kernel(const launch &l) {
+    const bool has_come = is_aside == &l;
+    begin(l);
+    if (has_come) {
+        swap_aside(l);
+        is_aside = nullptr;
+    }
+    for (unsigned b = 0; b < l.grid.x * l.grid.y; b += l.together) {
+        if (b || !has_come) start_blocks(l, b);
+        run_started(l);
     }
 }
 
 // What a stream is to do, and how far it is. A captured one only writes down what is launched.
+struct node {
+    std::function<void()> work;
+    std::shared_ptr<const launch> kernel; // or that
+};
 struct cuda_emu_graph {
-    std::vector<std::function<void()>> nodes;
+    std::vector<node> nodes;
 };
 struct cuda_emu_stream {
-    std::deque<std::function<void()>> waiting;
+    std::deque<node> waiting;
     uint64_t queued, done;
     cuda_emu_graph *captured;
     bool late, running;
@@ -320,25 +394,48 @@ struct cuda_emu_event {
 static std::vector<cuda_emu_stream *> streams;
 static std::map<const char *, size_t> pinned; // and bytes
 
+// Of kernels behind the one whose turn it is: each of them may come when the one before it has, so
+// any of a chain, or none.
+static const launch *some_that_may_come(const cuda_emu_stream *s) {
+    enum { MOST_AHEAD = 8 };
+    const uint64_t wanted = chance(MOST_AHEAD + 1);
+    for (size_t i = 0; i < s->waiting.size() && i < wanted; i++) {
+        const launch *l = s->waiting[i].kernel.get();
+        if (!l || !l->overlap) return nullptr;
+        if (i + 1 == wanted) return l;
+    }
+    return nullptr;
+}
+
 static void run_to(cuda_emu_stream *s, uint64_t at) {
     const bool before = s->running;
     s->running = true;
     while (s->done < at) {
-        const auto work = std::move(s->waiting.front());
+        const node now = std::move(s->waiting.front());
         s->waiting.pop_front();
         s->done++;
-        work();
+        if (!now.kernel) {
+            now.work();
+            continue;
+        }
+        const launch *next = is_aside ? nullptr : some_that_may_come(s);
+        if (next) come_early(*next);
+        run_kernel(*now.kernel);
     }
     s->running = before;
 }
 
-static void give(cuda_emu_stream *s, std::function<void()> work) {
+static void give(cuda_emu_stream *s, node n) {
     if (s->captured) {
-        s->captured->nodes.push_back(std::move(work));
+        s->captured->nodes.push_back(std::move(n));
         return;
     }
-    s->waiting.push_back(std::move(work));
+    s->waiting.push_back(std::move(n));
     s->queued++;
+}
+
+static void give(cuda_emu_stream *s, std::function<void()> work) {
+    give(s, node{std::move(work), nullptr});
 }
 
 static bool is_pinned(const void *p) {
@@ -355,9 +452,10 @@ static cudaError_t waited() {
     return cuda_emu_broken ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
-void emu_launch(cudaStream_t s, dim3 grid, dim3 threads, unsigned cluster,
+void emu_launch(cudaStream_t s, dim3 grid, dim3 threads, unsigned cluster, bool overlap,
                 const std::function<void()> &kernel) {
-    give(s, [=] { run_blocks(grid, threads, cluster, kernel); });
+    give(s, node{nullptr,
+                 std::make_shared<const launch>(launch{grid, threads, cluster, overlap, kernel})});
 }
 
 // ---- the runtime -------------------------------------------------------------------------------
@@ -497,7 +595,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned lon
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     cuda_emu_graphs++;
-    for (const auto &work : e->nodes) give(s, work);
+    for (const node &n : e->nodes) give(s, n);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g) {

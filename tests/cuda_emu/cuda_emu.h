@@ -41,9 +41,11 @@ static inline float4 make_float4(float x, float y, float z, float w) {
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// In a stream. Blocks of a cluster, neighbours along x, run at once.
-void emu_launch(cudaStream_t stream, dim3 grid, dim3 block, unsigned cluster,
+// In a stream. Blocks of a cluster, neighbours along x, run at once. overlap: some blocks may come
+// as far as emu_begin_kernel before the kernel ahead has run, and half of the time they do.
+void emu_launch(cudaStream_t stream, dim3 grid, dim3 block, unsigned cluster, bool overlap,
                 const std::function<void()> &kernel);
+void emu_begin_kernel();
 
 void emu_yield(); // lets the others go on: for those who wait for memory to change
 void emu_await_bit(const uint64_t *word, int bit, bool value);

@@ -45,7 +45,7 @@ template <class... P> struct launched {
 #ifdef CUDA_EMU
         const std::tuple<P...> args(copied<P>(slot[I])...);
         const unsigned together = h.cluster == WHOLE_GRID ? h.grid[0] : h.cluster;
-        emu_launch(stream, dim3(h.grid[0], h.grid[1]), dim3(h.block), together,
+        emu_launch(stream, dim3(h.grid[0], h.grid[1]), dim3(h.block), together, h.overlap,
                    [kernel = h.kernel, args] { std::apply(kernel, args); });
 #else
         void *args[] = {(void *)slot[I]...};
@@ -187,6 +187,8 @@ __device__ static inline void begin_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     cudaTriggerProgrammaticLaunchCompletion();
     cudaGridDependencySynchronize();
+#elif defined(CUDA_EMU)
+    emu_begin_kernel();
 #endif
 }
 
