@@ -330,7 +330,8 @@ static void run_started(const launch &l) {
 }
 
 // A kernel whose first blocks have come early lies here until its turn: what it has read by then
-// was not to be written by the kernel ahead of it.
+// was not to be written by the kernels ahead of it. What is __shared__ without SHARED_BYTES is
+// there once for all blocks: a kernel that puts something there before it has begun would lose it.
 static fiber set_aside[MOST];
 static running blocks_aside[MOST_BLOCKS];
 static int alive_aside;
