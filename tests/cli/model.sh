@@ -104,6 +104,8 @@ done
 
 check "bench of random weights of any size" 0 '"share":' $rwkv bench decode --size 1x64x100 --dtype int4 --tokens 2 \
     --repeat 1 --json
+check "bench of several batches" 0 '"batch":3' $rwkv bench decode --size 1x64x100 --batch 1 --batch 3 --tokens 2 \
+    --repeat 1 --json
 check "bench of a size that is none" 2 "LAYERSxCHANNELSxVOCABULARY" $rwkv bench decode --size 1x64
 for kernel in wkv7_pretrain_forward wkv7_pretrain_backward wkv7_statepass_forward wkv7_statepass_backward \
     wkv7_statetune_forward wkv7_statetune_backward wkv7_infer_forward; do
