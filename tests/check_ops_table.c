@@ -746,11 +746,15 @@ static const struct size span_head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1}, 
                                               {18, 240, 80, 1}, {150, 64, 64, 1},  {1, 128, 64, 1},
                                               {52, 384, 64, 1}, {52, 1472, 64, 1}, END};
 // Widths of a warp's and of a block's rows, and some that neither takes.
-static const struct size row_span_sizes[] = {{1, 9, 1, 1},     {0, 48, 16, 1},
-                                             {5, 33, 11, 1},   {37, 100, 4, 1},
-                                             {6, 500, 4, 1},   {11, 768, 64, 1},
-                                             {9, 1028, 4, 1},  {2, 4100, 4, 1},
-                                             {401, 260, 4, 1}, END};
+static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
+                                             {37, 100, 4, 1}, {6, 500, 4, 1},  {11, 768, 64, 1},
+                                             {9, 1028, 4, 1}, {2, 4100, 4, 1}, END};
+// The same, and as many as three for each multiprocessor of a large device.
+static const struct size many_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},
+                                              {5, 33, 11, 1},  {37, 100, 4, 1},
+                                              {6, 500, 4, 1},  {11, 768, 64, 1},
+                                              {9, 1028, 4, 1}, {2, 4100, 4, 1},
+                                              {401, 20, 4, 1}, END};
 static const struct size step_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {5, 48, 16, 1},   {1, 768, 64, 1},
                                          {37, 128, 64, 1}, {70, 64, 64, 1},
@@ -764,11 +768,13 @@ static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
                                              {37, 128, 64, 1},
                                              {18, 200, 40, 1},
                                              END};
-static const struct size product_sizes[] = {{1, 1, 1, 1},     {0, 16, 1, 32},     {1, 7, 1, 5},
-                                            {3, 33, 1, 31},   {13, 100, 1, 70},   {25, 64, 1, 96},
-                                            {100, 17, 1, 33}, {2, 259, 1, 64},    {13, 2051, 1, 9},
-                                            {1, 256, 1, 64},  {66, 40, 1, 88},    {17, 520, 1, 24},
-                                            {66, 200, 1, 17},   {1, 1152, 1, 288}, END};
+static const struct size product_sizes[] = {{1, 1, 1, 1},     {0, 16, 1, 32},
+                                            {1, 7, 1, 5},     {3, 33, 1, 31},
+                                            {13, 100, 1, 70}, {25, 64, 1, 96},
+                                            {100, 17, 1, 33}, {2, 259, 1, 64},
+                                            {13, 2051, 1, 9}, {1, 256, 1, 64},
+                                            {66, 40, 1, 88},  {17, 520, 1, 24},
+                                            {66, 200, 1, 17}, END};
 static const struct size loss_sizes[] = {{1, 1, 1, 1},    {0, 1, 1, 7},
                                          {3, 1, 1, 7},    {17, 1, 1, 1001},
                                          {5, 1, 1, 4099}, {3, 1, 1, 4104},
@@ -842,7 +848,7 @@ const struct op_case op_cases[] = {
      .variants = 2, .rowwise = true, .tolerance = 1e-6},
     {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench_variants = 3u, .bench = pass_bench,
      .variants = 2, .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
-    {NAMED(norm_mix), .sizes = row_span_sizes, .bench_variants = 15u, .bench = pass_bench,
+    {NAMED(norm_mix), .sizes = many_span_sizes, .bench_variants = 15u, .bench = pass_bench,
      .variants = 8, .singles = 0xf0, .can_bare = true, .can_alias = true, .tolerance = 1e-6},
     {NAMED(norm_mix_bwd), .bench_variants = 15u, .sizes = row_span_sizes, .bench = pass_bench,
      .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 3e-6, .forward = "norm_mix"},
