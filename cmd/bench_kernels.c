@@ -65,11 +65,6 @@ struct bench {
     struct batch batch;
 };
 
-static bool can_narrow(const struct backend *be) {
-    const struct precision bf16 = {DT_BF16, DT_BF16};
-    return be->class->narrow_from && be->class->narrow_from(be, bf16, 1);
-}
-
 static void lay_out(struct bench *b, struct carver *c) {
     const enum dtype real = b->be->real, t = b->narrow && can_narrow(b->be) ? DT_BF16 : real;
     const size_t R = (size_t)b->s.B * (size_t)(b->s.T ? b->s.T : 1), C = (size_t)b->s.H * HEAD;

@@ -149,11 +149,8 @@ char arg_mode(const struct call *c, const struct arg *a, size_t i) {
 
 static enum dtype type_of(const struct run *r, int i) {
     const struct arg *a = &r->c->arg[i];
-    const struct backend_class *class = r->be->class;
-    if (a->narrow && class->narrow_from &&
-        class->narrow_from(r->be, (struct precision){DT_BF16, DT_BF16}, 1))
-        return DT_BF16;
-    if (a->half && class->half_states) return DT_F16;
+    if (a->narrow && can_narrow(r->be)) return DT_BF16;
+    if (a->half && r->be->class->half_states) return DT_F16;
     return a->dtype == DT_NONE ? r->be->real : a->dtype;
 }
 

@@ -229,3 +229,4 @@ void weight_destroy(struct weight *w);              // NULL is fine
 int batch_rows(const struct backend *be, int rows); // as round_rows has it
 // DT_BF16 or be->real: the storage of what only products read, in a batch of so many rows.
 enum dtype input_type(const struct backend *be, struct precision precision, int rows, int channels);
+bool can_narrow(const struct backend *be); // whether that is ever DT_BF16

@@ -104,9 +104,7 @@ static void want_batch(const char *op, const struct batch *b, size_t R) {
 
 // What may be rounded for products (°): be->real, or DT_BF16 where the backend knows how.
 static enum dtype narrow(const struct backend *be, struct tensor t) {
-    const struct precision p = {DT_BF16, DT_BF16};
-    const bool can = be->class->narrow_from && be->class->narrow_from(be, p, 1);
-    return can && t.dtype == DT_BF16 ? DT_BF16 : be->real;
+    return t.dtype == DT_BF16 && can_narrow(be) ? DT_BF16 : be->real;
 }
 
 // The same with a weight, whose inputs decide.

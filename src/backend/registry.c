@@ -7,6 +7,7 @@
 #include "backend/ref/ref.h"
 #include "base/error.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,6 +100,10 @@ enum dtype input_type(const struct backend *be, struct precision precision, int 
                       int channels) {
     const int from = be->class->narrow_from ? be->class->narrow_from(be, precision, channels) : 0;
     return from && rows >= from ? DT_BF16 : be->real;
+}
+
+bool can_narrow(const struct backend *be) {
+    return input_type(be, (struct precision){DT_BF16, DT_BF16}, INT_MAX, 1) != be->real;
 }
 
 int batch_rows(const struct backend *be, int rows) {

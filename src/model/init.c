@@ -182,8 +182,6 @@ enum { PERIOD = 1048572 };
 // The first n numbers of t, again and again to its end.
 static void repeat(struct backend *be, struct tensor t, size_t n) {
     const size_t count = tensor_count(t);
-    t.ndim = 1;
-    t.dim[0] = count;
     for (size_t part; n < count; n += part) {
         part = n < count - n ? n : count - n;
         op_copy(be, tensor_slice(t, n, part), tensor_slice(t, 0, part));
@@ -222,14 +220,11 @@ int model_randomise(struct model *m, uint64_t seed, bool sparse, struct error *e
                 values[k + l] = (float)(size * ((double)block[l] * 0x1p-31 - 1) + mean);
         }
         dtype_convert(raw, t.dtype, values, DT_F32, drawn);
-        m->be->class->upload(m->be,
-                             (struct tensor){.buf = t.buf,
-                                             .offset = t.offset,
-                                             .dtype = t.dtype,
-                                             .ndim = 1,
-                                             .dim = {drawn}},
-                             raw);
-        repeat(m->be, t, drawn);
+        struct tensor flat = t;
+        flat.ndim = 1;
+        flat.dim[0] = p->count;
+        m->be->class->upload(m->be, tensor_slice(flat, 0, drawn), raw);
+        repeat(m->be, flat, drawn);
         if (!own) {
             weight_destroy(m->weights[i]);
             m->weights[i] = m->be->class->weight_create(m->be, t, tensor_none(), p->layout,

@@ -272,11 +272,6 @@ static int find_device(struct cuda *c, int id, struct error *err) {
     c->hopper = prop.major >= 9;
     c->tiles = prop.major == 9; // sm_90a is that and no later one
     c->processors = prop.multiProcessorCount;
-#ifdef CUDA_EMU
-    c->blocks = 3;
-#else
-    c->blocks = c->processors;
-#endif
     return 0;
 }
 

@@ -74,14 +74,13 @@ static bool layer_fits(const struct decoder_layer *l, const struct decoder_layer
     return fits;
 }
 
-static bool model_fits(const struct cuda *c, const struct decoder_parts *p, size_t *stride) {
+static bool model_fits(const struct decoder_parts *p, size_t *stride) {
     const size_t C = (size_t)p->H * HEAD, V = p->embedding.dim[0];
     const struct decoder_layer *last = &p->layers[p->L - 1];
     // A model of one layer has not all LoRAs.
-    bool fits = c->tiles && c->token && k_decode_can(c->id) && p->L > 1 &&
-                p->embedding.dim[1] == C && C <= DECODE_WIDEST && p->embedding.dtype == DT_BF16 &&
-                is_plain(p->head, C, V) && lies_well(p->ln0_w) && lies_well(p->ln0_b) &&
-                lies_well(p->out_w) && lies_well(p->out_b);
+    bool fits = p->L > 1 && p->embedding.dim[1] == C && C <= DECODE_WIDEST &&
+                p->embedding.dtype == DT_BF16 && is_plain(p->head, C, V) && lies_well(p->ln0_w) &&
+                lies_well(p->ln0_b) && lies_well(p->out_w) && lies_well(p->out_b);
     for (int i = 0; i < p->L && fits; i++)
         fits = layer_fits(&p->layers[i], last, i == 0, C) && vectors_fit(p, i, stride);
     return fits;
@@ -229,8 +228,8 @@ static void describe_jobs(struct decode_args *a, const struct decoder_parts *p) 
 }
 
 // Sizes: the last layer has all matrices.
-static void describe_model(struct cuda_decoder *d, const struct cuda *c,
-                           const struct decoder_parts *p, size_t stride) {
+static void describe_model(struct cuda_decoder *d, const struct decoder_parts *p, size_t stride,
+                           int blocks) {
     struct decode_args *a = &d->args;
     a->key_vecs = dev(p->layers[0].key_vecs);
     a->read_vecs = dev(p->layers[0].read_vecs);
@@ -240,7 +239,7 @@ static void describe_model(struct cuda_decoder *d, const struct cuda *c,
     a->H = p->H;
     a->C = p->H * HEAD;
     a->V = (int)p->embedding.dim[0];
-    a->grid = c->blocks;
+    a->grid = blocks;
     a->eps = (float)p->eps;
     a->embedding = dev(p->embedding);
     a->head = data_of(p->head);
@@ -311,11 +310,13 @@ int cuda_decoder_create(struct decoder **out, struct backend *be, const struct d
     struct cuda *c = cuda_of(be);
     *out = NULL;
     size_t stride = 0; // bytes
-    if (cuda_enter(c) != cudaSuccess || !model_fits(c, p, &stride)) return 0;
+    if (!c->tiles || !c->token || !model_fits(p, &stride) || cuda_enter(c) != cudaSuccess) return 0;
+    const int blocks = k_decode_blocks(c->id);
+    if (!blocks) return 0;
     int rc = 0;
     struct cuda_decoder *d = mem_zero(1, sizeof *d);
     d->base.be = be;
-    describe_model(d, c, p, stride);
+    describe_model(d, p, stride, blocks);
     d->blocks = mem_zero((size_t)d->args.grid, sizeof *d->blocks);
     if (!deal_all(d)) goto out;
     k_decode_lay_out(&d->args, d->most, d->planes);

@@ -472,10 +472,10 @@ void k_decode(struct queue *s, const struct decode_args *a) {
     launch_shaped(s, kernel_of(a->half), shape, *a);
 }
 
-bool k_decode_can(int device) {
+int k_decode_blocks(int device) {
 #ifdef CUDA_EMU
     (void)device;
-    return true;
+    return 3;
 #else
     int shared = 0, cooperative = 0;
     bool can =
@@ -492,6 +492,6 @@ bool k_decode_can(int device) {
                                                             DECODE_SHARED) == cudaSuccess &&
               blocks >= 1;
     }
-    return can;
+    return can ? processors() : 0;
 #endif
 }

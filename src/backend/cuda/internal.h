@@ -31,14 +31,13 @@ struct cuda {
     uint16_t *rounded;
     size_t rounded_count;
     struct sums sums;
-    struct lt *lt;     // NULL: our own kernels do all products
+    struct lt *lt;      // NULL: our own kernels do all products
     size_t listed_from; // weights from which listed.cu does ffn.value of one row
-    struct nccl *nccl; // NULL: nobody has asked for other devices
-    int processors;    // multiprocessors
-    bool tiles;        // many.cu and decode.cu run here
-    bool token;        // a token in one launch: not switched off
-    int blocks;        // of decode.cu, all there at once
-    struct mapped {    // what it wants to know of inputs, by address
+    struct nccl *nccl;  // NULL: nobody has asked for other devices
+    int processors;     // multiprocessors
+    bool tiles;         // many.cu and decode.cu run here
+    bool token;         // a token in one launch: not switched off
+    struct mapped {     // what it wants to know of inputs, by address
         const void *data;
         size_t rows, cols;
         struct tile_map map;

@@ -345,8 +345,8 @@ enum { DECODE_SLOT = 16 << 10, DECODE_SLOTS = 12, DECODE_SHARED = 227 << 10 };
 // Bytes of shared memory that a block wants, and where; the ring takes what is left. most_pieces:
 // of each part in a block.
 void k_decode_lay_out(struct decode_args *a, const int *most_pieces, int most_planes);
-int k_decode_stretch(int K);   // decode_job.len
-bool k_decode_can(int device); // whether all blocks can be there at once
+int k_decode_stretch(int K);     // decode_job.len
+int k_decode_blocks(int device); // one a multiprocessor, all there at once; 0: they cannot be
 void k_decode(struct queue *s, const struct decode_args *a);
 
 // y = bf16(x); y = x as integers with a scale a group gives them back.

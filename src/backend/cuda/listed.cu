@@ -13,6 +13,8 @@
 
 #include "kernels.h"
 
+namespace {
+
 enum { STRETCHES = 16, LISTED = 1024, AHEAD = 8, LANE = 8 }; // outputs of a lane, 16 bytes
 enum { EACH_LOAD = 128, LOADS = LISTED / EACH_LOAD };        // of inputs
 
@@ -116,7 +118,7 @@ template <int WIDTH> struct listed {
 };
 
 template <int WIDTH>
-static __global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(product_args p) {
+__global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(product_args p) {
     SHARED_BYTES(bytes);
     stretch *const stretches = (stretch *)bytes;
     __shared__ float part[STRETCHES][WIDTH];
@@ -138,10 +140,12 @@ static __global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(prod
     p.y[o0 + tid] = activate(before + sum, p.act);
 }
 
-template <int WIDTH> static void start_listed(struct queue *s, const product_args &p) {
+template <int WIDTH> void start_listed(struct queue *s, const product_args &p) {
     launch_with(s, multiply_listed<WIDTH>, blocks(p.O, WIDTH), STRETCHES * 32,
                 STRETCHES * sizeof(stretch), p);
 }
+
+} // namespace
 
 // Narrow blocks where there are few outputs: all multiprocessors have something to read.
 bool k_listed(struct queue *s, const struct product_args *p) {

@@ -1,8 +1,6 @@
 // Products of more rows than tensor.cu likes, of bf16, on Hopper: several at once, each with what
 // is made of it before it is written. A block has a tile of BM rows and BN outputs; one warp asks
-// for tiles of x and W, a ring of them ahead, groups of four warps multiply, 64 rows each. Where
-// there are few tiles, `split` blocks of a cluster share one, a stretch of k each, and add them up
-// in order through each other's shared memory.
+// for tiles of x and W, a ring of them ahead, groups of four warps multiply, 64 rows each.
 #include "hopper.cuh"
 #include "vector.cuh"
 
