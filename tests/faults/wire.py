@@ -245,9 +245,7 @@ def H11_reader_that_never_reads_is_bounded_and_dropped():
 @case
 def H11_slow_reader_gets_every_token():
     slow = Server("slow", model="max_context_len = 200000\n")  # with the usual patience
-    s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    s.connect(("127.0.0.1", slow.port))
+    s = slow.dial()  # the usual buffer: through one of 4 KB the kernel may come to send 10 KB/s
     def others():
         start = time.time()
         parallel(4, lambda i: slow.completion("y", max_tokens=2000, seed=i, logit_bias={"0": -100}))
@@ -263,6 +261,7 @@ def H11_slow_reader_gets_every_token():
         return took < 5 or (not parked and took < 60 * SLOW)
     while piece := s.recv(1024 if slowly() else 1 << 20):
         out += piece
+        assert time.time() - start < 120 * SLOW, f"{len(out)} bytes came in two minutes"
         if slowly():  # 1 KB/s
             time.sleep(0.5)
             out += s.recv(1 << 9)
