@@ -10,6 +10,7 @@
 #include "model/forward.h"
 #include "model/scorer.h"
 #include "model/writer.h"
+#include "models.h"
 #include "shared.h"
 #include "weights/weights.h"
 
@@ -41,17 +42,6 @@ struct vectors {
     char weights_path[300];
 };
 
-static struct json *read_json(const char *path) {
-    struct str text;
-    struct json *doc;
-    struct error err;
-    str_init(&text, 64 << 20);
-    if (file_read(&text, path, &err) || json_parse(&doc, text.data, text.len, 64 << 20, path, &err))
-        fail_msg("%s", err.msg);
-    str_free(&text);
-    return doc;
-}
-
 static bool vectors_open(struct vectors *v, const char *dir, const char *weights) {
     char path[300];
     struct error err;
@@ -69,38 +59,6 @@ static void vectors_close(struct vectors *v) {
     json_free(v->doc);
     weights_close(v->grads);
     weights_close(v->state);
-}
-
-static double number(const struct json *v) {
-    double x;
-    struct error err;
-    if (json_read_float(&x, v, -1e300, 1e300, "a number", &err)) fail_msg("%s", err.msg);
-    return x;
-}
-
-// All numbers of nested arrays in order; returns how many.
-static size_t flatten(const struct json *v, double *out, size_t n) {
-    if (json_kind(v) != JSON_KIND_ARRAY) {
-        out[n] = number(v);
-        return n + 1;
-    }
-    for (size_t i = 0; i < json_length(v); i++) n = flatten(json_item(v, i), out, n);
-    return n;
-}
-
-static const struct json *at(const struct json *v, const char *a, const char *b) {
-    v = json_member(v, a);
-    assert_non_null(v);
-    if (b) v = json_member(v, b);
-    assert_non_null(v);
-    return v;
-}
-
-static int tokens_of(const struct json *v, int32_t *out) {
-    double numbers[4096];
-    const size_t n = flatten(v, numbers, 0);
-    for (size_t i = 0; i < n; i++) out[i] = (int32_t)numbers[i];
-    return (int)n;
 }
 
 // ---- a model on a backend ----------------------------------------------------------------------
@@ -127,13 +85,6 @@ static struct bench bench_open(const char *backend, const char *path, bool train
 static void bench_close(struct bench *b) {
     model_destroy(b->m);
     backend_destroy(b->be);
-}
-
-static void read_tensor(struct tensor t, double *out) {
-    void *raw = mem_alloc(tensor_bytes(t));
-    t.buf->be->class->download(t.buf->be, raw, t);
-    dtype_convert(out, DT_F64, raw, t.dtype, tensor_count(t));
-    free(raw);
 }
 
 // Logits (n,V) after each token, feeding `chunk` tokens of the prompt at a time and one by one what
@@ -381,6 +332,31 @@ static void the_trained_byte_model_writes_the_recorded_text(void **state) {
     bench_close(&b);
 }
 
+// Further than anybody has recorded: 256 tokens, each the likeliest, as the CPU writes them, or as
+// the reference does where it is the CPU that is judged.
+static void reverse_goes_on_as_it_does_elsewhere(void **state) {
+    (void)state;
+    enum { COUNT = 256 };
+    char path[300];
+    if (!shared_path(path, sizeof path, "vectors/reverse/reverse_L2_N16_fp32.safetensors")) skip();
+    static const int32_t prompt[] = {11, 1, 2, 3, 4, 10};
+    const struct writer_options greedy = {.top_p = 1, .penalty_decay = 1};
+    const char *const backends[] = {test_backend(), strcmp(test_backend(), "cpu") ? "cpu" : "ref"};
+    int32_t written[2][COUNT];
+    for (int i = 0; i < 2; i++) {
+        struct bench b = bench_open(backends[i], path, false, 0);
+        struct writer *w;
+        struct error err;
+        assert_int_equal(writer_create(&w, b.m, &err), 0);
+        writer_feed(w, prompt, sizeof prompt / sizeof *prompt);
+        for (int k = 0; k < COUNT; k++) written[i][k] = writer_next(w, &greedy);
+        writer_destroy(w);
+        bench_close(&b);
+    }
+    assert_memory_equal(written[0], written[1], sizeof written[0]);
+    printf("  %d tokens as %s writes them\n", COUNT, backends[1]);
+}
+
 // Three sequences of different lengths, chunked unevenly and mixed in one batch each step, against
 // each one alone.
 static void interleaved_equals_alone(void **unused) {
@@ -596,23 +572,7 @@ static void a_saved_sequence_goes_on_as_if_nothing_had_happened(void **state) {
     bench_close(&another);
 }
 
-// ---- initialisation and sizes ------------------------------------------------------------------
-
-static struct model *created(struct backend *be, struct dims d) {
-    struct model *m;
-    struct error err;
-    dims_default_ranks(&d);
-    if (model_create(&m, be, &d,
-                     (struct model_options){.precision = {DT_F32, DT_F32}, .trained = true}, &err))
-        fail_msg("%s", err.msg);
-    return m;
-}
-
-static struct model *initialised(struct backend *be, struct dims d, uint64_t seed) {
-    struct model *m = created(be, d);
-    model_init(m, seed);
-    return m;
-}
+// ---- states of f16 -----------------------------------------------------------------------------
 
 // The largest difference from f32 states, relative to the largest logit, and whether cuts of the
 // prompt show.
@@ -693,160 +653,6 @@ static void half_states_stay_near(void **unused) {
     assert_true(f32 > 0 && f32 < 1e-3 && bf16 > 0 && bf16 < 1e-2);
 }
 
-static double *values_of(const struct model *m, enum param_id id, int layer) {
-    const int i = params_index(id, layer);
-    double *x = mem_zero(m->params[i].count, sizeof *x);
-    read_tensor(model_master(m, i), x);
-    return x;
-}
-
-static void expect_orthogonal(const struct model *m, enum param_id id, double gain) {
-    const struct param *p = &m->params[params_index(id, 1)];
-    double *x = values_of(m, id, 1);
-    const size_t rows = p->dim[0], cols = p->dim[1];
-    const bool tall = rows > cols;
-    const size_t n = tall ? cols : rows, len = tall ? rows : cols;
-    for (size_t a = 0; a < n; a++)
-        for (size_t b = a; b < n; b++) {
-            double dot = 0;
-            for (size_t k = 0; k < len; k++)
-                dot += tall ? x[k * cols + a] * x[k * cols + b] : x[a * cols + k] * x[b * cols + k];
-            if (fabs(dot - (a == b ? gain * gain : 0)) > 1e-5)
-                fail_msg("%s: rows %zu and %zu have the product %g", p->name, a, b, dot);
-        }
-    free(x);
-}
-
-static void initialisation_is_official(void **state) {
-    (void)state;
-    struct backend *be;
-    struct error err;
-    assert_int_equal(backend_open(&be, test_backend(), 2, &err), 0);
-    struct model *m = initialised(be, (struct dims){.L = 2, .C = 128, .H = 2, .V = 300}, 42);
-    expect_orthogonal(m, P_HEAD, 0.5 * sqrt(300.0 / 128));
-    expect_orthogonal(m, P_RECEPTANCE, 1);
-    expect_orthogonal(m, P_KEY, 0.1);
-    expect_orthogonal(m, P_W2, 0.1);
-    expect_orthogonal(m, P_FFN_KEY, 1);
-    struct model *again = initialised(be, (struct dims){.L = 2, .C = 128, .H = 2, .V = 300}, 42);
-    struct model *other = initialised(be, (struct dims){.L = 2, .C = 128, .H = 2, .V = 300}, 43);
-    double *a = values_of(m, P_EMB, 0), *b = values_of(again, P_EMB, 0),
-           *c = values_of(other, P_EMB, 0);
-    assert_memory_equal(a, b, 300 * 128 * sizeof *a);
-    assert_memory_not_equal(a, c, 300 * 128 * sizeof *a);
-    for (int i = 0; i < 300 * 128; i++) assert_true(fabs(a[i]) <= 1e-4);
-    free(a);
-    free(b);
-    free(c);
-    model_destroy(m);
-    model_destroy(again);
-    model_destroy(other);
-    backend_destroy(be);
-}
-
-static void initial_vectors_match_the_recorded_ones(void **state) {
-    (void)state;
-    char path[300];
-    if (!shared_path(path, sizeof path, "vectors/misc.json")) skip();
-    struct json *misc = read_json(path);
-    const struct json *all = at(misc, "init_L12_C768", NULL);
-    struct backend *be;
-    struct error err;
-    assert_int_equal(backend_open(&be, test_backend(), 2, &err), 0);
-    // A small vocabulary: the recorded tensors don't depend on it.
-    struct model *m = created(be, (struct dims){.L = 12, .C = 768, .H = 12, .V = 16});
-    struct pool *pool = pool_create(1);
-    void *it = NULL;
-    const char *name;
-    const struct json *want;
-    int checked = 0;
-    while (json_next(all, &it, &name, &want)) {
-        int i = 0;
-        while (i < m->num_params && strcmp(m->params[i].name, name)) i++;
-        assert_true(i < m->num_params);
-        double *x = mem_zero(m->params[i].count, sizeof *x), index[64], value[64];
-        model_init_param(m, i, 1, pool);
-        read_tensor(model_master(m, i), x);
-        const size_t n = flatten(at(want, "at", NULL), index, 0);
-        flatten(at(want, "val", NULL), value, 0);
-        double norm = 0;
-        for (size_t k = 0; k < m->params[i].count; k++) norm += x[k] * x[k];
-        assert_true(fabs(sqrt(norm) - number(at(want, "norm", NULL))) < 1e-4);
-        for (size_t k = 0; k < n; k++, checked++)
-            if (fabs(x[(size_t)index[k]] - value[k]) > 4e-7 * (1 + fabs(value[k])))
-                fail_msg("%s[%g] is %.9g, expected %.9g", name, index[k], x[(size_t)index[k]],
-                         value[k]);
-        free(x);
-    }
-    printf("  %d recorded values\n", checked);
-    pool_destroy(pool);
-    model_destroy(m);
-    backend_destroy(be);
-    json_free(misc);
-}
-
-static void sizes_match_the_recorded_ones(void **state) {
-    (void)state;
-    char path[300];
-    if (!shared_path(path, sizeof path, "vectors/misc.json")) skip();
-    struct json *misc = read_json(path);
-    void *it = NULL;
-    const char *name;
-    const struct json *s;
-    while (json_next(at(misc, "sizes", NULL), &it, &name, &s)) {
-        struct dims d = {.L = (int)number(at(s, "L", NULL)),
-                         .C = (int)number(at(s, "C", NULL)),
-                         .V = 65536};
-        d.H = d.C / 64;
-        struct dims formula = d;
-        d.Dw = (int)number(at(s, "ranks", "w"));
-        d.Da = (int)number(at(s, "ranks", "a"));
-        d.Dv = (int)number(at(s, "ranks", "v"));
-        d.Dg = (int)number(at(s, "ranks", "g"));
-        assert_int_equal(dims_param_count(&d), (int64_t)number(at(s, "params", NULL)));
-        assert_int_equal(state_count(&d), (int64_t)number(at(s, "state_floats", NULL)));
-        double ranks[4];
-        flatten(at(s, "formula_train_temp", NULL), ranks, 0);
-        dims_default_ranks(&formula);
-        assert_int_equal(formula.Dw, (int)ranks[0]);
-        assert_int_equal(formula.Da, (int)ranks[1]);
-        assert_int_equal(formula.Dv, (int)ranks[2]);
-        assert_int_equal(formula.Dg, (int)ranks[3]);
-    }
-    json_free(misc);
-}
-
-static void the_first_loss_is_the_expected_one(void **state) {
-    (void)state;
-    struct backend *be;
-    struct error err;
-    assert_int_equal(backend_open(&be, test_backend(), 2, &err), 0);
-    // SPEC-rwkv7 §5.1: ln V + σ²/2 for logits of standard deviation σ; computed there: 5.6747.
-    struct model *m = initialised(be, (struct dims){.L = 3, .C = 192, .H = 3, .V = 256}, 7);
-    struct run *run;
-    struct feed *feed;
-    int32_t idx[512], targets[512];
-    for (int i = 0; i < 512; i++) {
-        idx[i] = (i * 131 + 7) % 256;
-        targets[i] = (i * 57 + 3) % 256;
-    }
-    assert_int_equal(run_create(&run, m, (struct run_limits){512, 2, 0, 0, RUN_TRAIN}, &err), 0);
-    assert_int_equal(feed_create(&feed, be, (struct feed_limits){512, 2, 0}, &err), 0);
-    feed_set_grid(feed, 2, 256, idx, targets);
-    const double loss = model_loss(m, run, feed, GRADIENT_NEW, 1.0 / 512, true) / 512;
-    printf("  first loss %.4f\n", loss);
-    assert_true(fabs(loss - 5.675) < 0.06);
-    // Where output and value matrices are zero, nothing below them may move at all.
-    double *g = mem_zero(192 * 192, sizeof *g);
-    read_tensor(model_grad(m, params_index(P_RECEPTANCE, 1)), g);
-    for (int i = 0; i < 192 * 192; i++) assert_true(g[i] == 0);
-    free(g);
-    run_destroy(run);
-    feed_destroy(feed);
-    model_destroy(m);
-    backend_destroy(be);
-}
-
 int main(void) {
     json_init();
     if (!mkdtemp(temp_dir)) return 1;
@@ -856,6 +662,7 @@ int main(void) {
         cmocka_unit_test(shared_vectors_agree),
         cmocka_unit_test(reverse_takes_the_recorded_choices),
         cmocka_unit_test(the_trained_byte_model_writes_the_recorded_text),
+        cmocka_unit_test(reverse_goes_on_as_it_does_elsewhere),
         cmocka_unit_test(interleaved_equals_alone),
         cmocka_unit_test(ops_as_one_give_the_bits_of_their_parts),
         cmocka_unit_test(a_saved_model_is_the_same_model),
@@ -864,10 +671,6 @@ int main(void) {
         cmocka_unit_test(a_saved_sequence_goes_on_as_if_nothing_had_happened),
         cmocka_unit_test(half_states_come_back),
         cmocka_unit_test(half_states_stay_near),
-        cmocka_unit_test(initialisation_is_official),
-        cmocka_unit_test(initial_vectors_match_the_recorded_ones),
-        cmocka_unit_test(sizes_match_the_recorded_ones),
-        cmocka_unit_test(the_first_loss_is_the_expected_one),
     };
     const int rc = cmocka_run_group_tests(tests, NULL, NULL);
     char command[64];

@@ -10,11 +10,11 @@ most_mb=60
 
 [ "${1:-}" = --no-build ] ||
     make -s -j"${JOBS:-2}" CUDA=1 BUILD=build-cuda build-cuda/rwkv \
-        build-cuda/tests/{check_ops,test_backend,test_decoder,test_dist,test_infer,test_model,test_vectors_ops}
+        build-cuda/tests/{check_ops,test_backend,test_decoder,test_dist,test_infer,test_init,test_model,test_vectors_ops}
 
 rm -rf $to
 mkdir -p $to/bin $to/lib $to/shared/vectors $to/shared/data
-for program in rwkv tests/{check_ops,test_backend,test_decoder,test_dist,test_infer,test_model,test_vectors_ops}; do
+for program in rwkv tests/{check_ops,test_backend,test_decoder,test_dist,test_infer,test_init,test_model,test_vectors_ops}; do
     strip -o "$to/bin/$(basename $program)" build-cuda/$program
 done
 # The C library is that machine's own: it is newer, and the driver's libraries want it.

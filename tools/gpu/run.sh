@@ -101,6 +101,7 @@ else
         part check_ops 240 "$here/bin/check_ops" --backend cuda --verbose
         part check_ops-own 200 env RWKV_CUDA_GEMM=own "$here/bin/check_ops" --backend cuda --verbose
         part vectors_ops 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_vectors_ops"
+        part init 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_init"
         part model 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
         part backend 60 "$here/bin/test_backend"
         part decoder 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_decoder"
