@@ -79,6 +79,8 @@ struct op_case {
     void (*prepare)(struct backend *be, const struct tensor *t, const struct weight *w,
                     const struct batch *b, const struct call *c);
     const struct size *sizes; // ends with R < 0
+    // NULL, or more for backends that are devices: as many rows or heads as share or fill theirs.
+    const struct size *device_sizes;
     const struct size *bench;
     unsigned bench_variants; // bits; 0: variant 0 only
     int variants;

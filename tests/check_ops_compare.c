@@ -90,9 +90,18 @@ static int compare_runs(const struct run *got, const struct run *truth, double *
     return run_check_edges(got, what, cap);
 }
 
+// The i-th size of an op; R < 0: there are no more.
+static struct size size_at(const struct op_case *op, int i, const struct backend *be) {
+    const struct size *s = op->sizes;
+    for (; i && s->R >= 0; i--) s++;
+    const bool is_device = strcmp(be->name, "cpu") != 0;
+    return s->R < 0 && is_device && op->device_sizes ? op->device_sizes[i] : *s;
+}
+
 // Walks all calls of an op: sizes, variants, fills, optional arguments, aliases.
 struct walk {
     const struct op_case *op;
+    const struct backend *be;
     int size, variant, fill, option;
 };
 
@@ -101,13 +110,14 @@ static bool next_call(struct walk *w, struct call *c) {
         if (w->option == 4) w->option = 0, w->fill++;
         if (w->fill == FILL_COUNT) w->fill = 0, w->variant++;
         if (w->variant == w->op->variants) w->variant = 0, w->size++;
-        if (w->op->sizes[w->size].R < 0) return false;
+        const struct size size = size_at(w->op, w->size, w->be);
+        if (size.R < 0) return false;
         const bool bare = w->option & 1, aliased = w->option & 2;
         if ((bare && !w->op->can_bare) || (aliased && !w->op->can_alias)) continue;
         if (w->option && w->fill != FILL_RANDOM)
             continue; // what is where has nothing to do with
                       // how large it is
-        call_init(c, w->op, w->op->sizes[w->size], w->variant, (enum fill)w->fill, bare, aliased);
+        call_init(c, w->op, size, w->variant, (enum fill)w->fill, bare, aliased);
         w->option++;
         return true;
     }
@@ -117,7 +127,7 @@ static void compare_op(struct tally *t, const struct op_case *op, struct backend
                        struct subject *s, int n) {
     struct call *c = mem_alloc(sizeof *c);
     for (int i = 0; i < n; i++) s[i].worst = 0, s[i].failed = false;
-    for (struct walk w = {.op = op}; next_call(&w, c);) {
+    for (struct walk w = {.op = op, .be = s[0].be}; next_call(&w, c);) {
         struct run truth, got;
         run_open(&truth, c, ref);
         run_go(&truth);
@@ -368,12 +378,13 @@ static void law_spans(struct tally *t, const struct op_case *op, struct backend 
         char what[256] = "";
         int rc = 0;
         if (pieces[p].half && !states) continue;
-        for (const struct size *s = op->sizes; s->R >= 0 && !rc; s++) {
+        struct size size;
+        for (int i = 0; !rc && (size = size_at(op, i, be)).R >= 0; i++) {
             struct run all;
             const int variant = !states ? 0 : pieces[p].half ? HALF : NO_SAVED;
-            call_init(whole, op, *s, variant, FILL_RANDOM, false, false);
+            call_init(whole, op, size, variant, FILL_RANDOM, false, false);
             whole->exact =
-                states && (pieces[p].exact || pieces[p].tokens % be->class->wkv7_grain(be, s->N));
+                states && (pieces[p].exact || pieces[p].tokens % be->class->wkv7_grain(be, size.N));
             run_open(&all, whole, be);
             run_go(&all);
             rc = run_in_pieces(whole, &all, be, pieces[p].tokens, in, out, what, sizeof what);
@@ -413,10 +424,11 @@ static void law_parts(struct tally *t, const struct op_case *op, struct backend 
     int rc = 0;
     parts.norm_mix = NULL;
     parts.recall = NULL;
-    for (const struct size *s = op->sizes; s->R >= 0 && !rc; s++)
+    struct size size;
+    for (int i = 0; !rc && (size = size_at(op, i, be)).R >= 0; i++)
         for (int variant = 0; variant < op->variants && !rc; variant++) {
             struct run one, several;
-            call_init(c, op, *s, variant, FILL_HUGE, false, false);
+            call_init(c, op, size, variant, FILL_HUGE, false, false);
             run_open(&one, c, be);
             run_go(&one);
             be->ops = &parts;

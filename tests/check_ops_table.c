@@ -740,21 +740,14 @@ static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {37, 128, 64, 1}, {34, 192, 64, 1},
                                          {18, 240, 80, 1}, {150, 64, 64, 1},
                                          {1, 128, 64, 1},  END};
-// For wkv7 as well: 36 and 138 heads of spans, of which a device's blocks share few and take many.
-static const struct size span_head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},    {5, 48, 16, 1},
-                                              {19, 96, 32, 1},  {37, 128, 64, 1},  {34, 192, 64, 1},
-                                              {18, 240, 80, 1}, {150, 64, 64, 1},  {1, 128, 64, 1},
-                                              {52, 384, 64, 1}, {52, 1472, 64, 1}, END};
+// For wkv7: 36 and 138 heads of spans, of which a device's blocks share few and take many.
+static const struct size device_head_sizes[] = {{52, 384, 64, 1}, {52, 1472, 64, 1}, END};
 // Widths of a warp's and of a block's rows, and some that neither takes.
 static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
                                              {37, 100, 4, 1}, {6, 500, 4, 1},  {11, 768, 64, 1},
                                              {9, 1028, 4, 1}, {2, 4100, 4, 1}, END};
-// The same, and as many as three for each multiprocessor of a large device.
-static const struct size many_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},
-                                              {5, 33, 11, 1},  {37, 100, 4, 1},
-                                              {6, 500, 4, 1},  {11, 768, 64, 1},
-                                              {9, 1028, 4, 1}, {2, 4100, 4, 1},
-                                              {401, 20, 4, 1}, END};
+// Three rows for each multiprocessor of a large device.
+static const struct size device_span_sizes[] = {{401, 20, 4, 1}, END};
 static const struct size step_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {5, 48, 16, 1},   {1, 768, 64, 1},
                                          {37, 128, 64, 1}, {70, 64, 64, 1},
@@ -839,8 +832,9 @@ const struct op_case op_cases[] = {
     {NAMED(key_prep_bwd), .sizes = odd_head_sizes, .bench_variants = 3u, .bench = pass_bench,
      .variants = 2, .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
-    {NAMED(wkv7), .sizes = span_head_sizes, .tensor_cores = 2e-5, .bench = rows_bench,
-     .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
+    {NAMED(wkv7), .sizes = head_sizes, .device_sizes = device_head_sizes, .tensor_cores = 2e-5,
+     .bench = rows_bench, .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 5e-6,
+     .flops = flops_wkv7},
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
      .bench = rows_bench, .variants = 2, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},
@@ -848,8 +842,9 @@ const struct op_case op_cases[] = {
      .variants = 2, .rowwise = true, .tolerance = 1e-6},
     {NAMED(readout_bwd), .sizes = odd_head_sizes, .bench_variants = 3u, .bench = pass_bench,
      .variants = 2, .rowwise = true, .tolerance = 5e-6, .forward = "readout"},
-    {NAMED(norm_mix), .sizes = many_span_sizes, .bench_variants = 15u, .bench = pass_bench,
-     .variants = 8, .singles = 0xf0, .can_bare = true, .can_alias = true, .tolerance = 1e-6},
+    {NAMED(norm_mix), .sizes = row_span_sizes, .device_sizes = device_span_sizes,
+     .bench_variants = 15u, .bench = pass_bench, .variants = 8, .singles = 0xf0, .can_bare = true,
+     .can_alias = true, .tolerance = 1e-6},
     {NAMED(norm_mix_bwd), .bench_variants = 15u, .sizes = row_span_sizes, .bench = pass_bench,
      .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 3e-6, .forward = "norm_mix"},
     {NAMED(recall), .sizes = step_sizes, .bench = step_bench, .variants = 4, .singles = 15,
