@@ -206,12 +206,14 @@ CALL(shift_mix_bwd) {
 // inputs that are mostly zero, from ACTS on the activations, from NARROW on bf16 x, bf16 y, both,
 // and both with the activations. Of the gradients from 6 on: bf16 dy, the other bf16, both.
 enum { PRECISIONS = 5, SPARSE = 2 * PRECISIONS, ACTS = 2 * SPARSE, NARROW = ACTS + 3 };
-enum { NARROW_ACTS = NARROW + 3, MATMULS = NARROW_ACTS + 3 };
+enum { NARROW_ACTS = NARROW + 3, COMPANY = NARROW_ACTS + 3, MATMULS = COMPANY + 2 };
+enum { GRAD_NARROW = 6, GRAD_COMPANY = GRAD_NARROW + 3, MATMUL_GRADS = GRAD_COMPANY + 2 };
 static int narrow_bits(const struct call *c, int first) {
     const int n = c->variant < first ? 0 : c->variant - first + 1;
     return n < 3 ? n : 3;
 }
 static enum act act_of(const struct call *c) {
+    if (c->variant >= COMPANY) return ACT_TANH;
     if (c->variant >= NARROW_ACTS) return (enum act)(c->variant - NARROW_ACTS);
     const bool has = c->variant >= ACTS && c->variant < NARROW;
     return has ? (enum act)(c->variant - ACTS) : ACT_NONE;
@@ -221,7 +223,7 @@ static const struct precision precisions[] = {
 static void put_weight(struct call *c, bool trained) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
     c->precision = precisions[c->variant < ACTS ? c->variant % SPARSE / 2 : 0];
-    if (narrow_bits(c, trained ? 6 : NARROW)) c->precision = precisions[2];
+    if (narrow_bits(c, trained ? GRAD_NARROW : NARROW)) c->precision = precisions[2];
     c->layout = c->variant & 1 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN;
     c->trained = trained;
     const bool oi = c->layout == WEIGHT_OUT_IN;
@@ -249,13 +251,17 @@ static void shape_matmul(struct call *c) {
     else
         put_add(c, "y", (size_t)c->size.V);
     put_weight(c, false);
+    if (c->variant >= COMPANY) put_rows(c, "y of another", "=", (size_t)c->size.V)->narrow = true;
 }
 CALL(matmul) {
-    op_matmul(be, &(struct product){t[0], t[1], w, t[2], act_of(c)}, 1);
+    struct product p[2] = {{t[0], t[1], w, t[2], act_of(c)}};
+    const bool two = c->variant >= COMPANY;
+    if (two) p[1] = (struct product){t[4], t[1], w, tensor_none(), ACT_NONE};
+    op_matmul(be, p, 1 + two);
 }
 
 static void shape_matmul_bwd_x(struct call *c) {
-    const int narrow = narrow_bits(c, 6);
+    const int narrow = narrow_bits(c, GRAD_NARROW);
     struct arg *dx = put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C);
     dx->narrow = narrow & 2;
     if (narrow & 2) dx->rounding = 2.0 / 256; // cuBLASLt may round the product, and the sum again
@@ -263,21 +269,31 @@ static void shape_matmul_bwd_x(struct call *c) {
     put_add(c, "dx", (size_t)c->size.C);
     c->arg[c->args - 1].narrow = narrow & 2;
     put_weight(c, true);
+    if (c->variant >= GRAD_COMPANY)
+        put_rows(c, "dx of another", "=", (size_t)c->size.C)->narrow = true;
 }
 CALL(matmul_bwd_x) {
-    op_matmul_bwd_x(be, t[0], t[1], w, t[2]);
+    struct input_grad g[2] = {{t[0], t[1], w, t[2]}};
+    const bool two = c->variant >= GRAD_COMPANY;
+    if (two) g[1] = (struct input_grad){t[4], t[1], w, tensor_none()};
+    op_matmul_bwd_x(be, g, 1 + two);
 }
 
 static void shape_matmul_bwd_w(struct call *c) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
     put(c, "dweight", c->bare ? "=" : "+", 2,
         (size_t[]){c->variant & 1 ? K : O, c->variant & 1 ? O : K}, -1);
-    put_rows(c, "dy", "i", O)->narrow = narrow_bits(c, 6) & 1;
-    put_rows(c, "x", "i", K)->narrow = narrow_bits(c, 6) & 2;
+    put_rows(c, "dy", "i", O)->narrow = narrow_bits(c, GRAD_NARROW) & 1;
+    put_rows(c, "x", "i", K)->narrow = narrow_bits(c, GRAD_NARROW) & 2;
     put_weight(c, true);
+    if (c->variant < GRAD_COMPANY) return;
+    put(c, "dweight of another", "=", 2, c->arg[0].dim, -1);
 }
 CALL(matmul_bwd_w) {
-    op_matmul_bwd_w(be, t[0], t[1], t[2], w, !c->bare);
+    struct weight_grad g[2] = {{t[0], t[1], t[2], w, !c->bare}};
+    const bool two = c->variant >= GRAD_COMPANY;
+    if (two) g[1] = (struct weight_grad){t[4], t[1], t[2], w, false};
+    op_matmul_bwd_w(be, g, 1 + two);
 }
 
 static void shape_act(struct call *c) {
@@ -761,13 +777,11 @@ static const struct size odd_head_sizes[] = {{1, 16, 16, 1},
                                              {37, 128, 64, 1},
                                              {18, 200, 40, 1},
                                              END};
-static const struct size product_sizes[] = {{1, 1, 1, 1},     {0, 16, 1, 32},
-                                            {1, 7, 1, 5},     {3, 33, 1, 31},
-                                            {13, 100, 1, 70}, {25, 64, 1, 96},
-                                            {100, 17, 1, 33}, {2, 259, 1, 64},
-                                            {13, 2051, 1, 9}, {1, 256, 1, 64},
-                                            {66, 40, 1, 88},  {17, 520, 1, 24},
-                                            {66, 200, 1, 17}, END};
+static const struct size product_sizes[] = {{1, 1, 1, 1},     {0, 16, 1, 32},   {1, 7, 1, 5},
+                                            {3, 33, 1, 31},   {13, 100, 1, 70}, {25, 64, 1, 96},
+                                            {100, 17, 1, 33}, {2, 259, 1, 64},  {13, 2051, 1, 9},
+                                            {1, 256, 1, 64},  {66, 40, 1, 88},  {17, 520, 1, 24},
+                                            {66, 200, 1, 17}, {257, 8, 1, 16},  END};
 static const struct size loss_sizes[] = {{1, 1, 1, 1},    {0, 1, 1, 7},
                                          {3, 1, 1, 7},    {17, 1, 1, 1001},
                                          {5, 1, 1, 4099}, {3, 1, 1, 4104},
@@ -818,10 +832,10 @@ const struct op_case op_cases[] = {
      .variants = MATMULS, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 4e-6,
      .flops = flops_matmul},
     {NAMED(matmul_bwd_x), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
-     .variants = 9, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 2e-6,
-     .forward = "matmul", .flops = flops_matmul},
+     .variants = MATMUL_GRADS, .rowwise = true, .can_bare = true, .can_alias = true,
+     .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
     {NAMED(matmul_bwd_w), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
-     .variants = 9, .can_bare = true, .tolerance = 2e-6, .forward = "matmul",
+     .variants = MATMUL_GRADS, .can_bare = true, .tolerance = 2e-6, .forward = "matmul",
      .flops = flops_matmul},
     {NAMED(act), .bench_variants = 7u, .sizes = flat_sizes, .bench = wide_bench, .variants = 3,
      .rowwise = true, .can_alias = true, .tolerance = 3e-7, .flops = flops_act},

@@ -211,25 +211,30 @@ void op_matmul(struct backend *be, const struct product *products, int n) {
     be->ops->matmul(be, products, n);
 }
 
-void op_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy, const struct weight *w,
-                     struct tensor add) {
-    require("matmul_bwd_x", w->trained, "the weight was not created to be trained");
-    want("matmul_bwd_x", "dy", dy, narrow_with(be, w, dy), 2, dy.dim[0], w->out, 0);
-    want("matmul_bwd_x", "dx", dx, narrow_with(be, w, dx), 2, dy.dim[0], w->in, 0);
-    maybe("matmul_bwd_x", "add", add, dx.dtype, 2, dy.dim[0], w->in, 0);
-    trace("matmul_bwd_x", dx);
-    be->ops->matmul_bwd_x(be, dx, dy, w, add);
+void op_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) {
+    for (int i = 0; i < n; i++) {
+        const struct input_grad *g = &grads[i];
+        const size_t R = g->dy.dim[0];
+        require("matmul_bwd_x", g->w->trained, "the weight was not created to be trained");
+        want("matmul_bwd_x", "dy", g->dy, narrow_with(be, g->w, g->dy), 2, R, g->w->out, 0);
+        want("matmul_bwd_x", "dx", g->dx, narrow_with(be, g->w, g->dx), 2, R, g->w->in, 0);
+        maybe("matmul_bwd_x", "add", g->add, g->dx.dtype, 2, R, g->w->in, 0);
+        trace("matmul_bwd_x", g->dx);
+    }
+    be->ops->matmul_bwd_x(be, grads, n);
 }
 
-void op_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                     const struct weight *w, bool more) {
-    const bool oi = w->layout == WEIGHT_OUT_IN;
-    require("matmul_bwd_w", x.dim[0] == dy.dim[0], "x and dy have the same rows");
-    want("matmul_bwd_w", "x", x, narrow_with(be, w, x), 2, x.dim[0], w->in, 0);
-    want("matmul_bwd_w", "dy", dy, narrow_with(be, w, dy), 2, x.dim[0], w->out, 0);
-    want("matmul_bwd_w", "dw", dw, be->real, 2, oi ? w->out : w->in, oi ? w->in : w->out, 0);
-    trace("matmul_bwd_w", dw);
-    be->ops->matmul_bwd_w(be, dw, dy, x, w, more);
+void op_matmul_bwd_w(struct backend *be, const struct weight_grad *grads, int n) {
+    for (int i = 0; i < n; i++) {
+        const struct weight_grad *g = &grads[i];
+        const size_t R = g->x.dim[0], K = g->w->in, O = g->w->out;
+        const bool oi = g->w->layout == WEIGHT_OUT_IN;
+        want("matmul_bwd_w", "x", g->x, narrow_with(be, g->w, g->x), 2, R, K, 0);
+        want("matmul_bwd_w", "dy", g->dy, narrow_with(be, g->w, g->dy), 2, R, O, 0);
+        want("matmul_bwd_w", "dw", g->dw, be->real, 2, oi ? O : K, oi ? K : O, 0);
+        trace("matmul_bwd_w", g->dw);
+    }
+    be->ops->matmul_bwd_w(be, grads, n);
 }
 
 void op_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {

@@ -71,6 +71,21 @@ struct product {
     enum act act;      // said each time: 0 is ACT_TANH
 };
 
+// The gradient of the input of one of several products. No dx overlaps another's arguments.
+struct input_grad {
+    struct tensor dx, dy; // ° (R,K), (R,O)
+    const struct weight *w;
+    struct tensor add; // (R,K) stored like dx, absent, or dx itself
+};
+
+// The gradient of the weight of one of several products. No dw overlaps another's arguments.
+struct weight_grad {
+    struct tensor dw;    // (O,K) or (K,O): the parameter's own layout
+    struct tensor dy, x; // ° (R,O), (R,K)
+    const struct weight *w;
+    bool more; // +=
+};
+
 // key_prep, wkv7 and readout: what comes of the projections.
 struct recall {
     struct tensor o, v_out;  // ° (R,C) the gated readout; ° (R,C) the values, may be absent
@@ -136,14 +151,12 @@ struct ops {
     // There is no add where y is DT_BF16, and the product is rounded before f and f(it) again; y
     // and x may be that only with weights of bf16 inputs.
     void (*matmul)(struct backend *, const struct product *products, int n);
-    // dx° (R,K) = add + dy° (R,O) · Wᵀ, dy rounded likewise; add is stored like dx. The weight
-    // was created with `trained`.
-    void (*matmul_bwd_x)(struct backend *, struct tensor dx, struct tensor dy,
-                         const struct weight *w, struct tensor add);
-    // dw = the outer products of rows, or += where `more` says so, in the parameter's own layout:
-    // (O,K) or (K,O); x° and dy° rounded as the weight says.
-    void (*matmul_bwd_w)(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
-                         const struct weight *w, bool more);
+    // For each of n products dx = add + dy · Wᵀ, dy rounded likewise. The weights were created with
+    // `trained`.
+    void (*matmul_bwd_x)(struct backend *, const struct input_grad *grads, int n);
+    // For each of n products dw = the sum of the outer products of rows, or += where `more` says
+    // so; x and dy rounded as the weight says.
+    void (*matmul_bwd_w)(struct backend *, const struct weight_grad *grads, int n);
 
     // y = f(x): tanh x, σ(x), max(x,0)². y may be x.
     void (*act)(struct backend *, struct tensor y, struct tensor x, enum act f);
@@ -262,10 +275,8 @@ void op_shift_mix_bwd(struct backend *, struct tensor dz, struct tensor dmix, st
                       struct tensor z, struct tensor shift_in, struct tensor mix,
                       const struct batch *);
 void op_matmul(struct backend *, const struct product *products, int n);
-void op_matmul_bwd_x(struct backend *, struct tensor dx, struct tensor dy, const struct weight *w,
-                     struct tensor add);
-void op_matmul_bwd_w(struct backend *, struct tensor dw, struct tensor dy, struct tensor x,
-                     const struct weight *w, bool more);
+void op_matmul_bwd_x(struct backend *, const struct input_grad *grads, int n);
+void op_matmul_bwd_w(struct backend *, const struct weight_grad *grads, int n);
 void op_act(struct backend *, struct tensor y, struct tensor x, enum act f);
 void op_act_bwd(struct backend *, struct tensor dx, struct tensor dy, struct tensor y, enum act f);
 void op_key_prep(struct backend *, struct tensor u, struct tensor rkv, struct tensor lora,

@@ -24,18 +24,37 @@ static struct tensor vectors_grad(const struct model *m, enum param_id first, in
 static void linear_bwd(struct model *m, enum param_id id, int layer, struct tensor dx,
                        struct tensor dy, struct tensor x, struct tensor add, bool more) {
     const struct weight *w = model_weight(m, id, layer);
-    op_matmul_bwd_w(m->be, grad_of(m, id, layer), dy, x, w, more);
-    op_matmul_bwd_x(m->be, dx, dy, w, add);
+    op_matmul_bwd_w(m->be, &(struct weight_grad){grad_of(m, id, layer), dy, x, w, more}, 1);
+    op_matmul_bwd_x(m->be, &(struct input_grad){dx, dy, w, add}, 1);
 }
 
-static void lora_bwd(struct model *m, int layer, struct acts *a, struct grads *g, int which,
-                     struct tensor add) {
-    const struct lora_ids *l = &lora_ids[which];
-    const struct tensor dh = g->hidden[which], h = a->hidden[which];
-    linear_bwd(m, l->w2, layer, dh, tensor_at(g->lora, (size_t)which), h, tensor_none(), g->more);
-    if (l->act != ACT_NONE) op_act_bwd(m->be, dh, dh, h, l->act);
-    linear_bwd(m, l->w1, layer, tensor_at(g->m, (size_t)l->mix), dh,
-               tensor_at(a->m, (size_t)l->mix), add, g->more);
+// Through all LoRAs y = f(x W₁) W₂ of a layer, what does not wait for each other together. The
+// value's mix feeds the value LoRA too, whose gradient adds to the projection's.
+static void loras_bwd(struct model *m, int layer, struct acts *a, struct grads *g) {
+    struct input_grad second[LORA_COUNT], first[LORA_COUNT];
+    struct weight_grad weights[2 * LORA_COUNT];
+    int n = 0;
+    for (int i = 0; i < LORA_COUNT; i++) {
+        const struct lora_ids *l = &lora_ids[i];
+        if (i == LORA_V && layer == 0) continue;
+        const struct tensor dy = tensor_at(g->lora, (size_t)i), dh = g->hidden[i],
+                            dx = tensor_at(g->m, (size_t)l->mix), none = tensor_none();
+        const struct weight *w1 = model_weight(m, l->w1, layer),
+                            *w2 = model_weight(m, l->w2, layer);
+        second[n] = (struct input_grad){dh, dy, w2, none};
+        first[n] = (struct input_grad){dx, dh, w1, i == LORA_V ? dx : none};
+        weights[2 * n] =
+            (struct weight_grad){grad_of(m, l->w2, layer), dy, a->hidden[i], w2, g->more};
+        weights[2 * n + 1] = (struct weight_grad){grad_of(m, l->w1, layer), dh,
+                                                  tensor_at(a->m, (size_t)l->mix), w1, g->more};
+        n++;
+    }
+    op_matmul_bwd_x(m->be, second, n);
+    for (int i = 0; i < LORA_COUNT; i++)
+        if (lora_ids[i].act != ACT_NONE)
+            op_act_bwd(m->be, g->hidden[i], g->hidden[i], a->hidden[i], lora_ids[i].act);
+    op_matmul_bwd_x(m->be, first, n);
+    op_matmul_bwd_w(m->be, weights, 2 * n);
 }
 
 // A norm of the residual stream and the n mixes of it.
@@ -100,11 +119,7 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
                tensor_at(a->m, MIX_K), none, g->more);
     linear_bwd(m, P_VALUE, i, tensor_at(g->m, MIX_V), tensor_at(g->rkv, RKV_V),
                tensor_at(a->m, MIX_V), none, g->more);
-    lora_bwd(m, i, a, g, LORA_W, none);
-    lora_bwd(m, i, a, g, LORA_A, none);
-    lora_bwd(m, i, a, g, LORA_G, none);
-    // The value's mix feeds the value LoRA too: its gradient adds to the projection's.
-    if (i > 0) lora_bwd(m, i, a, g, LORA_V, tensor_at(g->m, MIX_V));
+    loras_bwd(m, i, a, g);
     norm_mix_bwd(m, i, &time_mix, a, g, x, b);
 }
 

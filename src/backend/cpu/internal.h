@@ -5,6 +5,8 @@
 #include "base/pool.h"
 
 struct product;
+struct input_grad;
+struct weight_grad;
 
 struct cpu {
     struct backend base;
@@ -66,10 +68,8 @@ size_t cpu_weight_bytes(const struct backend *be, size_t rows, size_t cols, stru
 
 // matmul.c
 void cpu_matmul(struct backend *be, const struct product *products, int n);
-void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
-                      const struct weight *w, struct tensor add);
-void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                      const struct weight *w, bool more);
+void cpu_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n);
+void cpu_matmul_bwd_w(struct backend *be, const struct weight_grad *grads, int n);
 
 // time.c
 size_t cpu_wkv7_saved_bytes(const struct backend *be, int rows, int spans, int H, int N);

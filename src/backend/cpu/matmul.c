@@ -354,26 +354,29 @@ void cpu_matmul(struct backend *be, const struct product *products, int n) {
     if (job.parts) run_parts(cpu, &job);
 }
 
-void cpu_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
-                      const struct weight *base, struct tensor add) {
-    struct cpu *cpu = cpu_of(be);
-    const struct cpu_weight *w = (const struct cpu_weight *)base;
+static void input_grad_of(struct cpu *cpu, const struct input_grad *g) {
+    const struct cpu_weight *w = (const struct cpu_weight *)g->w;
+    const struct weight *base = g->w;
     const bool oi = base->layout == WEIGHT_OUT_IN;
     struct matmul_job job = {.k = cpu->k, .parts = 1};
-    if (!dy.dim[0]) return;
-    job.part[0] = (struct part){.y = f32(dx),
-                                .x = f32(dy),
-                                .add = f32(add),
+    if (!g->dy.dim[0]) return;
+    job.part[0] = (struct part){.y = f32(g->dx),
+                                .x = f32(g->dy),
+                                .add = f32(g->add),
                                 .master = w->master,
                                 .in_step = oi ? base->in : 1,
                                 .out_step = oi ? 1 : base->out,
                                 .in = base->out,
                                 .out = base->in,
-                                .R = dy.dim[0],
+                                .R = g->dy.dim[0],
                                 .stored = base->precision.stored,
                                 .inputs = base->precision.inputs,
                                 .act = ACT_NONE};
     run_parts(cpu, &job);
+}
+
+void cpu_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) {
+    for (int i = 0; i < n; i++) input_grad_of(cpu_of(be), &grads[i]);
 }
 
 // ---- dw = Aᵀ B --------------------------------------------------------------------------------
@@ -456,22 +459,20 @@ static void outer_task(void *ctx, int task) {
     }
 }
 
-void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                      const struct weight *w, bool more) {
-    struct cpu *cpu = cpu_of(be);
-    const bool oi = w->layout == WEIGHT_OUT_IN;
-    const struct tensor a = oi ? dy : x, b = oi ? x : dy;
+static void weight_grad_of(struct cpu *cpu, const struct weight_grad *g) {
+    const bool oi = g->w->layout == WEIGHT_OUT_IN;
+    const struct tensor a = oi ? g->dy : g->x, b = oi ? g->x : g->dy;
     struct outer_job j = {.k = cpu->k,
-                          .dw = f32(dw),
+                          .dw = f32(g->dw),
                           .a = f32(a),
                           .b = f32(b),
-                          .R = x.dim[0],
+                          .R = a.dim[0],
                           .M = a.dim[1],
                           .cols = b.dim[1],
-                          .bf16 = w->precision.inputs == DT_BF16,
-                          .more = more};
+                          .bf16 = g->w->precision.inputs == DT_BF16,
+                          .more = g->more};
     if (!j.R) {
-        if (!more) op_fill(be, dw, 0);
+        if (!g->more) op_fill(&cpu->base, g->dw, 0);
         return;
     }
     const size_t threads = (size_t)pool_threads(cpu->pool), panels = cpu_panels(j.cols);
@@ -483,4 +484,8 @@ void cpu_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, st
     j.scratch = (float *)(void *)j.panels + shared;
     pool_run(cpu->pool, (int)panels, outer_pack_task, &j);
     pool_run(cpu->pool, (int)((j.M + COLUMNS - 1) / COLUMNS * j.stretches), outer_task, &j);
+}
+
+void cpu_matmul_bwd_w(struct backend *be, const struct weight_grad *grads, int n) {
+    for (int i = 0; i < n; i++) weight_grad_of(cpu_of(be), &grads[i]);
 }

@@ -118,11 +118,11 @@ struct cuda_weight {
 
 // matmul.c
 struct product;
+struct input_grad;
+struct weight_grad;
 void cuda_matmul(struct backend *be, const struct product *products, int n);
-void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
-                       const struct weight *w, struct tensor add);
-void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                       const struct weight *w, bool more);
+void cuda_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n);
+void cuda_matmul_bwd_w(struct backend *be, const struct weight_grad *grads, int n);
 
 // nccl.c: other devices, found at run time.
 extern const struct comms cuda_comms;

@@ -239,10 +239,11 @@ struct tile_map {
 // Whether it can be.
 bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch);
 enum { BOX_ROWS = 64 };
+enum { SLIM = 256 }; // a side of a matrix up to which moving it is what takes time
 struct many_product {
     struct tile_map x, w; // (R,K); (K,O), or (O,K) if by_output
     void *y;              // (R,O)
-    const float *add;     // (R,O) or NULL
+    const void *add;      // (R,O), stored like y, or NULL
     int K, O, act;
     int narrow, by_output, fixed; // y is bf16; as said; as above
     uint64_t reserved[3];         // maps lie at multiples of 64, and lists are compared: no gaps
@@ -253,6 +254,18 @@ struct many_list {
     int processors; // multiprocessors of the device
 };
 void k_many(struct queue *s, const struct many_list *list);
+// outer.cu: gradients of weights that have a short side, dw = or += wideᵀ · slim, on Hopper.
+struct outer {
+    struct tile_map wide, slim; // (R,W), (R,S)
+    float *dw;                  // (W,S), or (S,W) if slim_first
+    int W, S, slim_first, more; // more: +=
+    uint64_t reserved[5];       // as above
+};
+struct outer_list {
+    struct outer p[MAX_PRODUCTS];
+    int n, R;
+};
+void k_outer(struct queue *s, const struct outer_list *list);
 
 // ---- decode.c, decode.cu: a token of one sequence in one launch, on Hopper ---------------------
 // Channels, at most: wider models lose against op by op, most of all the widest (decode.cu).

@@ -153,7 +153,7 @@ template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
 // every launch has to fetch it again.
 struct output {
     void *y;
-    const float *add;
+    const void *add;
     int R, O, act;
     bool narrow;
 
@@ -162,7 +162,8 @@ struct output {
 
     template <int N> __device__ void put(size_t at, several<N> x) const {
         if (add) {
-            const several<N> before = load<N>(add + at);
+            const several<N> before =
+                narrow ? load<N>((const uint16_t *)add + at) : load<N>((const float *)add + at);
 #pragma unroll
             for (int e = 0; e < N; e++) x[e] = before[e] + x[e];
         }
@@ -277,16 +278,20 @@ template <int BN, int GROUPS> void start(struct queue *q, const many_list &list)
 } // namespace
 
 // The smallest tiles of which two a multiprocessor are enough; where k is short, writing is what
-// takes time, and small ones are better for longer.
+// takes time, and small ones are better for longer. There, and where outputs are few, sums are
+// never what takes time: no tile is larger than two blocks a multiprocessor can have.
 void k_many(struct queue *q, const struct many_list *list) {
-    int k = 0;
-    for (int i = 0; i < list->n; i++) k = k < list->p[i].K ? list->p[i].K : k;
-    const int enough = list->processors * (k <= 256 ? 6 : 2);
+    int k = 0, o = 0;
+    for (int i = 0; i < list->n; i++) {
+        k = k < list->p[i].K ? list->p[i].K : k;
+        o = o < list->p[i].O ? list->p[i].O : o;
+    }
+    const int enough = list->processors * (k <= SLIM ? 6 : 2);
     if (tiles_of(*list, 64, 64) <= enough)
         start<64, 1>(q, *list);
     else if (tiles_of(*list, 128, 64) <= enough)
         start<64, 2>(q, *list);
-    else if (tiles_of(*list, 128, 128) <= enough)
+    else if (k <= SLIM || o <= 128 || tiles_of(*list, 128, 128) <= enough)
         start<128, 2>(q, *list);
     else
         start<256, 2>(q, *list);

@@ -72,20 +72,32 @@ static const struct tile_map *map_of(struct cuda *c, struct tensor x) {
     return &m->map;
 }
 
-// Whether many.cu is faster than one product after the other through cuBLASLt, and activations
-// apart: where several are small, or one is that has an activation (measured on an H100: first and
-// second products of a time mix, and ffn.key, of 0.1b, 1.5b and 7.2b, 32 to 960 rows).
-static bool many_pays(const struct product *products, int n) {
-    if (!n || are_few(products[0].x) || products[0].x.dim[0] > 1024) return false;
-    const size_t R = products[0].x.dim[0];
-    double flops = 0;
-    for (int i = 0; i < n; i++)
-        flops += 2.0 * (double)R * (double)products[i].w->in * (double)products[i].w->out;
-    return n > 1 ? flops < 40e9 : products[0].act != ACT_NONE && (R <= 128 || flops < 5e9);
+static bool is_slim(const struct weight *w) {
+    return w->in <= SLIM || w->out <= SLIM;
 }
 
-// Adds it to the list, if it can be done so.
-static bool add_many(struct cuda *c, struct many_list *list, const struct product *p) {
+// What a list of products does together in many.cu: a bit a product. Up to 1,024 rows that is
+// faster than one product after the other through cuBLASLt, and activations apart, where several
+// are small, or one is that has an activation (measured on an H100: first and second products of a
+// time mix, and ffn.key, of 0.1b, 1.5b and 7.2b, 32 to 960 rows). With more rows, where several
+// have a short side.
+static unsigned many_of(const struct product *products, int n) {
+    const size_t R = n ? products[0].x.dim[0] : 0;
+    unsigned slim = 0;
+    double flops = 0;
+    if (!R || are_few(products[0].x)) return 0;
+    for (int i = 0; i < n; i++) {
+        flops += 2.0 * (double)R * (double)products[i].w->in * (double)products[i].w->out;
+        if (is_slim(products[i].w)) slim |= 1u << i;
+    }
+    if (R > 1024) return slim & (slim - 1) ? slim : 0;
+    const bool pays =
+        n > 1 ? flops < 40e9 : products[0].act != ACT_NONE && (R <= 128 || flops < 5e9);
+    return pays ? ~0u : 0;
+}
+
+// Adds y = f(add + x · W), or · Wᵀ, to the list, if it can be done so.
+static bool add_many(struct cuda *c, struct many_list *list, const struct product *p, bool turned) {
     const struct cuda_weight *w = (const struct cuda_weight *)p->w;
     const size_t R = p->x.dim[0];
     const struct tile_map *x;
@@ -99,11 +111,11 @@ static bool add_many(struct cuda *c, struct many_list *list, const struct produc
                                                .w = w->map,
                                                .y = dev(p->y),
                                                .add = dev(p->add),
-                                               .K = (int)p->w->in,
-                                               .O = (int)p->w->out,
+                                               .K = (int)(turned ? p->w->out : p->w->in),
+                                               .O = (int)(turned ? p->w->in : p->w->out),
                                                .act = (int)p->act,
                                                .narrow = p->y.dtype == DT_BF16,
-                                               .by_output = w->m.so != 1,
+                                               .by_output = (w->m.so != 1) != turned,
                                                .fixed = !p->w->trained};
     return true;
 }
@@ -160,12 +172,12 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
     struct many_list many = {.n = 0};
     bool own[MAX_PRODUCTS];
     c->rounded_of = NULL;
-    const bool pays = many_pays(products, n);
+    const unsigned together = many_of(products, n);
     size_t bytes = 0, used = 0;
     assert(n <= MAX_PRODUCTS);
     for (int i = 0; i < n; i++) {
-        own[i] = products[i].x.dim[0] && !(pays && add_many(c, &many, &products[i])) &&
-                 !forward_lt(c, &products[i]);
+        const bool is_many = together >> i & 1 && add_many(c, &many, &products[i], false);
+        own[i] = products[i].x.dim[0] && !is_many && !forward_lt(c, &products[i]);
         if (own[i]) bytes += own_bytes(&products[i]);
     }
     if (many.n) k_many(c->queue, &many);
@@ -182,10 +194,10 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
             args.act = ACT_NONE;
         }
         used += own_bytes(p);
-        const bool together = !list.n || list.p[0].R == args.R;
+        const bool fits = !list.n || list.p[0].R == args.R;
         if (listing_pays(c, &args) && k_listed(c->queue, &args)) {
             // It is done.
-        } else if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && together &&
+        } else if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && fits &&
                    !p->w->trained && !narrow)
             list.p[list.n++] = args;
         else
@@ -215,9 +227,9 @@ static bool backward_lt(struct cuda *c, struct tensor dx, struct tensor dy, cons
     return lt_multiply(c->lt, c->queue, d, a, b, true, K, R, O);
 }
 
-void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
-                       const struct weight *w, struct tensor add) {
-    struct cuda *c = cuda_of(be);
+static void input_grad_of(struct cuda *c, const struct input_grad *g) {
+    const struct weight *w = g->w;
+    const struct tensor dx = g->dx, dy = g->dy, add = g->add;
     const struct matrix *m = matrix_of(w);
     const size_t R = dy.dim[0], K = w->in, O = w->out;
     if (!R || backward_lt(c, dx, dy, w, add)) return;
@@ -247,6 +259,20 @@ void cuda_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
     }
     k_product(c->queue, &p);
     if (!wide_out) k_round_bf16(c->queue, dev(dx), p.y, R * K);
+}
+
+// Through cuBLASLt each by itself, but slim ones together.
+void cuda_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) {
+    struct cuda *c = cuda_of(be);
+    struct many_list many = {.n = 0};
+    for (int i = 0; i < n; i++) {
+        const struct input_grad *g = &grads[i];
+        const struct product p = {g->dx, g->dy, g->w, g->add, ACT_NONE};
+        const bool is_many = n > 1 && g->dy.dim[0] && is_slim(g->w) && add_many(c, &many, &p, true);
+        if (!is_many) input_grad_of(c, g);
+    }
+    if (many.n) k_many(c->queue, &many);
+    c->rounded_of = NULL;
 }
 
 // dw (M,N) =, or +=, Σ_r a_rm b_rn, with a (R,M) and b (R,N), through cuBLASLt: dwᵀ (N,M) = bᵀ a;
@@ -279,15 +305,13 @@ static bool weights_lt(struct cuda *c, struct tensor dw, struct tensor a, struct
     return lt_multiply(c->lt, c->queue, d, l, r, narrow, N, M, R);
 }
 
-void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, struct tensor x,
-                       const struct weight *w, bool more) {
-    struct cuda *c = cuda_of(be);
-    const bool oi = w->layout == WEIGHT_OUT_IN, narrow = is_narrow(w);
-    const struct tensor a = oi ? dy : x, b = oi ? x : dy;
-    const size_t R = x.dim[0], M = a.dim[1], N = b.dim[1];
+static void weight_grad_of(struct cuda *c, const struct weight_grad *g) {
+    const bool oi = g->w->layout == WEIGHT_OUT_IN, narrow = is_narrow(g->w), more = g->more;
+    const struct tensor dw = g->dw, a = oi ? g->dy : g->x, b = oi ? g->x : g->dy;
+    const size_t R = a.dim[0], M = a.dim[1], N = b.dim[1];
     c->rounded_of = NULL;
-    if (!R && !more) op_fill(be, dw, 0);
-    if (!R || weights_lt(c, dw, a, b, dy, narrow, more)) return;
+    if (!R && !more) op_fill(&c->base, dw, 0);
+    if (!R || weights_lt(c, dw, a, b, g->dy, narrow, more)) return;
     const struct tensor t[2] = {a, b};
     const float *side[2] = {dev(a), dev(b)};
     size_t bytes = 0, at[2];
@@ -313,4 +337,36 @@ void cuda_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy, s
                                      .O = N,
                                      .act = ACT_NONE,
                                      .narrow = narrow});
+}
+
+// Adds a slim weight's to the list, if it can be done so.
+static bool add_outer(struct cuda *c, struct outer_list *list, const struct weight_grad *g) {
+    const struct weight *w = g->w;
+    const bool out_is_slim = w->out <= w->in;
+    const struct tensor wide = out_is_slim ? g->x : g->dy, slim = out_is_slim ? g->dy : g->x;
+    const struct tile_map *map;
+    if (!c->lt || !c->tiles || !is_narrow(w) || !is_slim(w) || !g->x.dim[0] ||
+        g->x.dtype != DT_BF16 || g->dy.dtype != DT_BF16 ||
+        (list->n && list->R != (int)g->x.dim[0]) || list->n == MAX_PRODUCTS)
+        return false;
+    struct outer o = {.dw = dev(g->dw),
+                      .W = (int)wide.dim[1],
+                      .S = (int)slim.dim[1],
+                      .slim_first = out_is_slim == (w->layout == WEIGHT_OUT_IN),
+                      .more = g->more};
+    if (!(map = map_of(c, wide))) return false;
+    o.wide = *map;
+    if (!(map = map_of(c, slim))) return false;
+    o.slim = *map;
+    list->R = (int)g->x.dim[0];
+    list->p[list->n++] = o;
+    return true;
+}
+
+void cuda_matmul_bwd_w(struct backend *be, const struct weight_grad *grads, int n) {
+    struct cuda *c = cuda_of(be);
+    struct outer_list outer = {.n = 0};
+    for (int i = 0; i < n; i++)
+        if (n == 1 || !add_outer(c, &outer, &grads[i])) weight_grad_of(c, &grads[i]);
+    if (outer.n) k_outer(c->queue, &outer);
 }

@@ -312,36 +312,43 @@ static void ref_matmul(struct backend *be, const struct product *products, int n
     for (int i = 0; i < n; i++) product_of(&products[i]);
 }
 
-static void ref_matmul_bwd_x(struct backend *be, struct tensor dx, struct tensor dy,
-                             const struct weight *w, struct tensor add) {
-    (void)be;
+static void input_grad_of(const struct input_grad *p) {
+    const struct weight *w = p->w;
     const real *value = ((const struct ref_weight *)w)->value;
-    real *g = rounded_rows(dy, w);
-    for (size_t r = 0; r < dy.dim[0]; r++)
+    real *g = rounded_rows(p->dy, w);
+    for (size_t r = 0; r < p->dy.dim[0]; r++)
         for (size_t k = 0; k < w->in; k++) {
             double sum = 0;
             for (size_t o = 0; o < w->out; o++)
                 sum += (double)g[r * w->out + o] * (double)value[k * w->out + o];
             const size_t at = r * w->in + k;
-            data(dx)[at] = (real)((tensor_is(add) ? (double)data(add)[at] : 0) + sum);
+            data(p->dx)[at] = (real)((tensor_is(p->add) ? (double)data(p->add)[at] : 0) + sum);
         }
     free(g);
 }
 
-static void ref_matmul_bwd_w(struct backend *be, struct tensor dw, struct tensor dy,
-                             struct tensor x, const struct weight *w, bool more) {
+static void ref_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) {
     (void)be;
-    const size_t R = x.dim[0], K = x.dim[1], O = dy.dim[1];
-    real *in = rounded_rows(x, w), *g = rounded_rows(dy, w);
+    for (int i = 0; i < n; i++) input_grad_of(&grads[i]);
+}
+
+static void weight_grad_of(const struct weight_grad *p) {
+    const size_t R = p->x.dim[0], K = p->w->in, O = p->w->out;
+    real *in = rounded_rows(p->x, p->w), *g = rounded_rows(p->dy, p->w);
     for (size_t o = 0; o < O; o++)
         for (size_t k = 0; k < K; k++) {
             double sum = 0;
             for (size_t r = 0; r < R; r++) sum += (double)g[r * O + o] * (double)in[r * K + k];
-            real *to = &data(dw)[w->layout == WEIGHT_OUT_IN ? o * K + k : k * O + o];
-            *to = (more ? *to : 0) + (real)sum;
+            real *to = &data(p->dw)[p->w->layout == WEIGHT_OUT_IN ? o * K + k : k * O + o];
+            *to = (p->more ? *to : 0) + (real)sum;
         }
     free(in);
     free(g);
+}
+
+static void ref_matmul_bwd_w(struct backend *be, const struct weight_grad *grads, int n) {
+    (void)be;
+    for (int i = 0; i < n; i++) weight_grad_of(&grads[i]);
 }
 
 static void ref_act(struct backend *be, struct tensor y, struct tensor x, enum act f) {
