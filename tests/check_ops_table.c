@@ -204,10 +204,15 @@ CALL(shift_mix_bwd) {
 
 // Variants: stored (O,K) or (K,O), in one of the precisions; of matmul from SPARSE on the same with
 // inputs that are mostly zero, from ACTS on the activations, from NARROW on bf16 x, bf16 y, both,
-// and both with the activations. Of the gradients from 6 on: bf16 dy, the other bf16, both.
+// and both with the activations. Of the gradients from 6 on: bf16 dy, the other bf16, both; of the
+// inputs' from GRAD_ACTS on with the slope of variant % ACT_NONE.
 enum { PRECISIONS = 5, SPARSE = 2 * PRECISIONS, ACTS = 2 * SPARSE, NARROW = ACTS + 3 };
 enum { NARROW_ACTS = NARROW + 3, COMPANY = NARROW_ACTS + 3, MATMULS = COMPANY + 2 };
 enum { GRAD_NARROW = 6, GRAD_COMPANY = GRAD_NARROW + 3, MATMUL_GRADS = GRAD_COMPANY + 2 };
+enum { GRAD_ACTS = MATMUL_GRADS, INPUT_GRADS = GRAD_ACTS + 7 };
+static const struct {
+    bool wide, company;
+} grad_acts[] = {{.wide = true}, {0}, {.company = true}, {0}, {.company = true}, {0}, {0}};
 static int narrow_bits(const struct call *c, int first) {
     const int n = c->variant < first ? 0 : c->variant - first + 1;
     return n < 3 ? n : 3;
@@ -223,7 +228,8 @@ static const struct precision precisions[] = {
 static void put_weight(struct call *c, bool trained) {
     const size_t K = (size_t)c->size.C, O = (size_t)c->size.V;
     c->precision = precisions[c->variant < ACTS ? c->variant % SPARSE / 2 : 0];
-    if (narrow_bits(c, trained ? GRAD_NARROW : NARROW)) c->precision = precisions[2];
+    const bool wide = trained && c->variant >= GRAD_ACTS && grad_acts[c->variant - GRAD_ACTS].wide;
+    if (narrow_bits(c, trained ? GRAD_NARROW : NARROW) && !wide) c->precision = precisions[2];
     c->layout = c->variant & 1 ? WEIGHT_IN_OUT : WEIGHT_OUT_IN;
     c->trained = trained;
     const bool oi = c->layout == WEIGHT_OUT_IN;
@@ -260,23 +266,41 @@ CALL(matmul) {
     op_matmul(be, p, 1 + two);
 }
 
+static bool has_slope(const struct call *c) {
+    return c->variant >= GRAD_ACTS;
+}
+static bool has_company(const struct call *c) {
+    return has_slope(c) ? grad_acts[c->variant - GRAD_ACTS].company : c->variant >= GRAD_COMPANY;
+}
+
 static void shape_matmul_bwd_x(struct call *c) {
-    const int narrow = narrow_bits(c, GRAD_NARROW);
-    struct arg *dx = put_rows(c, "dx", c->aliased ? "+" : "=", (size_t)c->size.C);
+    const bool wide = has_slope(c) && grad_acts[c->variant - GRAD_ACTS].wide;
+    const int narrow = wide ? 0 : narrow_bits(c, GRAD_NARROW);
+    // With a slope it is no gradient of matmul's x: another name.
+    struct arg *dx = put_rows(c, has_slope(c) ? "dx before f" : "dx",
+                              c->aliased && !has_slope(c) ? "+" : "=", (size_t)c->size.C);
     dx->narrow = narrow & 2;
-    if (narrow & 2) dx->rounding = 2.0 / 256; // cuBLASLt may round the product, and the sum again
+    // cuBLASLt may round the product, and the sum again, or what it is times the slope.
+    if (narrow & 2) dx->rounding = 2.0 / 256;
     put_rows(c, "dy", "i", (size_t)c->size.V)->narrow = narrow & 1;
-    put_add(c, "dx", (size_t)c->size.C);
+    if (has_slope(c))
+        put_rows(c, "y", "i", (size_t)c->size.C)->value = value_activated;
+    else
+        put_add(c, "dx", (size_t)c->size.C);
     c->arg[c->args - 1].narrow = narrow & 2;
     put_weight(c, true);
-    if (c->variant >= GRAD_COMPANY)
-        put_rows(c, "dx of another", "=", (size_t)c->size.C)->narrow = true;
+    if (has_company(c)) put_rows(c, "dx of another", "=", (size_t)c->size.C)->narrow = true;
 }
 CALL(matmul_bwd_x) {
-    struct input_grad g[2] = {{t[0], t[1], w, t[2]}};
-    const bool two = c->variant >= GRAD_COMPANY;
-    if (two) g[1] = (struct input_grad){t[4], t[1], w, tensor_none()};
-    op_matmul_bwd_x(be, g, 1 + two);
+    struct input_grad g[2] = {{.dx = t[0], .dy = t[1], .w = w}};
+    if (has_slope(c)) {
+        g[0].y = t[2];
+        g[0].act = (enum act)(c->variant % ACT_NONE);
+    } else {
+        g[0].add = t[2];
+    }
+    if (has_company(c)) g[1] = (struct input_grad){.dx = t[4], .dy = t[1], .w = w};
+    op_matmul_bwd_x(be, g, 1 + has_company(c));
 }
 
 static void shape_matmul_bwd_w(struct call *c) {
@@ -832,7 +856,7 @@ const struct op_case op_cases[] = {
      .variants = MATMULS, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 4e-6,
      .flops = flops_matmul},
     {NAMED(matmul_bwd_x), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
-     .variants = MATMUL_GRADS, .rowwise = true, .can_bare = true, .can_alias = true,
+     .variants = INPUT_GRADS, .rowwise = true, .can_bare = true, .can_alias = true,
      .tolerance = 2e-6, .forward = "matmul", .flops = flops_matmul},
     {NAMED(matmul_bwd_w), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
      .variants = MATMUL_GRADS, .can_bare = true, .tolerance = 2e-6, .forward = "matmul",

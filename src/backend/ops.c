@@ -219,6 +219,8 @@ void op_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) 
         want("matmul_bwd_x", "dy", g->dy, narrow_with(be, g->w, g->dy), 2, R, g->w->out, 0);
         want("matmul_bwd_x", "dx", g->dx, narrow_with(be, g->w, g->dx), 2, R, g->w->in, 0);
         maybe("matmul_bwd_x", "add", g->add, g->dx.dtype, 2, R, g->w->in, 0);
+        maybe("matmul_bwd_x", "y", g->y, g->dx.dtype, 2, R, g->w->in, 0);
+        require("matmul_bwd_x", !tensor_is(g->y) || !tensor_is(g->add), "nothing is added with y");
         trace("matmul_bwd_x", g->dx);
     }
     be->ops->matmul_bwd_x(be, grads, n);

@@ -76,6 +76,10 @@ struct input_grad {
     struct tensor dx, dy; // ° (R,K), (R,O)
     const struct weight *w;
     struct tensor add; // (R,K) stored like dx, absent, or dx itself
+    // Where the input was y = act(…), the gradient of what act had: y (R,K) stored like dx; absent:
+    // not wanted. Nothing is added then.
+    struct tensor y;
+    enum act act;
 };
 
 // The gradient of the weight of one of several products. No dw overlaps another's arguments.
@@ -148,11 +152,12 @@ struct ops {
     // -- matrices --------------------------------------------------------------------------------
     // For each of n products y° (R,O) = f(add + x° (R,K) · W). Σ runs over k upward, in an order
     // that does not depend on R, over x rounded as the weight says. Terms of x = 0 may be left out.
-    // There is no add where y is DT_BF16, and the product is rounded before f and f(it) again; y
+    // There is no add where y is DT_BF16, and the product may be rounded before f, and f(it) is; y
     // and x may be that only with weights of bf16 inputs.
     void (*matmul)(struct backend *, const struct product *products, int n);
-    // For each of n products dx = add + dy · Wᵀ, dy rounded likewise. The weights were created with
-    // `trained`.
+    // For each of n products dx = add + dy · Wᵀ, or with y (dy · Wᵀ) · act'(…) as act_bwd has it,
+    // dy rounded likewise. The weights were created with `trained`. A dx of DT_BF16 may have been
+    // rounded before act'.
     void (*matmul_bwd_x)(struct backend *, const struct input_grad *grads, int n);
     // For each of n products dw = the sum of the outer products of rows, or += where `more` says
     // so; x and dy rounded as the weight says.

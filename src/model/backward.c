@@ -20,12 +20,22 @@ static struct tensor vectors_grad(const struct model *m, enum param_id first, in
                         (size_t[]){(size_t)n, C});
 }
 
-// y = x W: dW = or += , dx = add + dy Wᵀ
+// y = x W: dW = or += , dx = dy Wᵀ
 static void linear_bwd(struct model *m, enum param_id id, int layer, struct tensor dx,
-                       struct tensor dy, struct tensor x, struct tensor add, bool more) {
+                       struct tensor dy, struct tensor x, bool more) {
     const struct weight *w = model_weight(m, id, layer);
     op_matmul_bwd_w(m->be, &(struct weight_grad){grad_of(m, id, layer), dy, x, w, more}, 1);
-    op_matmul_bwd_x(m->be, &(struct input_grad){dx, dy, w, add}, 1);
+    op_matmul_bwd_x(m->be, &(struct input_grad){.dx = dx, .dy = dy, .w = w}, 1);
+}
+
+// The channel mix's value, y = h W with h = max(…, 0)²: dh is that of what was squared.
+static void value_bwd(struct model *m, int layer, struct tensor dh, struct tensor dy,
+                      struct tensor h, bool more) {
+    const struct weight *w = model_weight(m, P_FFN_VALUE, layer);
+    const struct tensor dw = grad_of(m, P_FFN_VALUE, layer);
+    op_matmul_bwd_w(m->be, &(struct weight_grad){dw, dy, h, w, more}, 1);
+    op_matmul_bwd_x(m->be,
+                    &(struct input_grad){.dx = dh, .dy = dy, .w = w, .y = h, .act = ACT_RELU2}, 1);
 }
 
 // Through all LoRAs y = f(x W₁) W₂ of a layer, what does not wait for each other together. The
@@ -41,8 +51,12 @@ static void loras_bwd(struct model *m, int layer, struct acts *a, struct grads *
                             dx = tensor_at(g->m, (size_t)l->mix), none = tensor_none();
         const struct weight *w1 = model_weight(m, l->w1, layer),
                             *w2 = model_weight(m, l->w2, layer);
-        second[n] = (struct input_grad){dh, dy, w2, none};
-        first[n] = (struct input_grad){dx, dh, w1, i == LORA_V ? dx : none};
+        second[n] = (struct input_grad){.dx = dh,
+                                        .dy = dy,
+                                        .w = w2,
+                                        .y = l->act == ACT_NONE ? none : a->hidden[i],
+                                        .act = l->act};
+        first[n] = (struct input_grad){.dx = dx, .dy = dh, .w = w1, .add = i == LORA_V ? dx : none};
         weights[2 * n] =
             (struct weight_grad){grad_of(m, l->w2, layer), dy, a->hidden[i], w2, g->more};
         weights[2 * n + 1] = (struct weight_grad){grad_of(m, l->w1, layer), dh,
@@ -50,9 +64,6 @@ static void loras_bwd(struct model *m, int layer, struct acts *a, struct grads *
         n++;
     }
     op_matmul_bwd_x(m->be, second, n);
-    for (int i = 0; i < LORA_COUNT; i++)
-        if (lora_ids[i].act != ACT_NONE)
-            op_act_bwd(m->be, g->hidden[i], g->hidden[i], a->hidden[i], lora_ids[i].act);
     op_matmul_bwd_x(m->be, first, n);
     op_matmul_bwd_w(m->be, weights, 2 * n);
 }
@@ -97,13 +108,12 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
     const int H = m->dims.H;
 
     // channel mix
-    linear_bwd(m, P_FFN_VALUE, i, g->h, g->rounded, a->h, none, g->more);
-    op_act_bwd(be, g->h, g->h, a->h, ACT_RELU2);
-    linear_bwd(m, P_FFN_KEY, i, tensor_at(g->m, 0), g->h, tensor_at(a->m2, 0), none, g->more);
+    value_bwd(m, i, g->h, g->rounded, a->h, g->more);
+    linear_bwd(m, P_FFN_KEY, i, tensor_at(g->m, 0), g->h, tensor_at(a->m2, 0), g->more);
     norm_mix_bwd(m, i, &channel_mix, a, g, a->x1, b);
 
     // time mix
-    linear_bwd(m, P_OUTPUT, i, g->o, g->rounded, a->o, none, g->more);
+    linear_bwd(m, P_OUTPUT, i, g->o, g->rounded, a->o, g->more);
     op_readout_bwd(be, g->y, dr, g->u, tensor_at(g->lora, LORA_G),
                    vectors_grad(m, P_LNX_W, READ_COUNT, i), g->o, a->y, r, a->u,
                    tensor_at(a->lora, LORA_G), model_vectors(m, P_LNX_W, READ_COUNT, i), H);
@@ -113,12 +123,11 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
     op_key_prep_bwd(be, g->rkv, g->lora, i > 0 ? g->v_first : none,
                     vectors_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
                     i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i), H);
-    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), dr, tensor_at(a->m, MIX_R), none,
-               g->more);
+    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), dr, tensor_at(a->m, MIX_R), g->more);
     linear_bwd(m, P_KEY, i, tensor_at(g->m, MIX_K), tensor_at(g->rkv, RKV_K),
-               tensor_at(a->m, MIX_K), none, g->more);
+               tensor_at(a->m, MIX_K), g->more);
     linear_bwd(m, P_VALUE, i, tensor_at(g->m, MIX_V), tensor_at(g->rkv, RKV_V),
-               tensor_at(a->m, MIX_V), none, g->more);
+               tensor_at(a->m, MIX_V), g->more);
     loras_bwd(m, i, a, g);
     norm_mix_bwd(m, i, &time_mix, a, g, x, b);
 }
@@ -139,7 +148,7 @@ static void head_loss(struct model *m, struct run *r, const struct feed *f, bool
         op_xent(be, tensor_slice(r->losses, at, n), gradient ? logits : tensor_none(), logits,
                 tensor_slice(f->targets, at, n), (float)scale, l2wrap);
         if (gradient)
-            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), logits, x, tensor_none(),
+            linear_bwd(m, P_HEAD, 0, tensor_slice(r->grads.z, at, n), logits, x,
                        r->grads.more || at > 0);
     }
 }

@@ -30,13 +30,19 @@ struct late {
     unsigned group;
 };
 
+struct late_store {
+    std::function<void()> copy;
+    unsigned group;
+};
+
 struct fiber {
     ucontext_t context;
     jmp_buf at;
     char *stack;
     bool started, done, held; // held: at the beginning of a kernel that has come early
     std::vector<late> copies;
-    unsigned group; // of its next copies
+    std::vector<late_store> stores;
+    unsigned group, store_group; // of its next copies and stores
     // What it waits for, so that it is not woken in vain: a meeting's next generation, or a bit.
     const meeting *met;
     const int *expected;
@@ -81,6 +87,7 @@ void body() {
     for (;;) {
         (*job)();
         fibers[current].copies.clear();
+        if (!fibers[current].stores.empty()) emu_trap(); // what they read is gone
         fibers[current].done = true;
         leave();
         resume_scheduler();
@@ -193,6 +200,7 @@ char *emu_shared() {
 }
 
 void *emu_shared_of(const void *p, int rank) {
+    if (!blocks[rank].alive) emu_trap();
     return blocks[rank].shared + ((const char *)p - mine().shared);
 }
 
@@ -217,6 +225,23 @@ void emu_async_wait(int left) {
     for (; n < f.copies.size() && (int)(f.group - f.copies[n].group) > left; n++)
         std::memcpy(f.copies[n].to, f.copies[n].from, f.copies[n].bytes);
     f.copies.erase(f.copies.begin(), f.copies.begin() + (std::ptrdiff_t)n);
+}
+
+void emu_bulk_store(const std::function<void()> &copy) {
+    fiber &f = fibers[current];
+    f.stores.push_back({copy, f.store_group});
+}
+
+void emu_bulk_commit() {
+    fibers[current].store_group++;
+}
+
+void emu_bulk_wait(int left) {
+    fiber &f = fibers[current];
+    size_t n = 0;
+    for (; n < f.stores.size() && (int)(f.store_group - f.stores[n].group) > left; n++)
+        f.stores[n].copy();
+    f.stores.erase(f.stores.begin(), f.stores.begin() + (std::ptrdiff_t)n);
 }
 
 bool emu_block_or(bool x) {

@@ -59,13 +59,18 @@ enum { EMU_WARPS = 32 * 8 };
 int emu_warp();           // among those of all blocks that run
 size_t emu_most_shared(); // that a block may ask for
 int emu_processors();
-char *emu_shared();                                // the block's, whose size a launch says
-void *emu_shared_of(const void *shared, int rank); // the same place in another block's
+char *emu_shared(); // the block's, whose size a launch says
+// The same place in another block's, which has to be there still.
+void *emu_shared_of(const void *shared, int rank);
 // Copies that come late: what is there meanwhile is noise. A wait brings all groups of this thread
 // but the last few.
 void emu_async_copy(void *to, const void *from, size_t bytes);
 void emu_async_commit();
 void emu_async_wait(int left);
+// Copies out of shared memory that are as late: they read it when they are waited for.
+void emu_bulk_store(const std::function<void()> &copy);
+void emu_bulk_commit();
+void emu_bulk_wait(int left);
 bool emu_block_or(bool x);
 // Every lane of the warp gives 8 bytes and takes those of lane `from`.
 uint64_t emu_exchange(uint64_t mine, int from);

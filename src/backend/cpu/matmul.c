@@ -376,7 +376,11 @@ static void input_grad_of(struct cpu *cpu, const struct input_grad *g) {
 }
 
 void cpu_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) {
-    for (int i = 0; i < n; i++) input_grad_of(cpu_of(be), &grads[i]);
+    for (int i = 0; i < n; i++) {
+        const struct input_grad *g = &grads[i];
+        input_grad_of(cpu_of(be), g);
+        if (tensor_is(g->y)) op_act_bwd(be, g->dx, g->dx, g->y, g->act);
+    }
 }
 
 // ---- dw = Aᵀ B --------------------------------------------------------------------------------

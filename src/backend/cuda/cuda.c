@@ -281,9 +281,14 @@ int cuda_open(struct backend **out, int device, struct error *err) {
         (struct backend){.name = "cuda", .real = DT_F32, .ops = &cuda_ops, .class = &cuda_class};
     const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS"),
                *overlap = getenv("RWKV_CUDA_OVERLAP"), *ahead = getenv("RWKV_CUDA_AHEAD"),
-               *listed = getenv("RWKV_CUDA_LISTED"), *token = getenv("RWKV_CUDA_TOKEN");
+               *listed = getenv("RWKV_CUDA_LISTED"), *token = getenv("RWKV_CUDA_TOKEN"),
+               *large = getenv("RWKV_CUDA_LARGE");
     c->base.depth = ahead && strcmp(ahead, "off") == 0 ? 1 : 2;
     c->listed_from = listed && strcmp(listed, "all") == 0 ? 0 : 3 << 20;
+    c->large = !large                      ? LARGE_PAYS
+               : strcmp(large, "off") == 0 ? LARGE_OFF
+               : strcmp(large, "all") == 0 ? LARGE_ALL
+                                           : LARGE_PAYS;
     c->token = !(token && strcmp(token, "off") == 0);
     int rc = find_device(c, device, err);
     if (!rc) rc = transfer_open(&c->transfer, err);

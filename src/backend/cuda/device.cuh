@@ -249,8 +249,18 @@ __device__ inline float activate(float x, int act) {
     switch (act) {
     case A_TANH: return tanhf(x);
     case A_SIGMOID: return sigmoid(x);
-    case A_RELU2: return x > 0 ? x * x : 0;
+    case A_RELU2: x = fmaxf(x, 0); return x * x;
     default: return x;
+    }
+}
+
+// f'(x) from y = f(x).
+__device__ inline float slope(float y, int act) {
+    switch (act) {
+    case A_TANH: return 1 - y * y;
+    case A_SIGMOID: return y * (1 - y);
+    case A_RELU2: return 2 * sqrtf(y);
+    default: return 1;
     }
 }
 

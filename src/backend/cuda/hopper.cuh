@@ -124,6 +124,22 @@ __device__ static inline void barrier_await(phase_barrier &b, uint32_t parity) {
 #endif
 }
 
+// The same barrier of another block of the cluster: what this thread has read is read, but what it
+// wrote need not be seen there, for which all of the device would have to wait.
+__device__ static inline void barrier_arrive_at(phase_barrier &b, int rank) {
+#ifdef CUDA_EMU
+    barrier_arrive(*(phase_barrier *)emu_shared_of(&b, rank));
+#else
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(shared_at(&b)),
+                 "r"(rank)
+                 : "memory");
+#endif
+}
+
 // ---- 16 bytes at a time ------------------------------------------------------------------------
 
 // From global to shared memory, past the first-level cache and the registers. The lines' other
@@ -168,11 +184,8 @@ __device__ static inline void tile_map_fetch(const tile_map *m) {
 #endif
 }
 
-// The tile of matrix m (kernels.h) from (row, col) on, col a multiple of 64; what lies outside of
-// the matrix is zero. One thread asks for it; all its bytes count for b.
-__device__ static inline void tile_load(void *to, const tile_map *m, int row, int col,
-                                        phase_barrier &b) {
 #ifdef CUDA_EMU
+static inline void emu_tile_load(void *to, const tile_map *m, int row, int col, phase_barrier &b) {
     for (int r = 0; r < (int)m->opaque[4]; r++)
         for (int c = 0; c < TILE_WIDTH; c++) {
             uint16_t x = 0;
@@ -183,11 +196,78 @@ __device__ static inline void tile_load(void *to, const tile_map *m, int row, in
         }
     emu_of(b).bytes -= (int32_t)m->opaque[4] * TILE_PITCH;
     emu_advance(emu_of(b));
+}
+#endif
+
+// The tile of matrix m (kernels.h) from (row, col) on, col a multiple of 64; what lies outside of
+// the matrix is zero. One thread asks for it; all its bytes count for b.
+__device__ static inline void tile_load(void *to, const tile_map *m, int row, int col,
+                                        phase_barrier &b) {
+#ifdef CUDA_EMU
+    emu_tile_load(to, m, row, col, b);
 #else
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_at(to)),
                  "l"(m), "r"(col), "r"(row), "r"(shared_at(&b))
                  : "memory");
+#endif
+}
+
+// The same for the first BLOCKS of the cluster, to the same place in each, where it counts for the
+// barrier at b's place.
+template <int BLOCKS>
+__device__ static inline void tile_load_all(void *to, const tile_map *m, int row, int col,
+                                            phase_barrier &b) {
+#ifdef CUDA_EMU
+    for (int i = 0; i < BLOCKS; i++)
+        emu_tile_load(emu_shared_of(to, i), m, row, col, *(phase_barrier *)emu_shared_of(&b, i));
+#else
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_at(to)),
+                 "l"(m), "r"(col), "r"(row), "r"(shared_at(&b)), "h"((uint16_t)((1 << BLOCKS) - 1))
+                 : "memory");
+#endif
+}
+
+// What threads wrote to shared memory is seen by copies of tiles that begin after it.
+__device__ static inline void tile_written() {
+#ifndef CUDA_EMU
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// A tile to matrix m, but for what lies outside of it. One thread asks for it.
+__device__ static inline void tile_store(const tile_map *m, int row, int col, const void *from) {
+#ifdef CUDA_EMU
+    emu_bulk_store([=] {
+        for (uint64_t r = 0; r < m->opaque[4] && (uint64_t)row + r < m->opaque[1]; r++)
+            for (uint64_t c = 0; c < TILE_WIDTH && (uint64_t)col + c < m->opaque[2]; c++)
+                *(uint16_t *)((char *)m->opaque[0] + ((uint64_t)row + r) * m->opaque[3] +
+                              ((uint64_t)col + c) * 2) =
+                    *(const uint16_t *)emu_swizzled((const char *)from, r * TILE_PITCH + c * 2);
+    });
+#else
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], "
+                 "[%3];" ::"l"(m),
+                 "r"(col), "r"(row), "r"(shared_at(from))
+                 : "memory");
+#endif
+}
+// Ends a group of them.
+__device__ static inline void tiles_stored() {
+#ifdef CUDA_EMU
+    emu_bulk_commit();
+#else
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+// Until what all but the last LEFT groups of this thread read may be written again: before it
+// leaves, too.
+template <int LEFT> __device__ static inline void tiles_wait() {
+#ifdef CUDA_EMU
+    emu_bulk_wait(LEFT);
+#else
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
 #endif
 }
 
@@ -244,18 +324,23 @@ template <int LEFT> __device__ static inline void products_wait() {
 template <bool TA, bool TB, int SUMS>
 static inline void emu_multiply(float (&d)[SUMS], tile_side a, tile_side b, bool add) {
     const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
-    for (int i = 0; i < SUMS; i++) {
-        const int row = 16 * warp + lane / 4 + 8 * (i % 4 / 2);
-        const int col = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-        double sum = 0;
+    float rows[2][16], col[16];
+    for (int k = 0; k < 32; k++)
+        rows[k / 16][k % 16] = emu_side(a, TA, 16 * warp + lane / 4 + k / 16 * 8, k % 16);
+    for (int i = 0; i < SUMS / 2; i++) { // column by column, both rows
         for (int k = 0; k < 16; k++)
-            sum += (double)emu_side(a, TA, row, k) * (double)emu_side(b, TB, col, k);
-        d[i] = (float)((add ? (double)d[i] : 0) + sum);
+            col[k] = emu_side(b, TB, 8 * (i / 2) + 2 * (lane % 4) + i % 2, k);
+        for (int half = 0; half < 2; half++) {
+            float &to = d[4 * (i / 2) + 2 * half + i % 2];
+            double sum = 0;
+            for (int k = 0; k < 16; k++) sum += (double)rows[half][k] * (double)col[k];
+            to = (float)((add ? (double)to : 0) + sum);
+        }
     }
 }
 #endif
 
-// d (64,N) = A (64,16) · B (16,N), or += it, for N of 64 and 128; TA, TB: a, b are turned.
+// d (64,N) = A (64,16) · B (16,N), or += it, for N of 64, 128 and 256; TA, TB: a, b are turned.
 #define D8(i)                                                                                      \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
         "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -295,7 +380,48 @@ __device__ static inline void multiply_tiles(float (&d)[64], tile_side a, tile_s
                  : "l"(descriptor(a, TA)), "l"(descriptor(b, TB)), "r"((int)add), "n"(TA), "n"(TB));
 #endif
 }
+template <bool TA, bool TB>
+__device__ static inline void multiply_tiles(float (&d)[128], tile_side a, tile_side b, bool add) {
+#ifdef CUDA_EMU
+    emu_multiply<TA, TB>(d, a, b, add);
+#else
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %130, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "
+                 "%110, %111, "
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "
+                 "%125, %126, %127}, "
+                 "%128, %129, add, 1, 1, %131, %132;\n"
+                 "}"
+                 : D8(0), D8(8), D8(16), D8(24), D8(32), D8(40), D8(48), D8(56), D8(64), D8(72),
+                   D8(80), D8(88), D8(96), D8(104), D8(112), D8(120)
+                 : "l"(descriptor(a, TA)), "l"(descriptor(b, TB)), "r"((int)add), "n"(TA), "n"(TB));
+#endif
+}
 #undef D8
+
+// ---- registers ---------------------------------------------------------------------------------
+
+// All threads of four warps have N registers from here on: fewer than before, or more, which waits
+// until others of the block have given up as many.
+template <int N> __device__ static inline void registers_give() {
+#ifndef CUDA_EMU
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+#endif
+}
+template <int N> __device__ static inline void registers_take() {
+#ifndef CUDA_EMU
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+#endif
+}
 
 // ---- clusters ----------------------------------------------------------------------------------
 

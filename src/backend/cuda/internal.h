@@ -37,9 +37,11 @@ struct cuda {
     int processors;     // multiprocessors
     bool tiles;         // many.cu and decode.cu run here
     bool token;         // a token in one launch: not switched off
-    struct mapped {     // what it wants to know of inputs, by address
+    enum { LARGE_OFF, LARGE_PAYS, LARGE_ALL } large; // products that large.cu does
+    struct mapped { // what kernels of tiles want to know of matrices, by address
         const void *data;
         size_t rows, cols;
+        unsigned box;
         struct tile_map map;
     } mapped[64];
     struct transfer *transfer;

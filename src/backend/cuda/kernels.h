@@ -237,16 +237,18 @@ struct tile_map {
     uint64_t opaque[16];
 };
 // Whether it can be.
-bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch);
-enum { BOX_ROWS = 64 };
+bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch,
+                   unsigned box);
+enum { BOX_ROWS = 64, STORE_ROWS = 16 }; // of what is copied in, and out
 enum { SLIM = 256 }; // a side of a matrix up to which moving it is what takes time
 struct many_product {
     struct tile_map x, w; // (R,K); (K,O), or (O,K) if by_output
     void *y;              // (R,O)
     const void *add;      // (R,O), stored like y, or NULL
+    const void *h;        // the same: y is times act's slope where it gave h, and nothing is added
     int K, O, act;
     int narrow, by_output, fixed; // y is bf16; as said; as above
-    uint64_t reserved[3];         // maps lie at multiples of 64, and lists are compared: no gaps
+    uint64_t reserved[2];         // maps lie at multiples of 64, and lists are compared: no gaps
 };
 struct many_list {
     struct many_product p[MAX_PRODUCTS];
@@ -254,6 +256,13 @@ struct many_list {
     int processors; // multiprocessors of the device
 };
 void k_many(struct queue *s, const struct many_list *list);
+// large.cu: one large product, all of bf16: y = relu²(x · W), or (x · W) · 2√h if `slope`.
+struct large_product {
+    struct tile_map x, w, y, h; // as above, but y in STORE_ROWS; (R,O), if `slope`
+    int R, K, O, by_output, slope;
+    uint32_t reserved[11]; // as above
+};
+void k_large(struct queue *s, const struct large_product *p);
 // outer.cu: gradients of weights that have a short side, dw = or += wideᵀ · slim, on Hopper.
 struct outer {
     struct tile_map wide, slim; // (R,W), (R,S)

@@ -153,21 +153,22 @@ template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
 // every launch has to fetch it again.
 struct output {
     void *y;
-    const void *add;
+    const void *given; // to be added, or what act gave
     int R, O, act;
-    bool narrow;
+    bool narrow, is_slope;
 
     __device__ output(const many_args &a, const many_product &p)
-        : y(p.y), add(p.add), R(a.R), O(p.O), act(p.act), narrow(p.narrow) {}
+        : y(p.y), given(p.h ? p.h : p.add), R(a.R), O(p.O), act(p.act), narrow(p.narrow),
+          is_slope(p.h) {}
 
     template <int N> __device__ void put(size_t at, several<N> x) const {
-        if (add) {
-            const several<N> before =
-                narrow ? load<N>((const uint16_t *)add + at) : load<N>((const float *)add + at);
+        if (given) {
+            const several<N> v =
+                narrow ? load<N>((const uint16_t *)given + at) : load<N>((const float *)given + at);
 #pragma unroll
-            for (int e = 0; e < N; e++) x[e] = before[e] + x[e];
+            for (int e = 0; e < N; e++) x[e] = is_slope ? x[e] * slope(v[e], act) : v[e] + x[e];
         }
-        if (act != A_NONE)
+        if (act != A_NONE && !is_slope)
 #pragma unroll
             for (int e = 0; e < N; e++) x[e] = activate(x[e], act);
         if (narrow)

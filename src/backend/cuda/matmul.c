@@ -1,5 +1,6 @@
 // Which kernel does which product. Few rows, and all inputs in f32: our own, a row's bits do not
-// depend on the batch. Many rows of bf16, and gradients of weights: cuBLASLt.
+// depend on the batch. Many rows of bf16, and gradients of weights: cuBLASLt, but for several small
+// ones together (many.cu), and large ones that relu² or its slope comes behind (large.cu).
 #include "backend/cuda/internal.h"
 
 #include "backend/ops.h"
@@ -60,15 +61,17 @@ static bool in_sixteens(const void *p) {
     return (uintptr_t)p % 16 == 0;
 }
 
-static const struct tile_map *map_of(struct cuda *c, struct tensor x) {
+// Good until the next call.
+static const struct tile_map *map_of(struct cuda *c, struct tensor x, unsigned box) {
     const size_t R = x.dim[0], K = x.dim[1];
     const uintptr_t at = (uintptr_t)dev(x);
-    struct mapped *m = &c->mapped[(at / 256 + R) % (sizeof c->mapped / sizeof c->mapped[0])];
-    if (m->data == dev(x) && m->rows == R && m->cols == K) return &m->map;
-    if (!tile_map_make(&m->map, dev(x), R, K, K * sizeof(uint16_t))) return NULL;
+    struct mapped *m = &c->mapped[(at / 256 + R + box) % (sizeof c->mapped / sizeof c->mapped[0])];
+    if (m->data == dev(x) && m->rows == R && m->cols == K && m->box == box) return &m->map;
+    if (!tile_map_make(&m->map, dev(x), R, K, K * sizeof(uint16_t), box)) return NULL;
     m->data = dev(x);
     m->rows = R;
     m->cols = K;
+    m->box = box;
     return &m->map;
 }
 
@@ -96,14 +99,53 @@ static unsigned many_of(const struct product *products, int n) {
     return pays ? ~0u : 0;
 }
 
-// Adds y = f(add + x · W), or · Wᵀ, to the list, if it can be done so.
-static bool add_many(struct cuda *c, struct many_list *list, const struct product *p, bool turned) {
+// Whether it is faster than cuBLASLt and a pass behind it, which takes as long as 512 more of k
+// (measured on an H100): blocks that stay need tiles that fill their turns.
+static bool large_pays(const struct cuda *c, size_t R, size_t K, size_t O) {
+    enum { SIDE = 256, PASS = 512 }; // of the tile of two multiprocessors
+    const size_t tiles = (R + SIDE - 1) / SIDE * ((O + SIDE - 1) / SIDE);
+    const size_t pairs = (size_t)c->processors / 2, turns = (tiles + pairs - 1) / pairs;
+    return (double)(R * O) * (double)(K + PASS) >=
+           (double)(turns * pairs * SIDE * SIDE) * (double)K;
+}
+
+// y = relu²(x · W), or with h (x · Wᵀ) · 2√h, in large.cu, if it can be done so.
+static bool run_large(struct cuda *c, struct tensor y, struct tensor x, const struct weight *base,
+                      struct tensor h) {
+    const struct cuda_weight *w = (const struct cuda_weight *)base;
+    const bool slope = tensor_is(h);
+    const size_t R = x.dim[0], K = x.dim[1], O = y.dim[1];
+    const struct tensor all[3] = {x, y, h};
+    struct large_product p = {.w = w->map,
+                              .R = (int)R,
+                              .K = (int)K,
+                              .O = (int)O,
+                              .by_output = (w->m.so != 1) != slope,
+                              .slope = slope};
+    struct tile_map *const map[3] = {&p.x, &p.y, &p.h};
+    if (!c->lt || c->large == LARGE_OFF || !w->mapped || !is_narrow(base) ||
+        (c->large != LARGE_ALL && !large_pays(c, R, K, O)))
+        return false;
+    for (int i = 0; i < 2 + slope; i++) {
+        if (all[i].dtype != DT_BF16) return false;
+        const struct tile_map *m = map_of(c, all[i], i == 1 ? STORE_ROWS : BOX_ROWS);
+        if (!m) return false;
+        *map[i] = *m;
+    }
+    k_large(c->queue, &p);
+    return true;
+}
+
+// Adds y = f(add + x · W), or (add + x · Wᵀ) with f's slope at h, to the list, if it can be done
+// so.
+static bool add_many(struct cuda *c, struct many_list *list, const struct product *p, bool turned,
+                     struct tensor h) {
     const struct cuda_weight *w = (const struct cuda_weight *)p->w;
     const size_t R = p->x.dim[0];
     const struct tile_map *x;
     if (!c->lt || !w->mapped || !is_narrow(p->w) || p->x.dtype != DT_BF16 ||
-        !in_sixteens(dev(p->y)) || !in_sixteens(dev(p->add)) || (list->n && list->R != (int)R) ||
-        !(x = map_of(c, p->x)))
+        !in_sixteens(dev(p->y)) || !in_sixteens(dev(p->add)) || !in_sixteens(dev(h)) ||
+        (list->n && list->R != (int)R) || !(x = map_of(c, p->x, BOX_ROWS)))
         return false;
     list->R = (int)R;
     list->processors = c->processors;
@@ -111,6 +153,7 @@ static bool add_many(struct cuda *c, struct many_list *list, const struct produc
                                                .w = w->map,
                                                .y = dev(p->y),
                                                .add = dev(p->add),
+                                               .h = dev(h),
                                                .K = (int)(turned ? p->w->out : p->w->in),
                                                .O = (int)(turned ? p->w->in : p->w->out),
                                                .act = (int)p->act,
@@ -118,6 +161,11 @@ static bool add_many(struct cuda *c, struct many_list *list, const struct produc
                                                .by_output = (w->m.so != 1) != turned,
                                                .fixed = !p->w->trained};
     return true;
+}
+
+static bool forward_large(struct cuda *c, const struct product *p) {
+    return p->act == ACT_RELU2 && !tensor_is(p->add) &&
+           run_large(c, p->y, p->x, p->w, tensor_none());
 }
 
 // Whether the product of one row is ffn.value's, four times as deep as wide, of more than 6 MB:
@@ -176,8 +224,10 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
     size_t bytes = 0, used = 0;
     assert(n <= MAX_PRODUCTS);
     for (int i = 0; i < n; i++) {
-        const bool is_many = together >> i & 1 && add_many(c, &many, &products[i], false);
-        own[i] = products[i].x.dim[0] && !is_many && !forward_lt(c, &products[i]);
+        const bool is_many =
+            together >> i & 1 && add_many(c, &many, &products[i], false, tensor_none());
+        own[i] = products[i].x.dim[0] && !is_many && !forward_large(c, &products[i]) &&
+                 !forward_lt(c, &products[i]);
         if (own[i]) bytes += own_bytes(&products[i]);
     }
     if (many.n) k_many(c->queue, &many);
@@ -232,7 +282,7 @@ static void input_grad_of(struct cuda *c, const struct input_grad *g) {
     const struct tensor dx = g->dx, dy = g->dy, add = g->add;
     const struct matrix *m = matrix_of(w);
     const size_t R = dy.dim[0], K = w->in, O = w->out;
-    if (!R || backward_lt(c, dx, dy, w, add)) return;
+    if (backward_lt(c, dx, dy, w, add)) return;
     const bool wide_in = dy.dtype != DT_BF16, wide_out = dx.dtype != DT_BF16;
     const size_t first = wide_in ? 0 : whole(R * O * 4),
                  bytes = first + (wide_out ? 0 : whole(R * K * 4));
@@ -261,15 +311,22 @@ static void input_grad_of(struct cuda *c, const struct input_grad *g) {
     if (!wide_out) k_round_bf16(c->queue, dev(dx), p.y, R * K);
 }
 
-// Through cuBLASLt each by itself, but slim ones together.
+// Through cuBLASLt each by itself, but slim ones together, and large ones with a slope in large.cu.
 void cuda_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) {
     struct cuda *c = cuda_of(be);
     struct many_list many = {.n = 0};
     for (int i = 0; i < n; i++) {
         const struct input_grad *g = &grads[i];
-        const struct product p = {g->dx, g->dy, g->w, g->add, ACT_NONE};
-        const bool is_many = n > 1 && g->dy.dim[0] && is_slim(g->w) && add_many(c, &many, &p, true);
-        if (!is_many) input_grad_of(c, g);
+        const bool slope = tensor_is(g->y);
+        const struct product p = {g->dx, g->dy, g->w, g->add, slope ? g->act : ACT_NONE};
+        const bool is_many =
+            n > 1 && g->dy.dim[0] && is_slim(g->w) && add_many(c, &many, &p, true, g->y);
+        if (is_many || !g->dy.dim[0]) continue;
+        if (slope && g->act == ACT_RELU2 && run_large(c, g->dx, g->dy, g->w, g->y)) continue;
+        input_grad_of(c, g);
+        if (slope)
+            k_act_bwd(c->queue, dev(g->dx), dev(g->dx), dev(g->y), g->dx.dtype == DT_BF16,
+                      tensor_count(g->dx), (int)g->act);
     }
     if (many.n) k_many(c->queue, &many);
     c->rounded_of = NULL;
@@ -354,9 +411,9 @@ static bool add_outer(struct cuda *c, struct outer_list *list, const struct weig
                       .S = (int)slim.dim[1],
                       .slim_first = out_is_slim == (w->layout == WEIGHT_OUT_IN),
                       .more = g->more};
-    if (!(map = map_of(c, wide))) return false;
+    if (!(map = map_of(c, wide, BOX_ROWS))) return false;
     o.wide = *map;
-    if (!(map = map_of(c, slim))) return false;
+    if (!(map = map_of(c, slim, BOX_ROWS))) return false;
     o.slim = *map;
     list->R = (int)g->x.dim[0];
     list->p[list->n++] = o;

@@ -129,6 +129,23 @@ __device__ static inline void load_matrices(uint32_t (&to)[4], const uint32_t *r
 #endif
 }
 
+// The way back of load_matrices, not transposed.
+__device__ static inline void store_matrices(uint32_t *row, const uint32_t (&from)[4]) {
+#ifdef CUDA_EMU
+    static uint32_t *all[EMU_WARPS][32]; // of all lanes
+    const int warp = emu_warp(), lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+    all[warp][lane] = row;
+    __syncwarp();
+    for (int m = 0; m < 4; m++) all[warp][8 * m + g][q] = from[m];
+    __syncwarp();
+#else
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(row)),
+                 "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+#endif
+}
+
 // ---- operands ----------------------------------------------------------------------------------
 
 // The four quarters of 16 × 16 at (row, col) of a tile. ACROSS: first along the row, then down.

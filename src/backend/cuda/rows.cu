@@ -257,10 +257,7 @@ __device__ static void act_bwd_all(T *dx, const T *dy, const T *y, int act, size
         const several<N> v = load<N>(y + i * N);
         several<N> g = load<N>(dy + i * N);
 #pragma unroll
-        for (int e = 0; e < N; e++)
-            g[e] *= act == A_TANH      ? 1 - v[e] * v[e]
-                    : act == A_SIGMOID ? v[e] * (1 - v[e])
-                                       : 2 * sqrtf(v[e]);
+        for (int e = 0; e < N; e++) g[e] *= slope(v[e], act);
         store<N>(dx + i * N, g);
     }
 }

@@ -3,9 +3,10 @@
 #include "backend/cuda/kernels.h"
 
 #ifdef CUDA_EMU
-bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch) {
+bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch,
+                   unsigned box) {
     if ((uintptr_t)data % 16 || pitch % 16 || !rows || !cols) return false;
-    *m = (struct tile_map){{(uintptr_t)data, rows, cols, pitch, BOX_ROWS}};
+    *m = (struct tile_map){{(uintptr_t)data, rows, cols, pitch, box}};
     return true;
 }
 #else
@@ -37,12 +38,13 @@ static encode_function *find_encode(void) {
     return f;
 }
 
-bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch) {
+bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch,
+                   unsigned box) {
     encode_function *encode = find_encode();
     CUtensorMap map; // wants 64 bytes of alignment
     if (!encode || (uintptr_t)data % 16 || pitch % 16 || !rows || !cols) return false;
     if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)(uintptr_t)data,
-               (cuuint64_t[]){cols, rows}, (cuuint64_t[]){pitch}, (cuuint32_t[]){64, BOX_ROWS},
+               (cuuint64_t[]){cols, rows}, (cuuint64_t[]){pitch}, (cuuint32_t[]){64, box},
                (cuuint32_t[]){1, 1}, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)

@@ -110,6 +110,18 @@ template <class T> __device__ static inline float quotient(float x, float y) {
     return x / y;
 }
 
+// Of less than 2^-126 it is 0 then.
+template <class T> __device__ static inline float root(float x) {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(T) == 2) {
+        float y;
+        asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+        return y;
+    }
+#endif
+    return sqrtf(x);
+}
+
 template <class T> __device__ static inline float sigmoid_as(float x) {
     return quotient<T>(1.0f, 1.0f + exponential<T>(-x));
 }

@@ -140,7 +140,7 @@ struct weight *cuda_weight_create(struct backend *be, struct tensor src, struct 
                  ld = w->m.so == 1 ? w->m.sk : w->m.so;
     const void *data = trained ? dev(rounded) : w->data;
     w->mapped = c->tiles && data && p.stored == DT_BF16 &&
-                tile_map_make(&w->map, data, rows, cols, ld * sizeof(uint16_t));
+                tile_map_make(&w->map, data, rows, cols, ld * sizeof(uint16_t), BOX_ROWS);
     cuda_weight_refresh(be, &w->base, src);
     return &w->base;
 }

@@ -291,6 +291,10 @@ static double activate(double x, enum act f) {
     }
 }
 
+static double slope(double y, enum act f) { // f'(x) from y = f(x)
+    return f == ACT_TANH ? 1 - y * y : f == ACT_SIGMOID ? y * (1 - y) : 2 * sqrt(y);
+}
+
 static void product_of(const struct product *p) {
     const struct weight *w = p->w;
     const real *value = ((const struct ref_weight *)w)->value;
@@ -322,7 +326,11 @@ static void input_grad_of(const struct input_grad *p) {
             for (size_t o = 0; o < w->out; o++)
                 sum += (double)g[r * w->out + o] * (double)value[k * w->out + o];
             const size_t at = r * w->in + k;
-            data(p->dx)[at] = (real)((tensor_is(p->add) ? (double)data(p->add)[at] : 0) + sum);
+            if (tensor_is(p->y))
+                sum *= slope((double)data(p->y)[at], p->act);
+            else if (tensor_is(p->add))
+                sum += (double)data(p->add)[at];
+            data(p->dx)[at] = (real)sum;
         }
     free(g);
 }
@@ -359,13 +367,8 @@ static void ref_act(struct backend *be, struct tensor y, struct tensor x, enum a
 static void ref_act_bwd(struct backend *be, struct tensor dx, struct tensor dy, struct tensor y,
                         enum act f) {
     (void)be;
-    for (size_t i = 0; i < tensor_count(y); i++) {
-        const double v = (double)data(y)[i];
-        const double slope = f == ACT_TANH      ? 1 - v * v
-                             : f == ACT_SIGMOID ? v * (1 - v)
-                                                : 2 * sqrt(v);
-        data(dx)[i] = (real)((double)data(dy)[i] * slope);
-    }
+    for (size_t i = 0; i < tensor_count(y); i++)
+        data(dx)[i] = (real)((double)data(dy)[i] * slope((double)data(y)[i], f));
 }
 
 // ---- time mix ----------------------------------------------------------------------------------
