@@ -30,8 +30,8 @@ struct late {
     unsigned group;
 };
 
-struct late_store {
-    std::function<void()> copy;
+struct late_work {
+    std::function<void()> work;
     unsigned group;
 };
 
@@ -41,8 +41,9 @@ struct fiber {
     char *stack;
     bool started, done, held; // held: at the beginning of a kernel that has come early
     std::vector<late> copies;
-    std::vector<late_store> stores;
-    unsigned group, store_group; // of its next copies and stores
+    unsigned group; // of its next copies
+    std::vector<late_work> later[EMU_LATE];
+    unsigned later_group[EMU_LATE];
     // What it waits for, so that it is not woken in vain: a meeting's next generation, or a bit.
     const meeting *met;
     const int *expected;
@@ -64,6 +65,7 @@ jmp_buf scheduler;
 running blocks[MOST_BLOCKS];
 int current, alive; // fiber; fibers left of the cluster
 meeting cluster;
+std::deque<std::function<void()>> arriving;
 const std::function<void()> *job;
 bool early; // what runs is a kernel's first blocks, before the kernel ahead of it
 uint64_t noise = 88172645463325252u;
@@ -87,7 +89,8 @@ void body() {
     for (;;) {
         (*job)();
         fibers[current].copies.clear();
-        if (!fibers[current].stores.empty()) emu_trap(); // what they read is gone
+        for (const std::vector<late_work> &left : fibers[current].later)
+            if (!left.empty()) emu_trap(); // what it reads is gone
         fibers[current].done = true;
         leave();
         resume_scheduler();
@@ -227,21 +230,26 @@ void emu_async_wait(int left) {
     f.copies.erase(f.copies.begin(), f.copies.begin() + (std::ptrdiff_t)n);
 }
 
-void emu_bulk_store(const std::function<void()> &copy) {
-    fiber &f = fibers[current];
-    f.stores.push_back({copy, f.store_group});
+void emu_bulk_load(void *to, size_t bytes, const std::function<void()> &arrive) {
+    std::memset(to, 0xff, bytes);
+    arriving.push_back(arrive);
 }
 
-void emu_bulk_commit() {
-    fibers[current].store_group++;
+void emu_later(emu_late what, const std::function<void()> &work) {
+    fiber &f = fibers[current];
+    f.later[what].push_back({work, f.later_group[what]});
 }
 
-void emu_bulk_wait(int left) {
+void emu_later_commit(emu_late what) {
+    fibers[current].later_group[what]++;
+}
+
+void emu_later_wait(emu_late what, int left) {
     fiber &f = fibers[current];
+    std::vector<late_work> &all = f.later[what];
     size_t n = 0;
-    for (; n < f.stores.size() && (int)(f.store_group - f.stores[n].group) > left; n++)
-        f.stores[n].copy();
-    f.stores.erase(f.stores.begin(), f.stores.begin() + (std::ptrdiff_t)n);
+    for (; n < all.size() && (int)(f.later_group[what] - all[n].group) > left; n++) all[n].work();
+    all.erase(all.begin(), all.begin() + (std::ptrdiff_t)n);
 }
 
 bool emu_block_or(bool x) {
@@ -349,9 +357,17 @@ static void run_started(const launch &l) {
             any = true;
             run(i);
         }
+        // Those who look again and again what is there never sleep.
+        if (!arriving.empty() && (!any || round % NAP == NAP - 1)) {
+            const std::function<void()> arrive = arriving.front();
+            arriving.pop_front();
+            arrive();
+            any = true;
+        }
         idle = any ? 0 : *order() == 's' ? idle + 1 : NAP + 1;
         if (!any && !early) round |= NAP - 1; // whoever could go on dozes
     }
+    if (!alive && !arriving.empty()) emu_trap(); // where they go is gone
 }
 
 // A kernel whose first blocks have come early lies here until its turn: what it has read by then

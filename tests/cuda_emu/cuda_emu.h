@@ -67,10 +67,15 @@ void *emu_shared_of(const void *shared, int rank);
 void emu_async_copy(void *to, const void *from, size_t bytes);
 void emu_async_commit();
 void emu_async_wait(int left);
-// Copies out of shared memory that are as late: they read it when they are waited for.
-void emu_bulk_store(const std::function<void()> &copy);
-void emu_bulk_commit();
-void emu_bulk_wait(int left);
+// Of copies that a barrier announces: from here on what is there is noise, and `arrive` brings it
+// when nobody can go on without it.
+void emu_bulk_load(void *to, size_t bytes, const std::function<void()> &arrive);
+// What this thread has asked for and happens as late as it waits, in groups like those copies:
+// stores out of shared memory, products of four warps.
+enum emu_late { EMU_STORES, EMU_PRODUCTS, EMU_LATE };
+void emu_later(emu_late what, const std::function<void()> &work);
+void emu_later_commit(emu_late what);
+void emu_later_wait(emu_late what, int left);
 bool emu_block_or(bool x);
 // Every lane of the warp gives 8 bytes and takes those of lane `from`.
 uint64_t emu_exchange(uint64_t mine, int from);

@@ -185,7 +185,8 @@ __device__ static inline void tile_map_fetch(const tile_map *m) {
 }
 
 #ifdef CUDA_EMU
-static inline void emu_tile_load(void *to, const tile_map *m, int row, int col, phase_barrier &b) {
+static inline void emu_tile_arrive(void *to, const tile_map *m, int row, int col,
+                                   phase_barrier &b) {
     for (int r = 0; r < (int)m->opaque[4]; r++)
         for (int c = 0; c < TILE_WIDTH; c++) {
             uint16_t x = 0;
@@ -196,6 +197,9 @@ static inline void emu_tile_load(void *to, const tile_map *m, int row, int col, 
         }
     emu_of(b).bytes -= (int32_t)m->opaque[4] * TILE_PITCH;
     emu_advance(emu_of(b));
+}
+static inline void emu_tile_load(void *to, const tile_map *m, int row, int col, phase_barrier &b) {
+    emu_bulk_load(to, m->opaque[4] * TILE_PITCH, [=, &b] { emu_tile_arrive(to, m, row, col, b); });
 }
 #endif
 
@@ -239,7 +243,7 @@ __device__ static inline void tile_written() {
 // A tile to matrix m, but for what lies outside of it. One thread asks for it.
 __device__ static inline void tile_store(const tile_map *m, int row, int col, const void *from) {
 #ifdef CUDA_EMU
-    emu_bulk_store([=] {
+    emu_later(EMU_STORES, [=] {
         for (uint64_t r = 0; r < m->opaque[4] && (uint64_t)row + r < m->opaque[1]; r++)
             for (uint64_t c = 0; c < TILE_WIDTH && (uint64_t)col + c < m->opaque[2]; c++)
                 *(uint16_t *)((char *)m->opaque[0] + ((uint64_t)row + r) * m->opaque[3] +
@@ -256,7 +260,7 @@ __device__ static inline void tile_store(const tile_map *m, int row, int col, co
 // Ends a group of them.
 __device__ static inline void tiles_stored() {
 #ifdef CUDA_EMU
-    emu_bulk_commit();
+    emu_later_commit(EMU_STORES);
 #else
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 #endif
@@ -265,7 +269,7 @@ __device__ static inline void tiles_stored() {
 // leaves, too.
 template <int LEFT> __device__ static inline void tiles_wait() {
 #ifdef CUDA_EMU
-    emu_bulk_wait(LEFT);
+    emu_later_wait(EMU_STORES, LEFT);
 #else
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
 #endif
@@ -307,13 +311,16 @@ __device__ static inline void products_begin() { // before the first one that us
 #endif
 }
 __device__ static inline void products_commit() {
-#ifndef CUDA_EMU
+#ifdef CUDA_EMU
+    emu_later_commit(EMU_PRODUCTS);
+#else
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
 // Until at most LEFT of the commits are not done.
 template <int LEFT> __device__ static inline void products_wait() {
 #ifdef CUDA_EMU
+    emu_later_wait(EMU_PRODUCTS, LEFT);
     __syncwarp(); // lanes go together there
 #else
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
@@ -322,7 +329,7 @@ template <int LEFT> __device__ static inline void products_wait() {
 
 #ifdef CUDA_EMU
 template <bool TA, bool TB, int SUMS>
-static inline void emu_multiply(float (&d)[SUMS], tile_side a, tile_side b, bool add) {
+static inline void emu_multiply_now(float (&d)[SUMS], tile_side a, tile_side b, bool add) {
     const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
     float rows[2][16], col[16];
     for (int k = 0; k < 32; k++)
@@ -337,6 +344,10 @@ static inline void emu_multiply(float (&d)[SUMS], tile_side a, tile_side b, bool
             to = (float)((add ? (double)to : 0) + sum);
         }
     }
+}
+template <bool TA, bool TB, int SUMS>
+static inline void emu_multiply(float (&d)[SUMS], tile_side a, tile_side b, bool add) {
+    emu_later(EMU_PRODUCTS, [=, &d] { emu_multiply_now<TA, TB>(d, a, b, add); });
 }
 #endif
 

@@ -84,11 +84,12 @@ static bool is_slim(const struct weight *w) {
 // are small, or one is that has an activation (measured on an H100: first and second products of a
 // time mix, and ffn.key, of 0.1b, 1.5b and 7.2b, 32 to 960 rows). With more rows, where several
 // have a short side.
-static unsigned many_of(const struct product *products, int n) {
+static unsigned many_of(const struct cuda *c, const struct product *products, int n) {
     const size_t R = n ? products[0].x.dim[0] : 0;
     unsigned slim = 0;
     double flops = 0;
     if (!R || are_few(products[0].x)) return 0;
+    if (c->large == LARGE_ALL && n == 1 && products[0].act == ACT_RELU2) return 0;
     for (int i = 0; i < n; i++) {
         flops += 2.0 * (double)R * (double)products[i].w->in * (double)products[i].w->out;
         if (is_slim(products[i].w)) slim |= 1u << i;
@@ -220,7 +221,7 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
     struct many_list many = {.n = 0};
     bool own[MAX_PRODUCTS];
     c->rounded_of = NULL;
-    const unsigned together = many_of(products, n);
+    const unsigned together = many_of(c, products, n);
     size_t bytes = 0, used = 0;
     assert(n <= MAX_PRODUCTS);
     for (int i = 0; i < n; i++) {
