@@ -35,9 +35,9 @@ struct cuda {
     size_t listed_from; // weights from which listed.cu does ffn.value of one row
     struct nccl *nccl;  // NULL: nobody has asked for other devices
     int processors;     // multiprocessors
-    bool tiles;         // many.cu and decode.cu run here
+    bool tiles;         // many.cu, large.cu and decode.cu run here
     bool token;         // a token in one launch: not switched off
-    enum { LARGE_OFF, LARGE_PAYS, LARGE_ALL } large; // products that large.cu does
+    enum { LARGE_OFF, LARGE_PAYS, LARGE_ALL } large; // which products large.cu does
     struct mapped { // what kernels of tiles want to know of matrices, by address
         const void *data;
         size_t rows, cols;

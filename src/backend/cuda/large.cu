@@ -1,27 +1,18 @@
 // Large products of bf16 on Hopper with relu² on the way out, y = max(x W, 0)², or its slope,
 // dx = (dy Wᵀ) · 2√h, which as passes of their own took 33 and 48 µs beside a product of 59
-// (8192 x 768 -> 3072). Sums run over k upward, as many.cu's: the same bits.
+// (8192 x 768 -> 3072). Sums run over k upward, as many.cu's. docs/performance.md says what bounds
+// it and what is expected.
 //
 // Blocks stay, one a multiprocessor. Two of them, a cluster, have 256 rows and 256 outputs, 128
 // rows each, and share the tiles of W: each asks for one half, which goes to both. So 64 of k cost
 // a block 32 KB out of the second-level cache for 1,024 clocks of the tensor cores. One warp asks
-// for tiles, four steps ahead and on into the next tile; two groups of four warps multiply 64 rows
-// each. 288 threads may have 224 registers each, so none are handed from warp to warp.
+// for tiles, up to four steps ahead and on into the next tile; two groups of four warps multiply 64
+// rows each, and have the registers that its group gives up.
 //
-// What goes out is 128 numbers a thread: some 600 clocks of a group by itself, where h is wanted
-// 1,024, for a multiprocessor takes 16 roots a clock. Where k is short, the second group is a step
-// behind the first, so that one multiplies while the other writes. h comes through the ring of
-// tiles: its left half before a tile's products, into registers, its right half behind them.
-//
-// By count, not measured yet, at 1,755 MHz (the tensor cores' peak is 949 TFLOP/s there; what power
-// leaves of it is some 740, which makes the second figure):
-//   rows x K -> O                 tiles of a cluster   tensor cores' time   expected   cuBLASLt +
-//   pass 8192 x 768 -> 3072            6 of 12 steps        42, 52 µs            55 µs      59 + 33
-//   (48) µs 32768 x 768 -> 3072           24 of 12             168, 209             215 32768 x 512
-//   -> 2048           16 of 8              75, 93               98         108 + 50 (71) 8192 x
-//   2048 -> 8192           16 of 32             299, 371             380 8192 x 4096 -> 16384 32 of
-//   64             1195, 1486           1510
-// With h 2 to 4 µs more where those of 12 steps are six.
+// What goes out is 128 numbers a thread: some 600 clocks of a group by itself, with h 1,024, for a
+// multiprocessor takes 16 roots a clock. Where k is short, the second group is a step behind the
+// first, so that one multiplies while the other writes. h comes through the ring of tiles, into
+// registers: its left half before a tile's products, its right half behind them.
 #include "hopper.cuh"
 #include "mma.cuh"
 #include "vector.cuh"
