@@ -226,7 +226,8 @@ struct product_list {
 // Up to SKINNY_ROWS rows, any of n products together; W has so = 1 and rows of whole 16 bytes.
 void k_skinny(struct queue *s, const struct product_list *list);
 // listed.cu: one row that is mostly zero, in an order of its own. Whether it can be done so.
-bool k_listed(struct queue *s, const struct product_args *p);
+// clusters: whether the device has them.
+bool k_listed(struct queue *s, const struct product_args *p, bool clusters);
 // Any number of rows and any strides. The same bits as k_skinny gives.
 void k_product(struct queue *s, const struct product_args *p);
 
