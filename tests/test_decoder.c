@@ -1,6 +1,7 @@
 // A step of one row as one op (backend/decoder.h) gives the bits of its parts: logits and states,
-// whatever the step is told and whatever steps of several rows lie between. On the backend that
-// RWKV_TEST_BACKEND names, where it can; on others there is nothing to compare.
+// whatever the step is told and whatever steps of several rows lie between. With RWKV_CUDA_LISTED
+// = all, or more than 1,024 channels, their numbers, for sums of ffn.value have other orders then.
+// On the backend that RWKV_TEST_BACKEND names, where it can; on others there is nothing to compare.
 #include "backend/decoder.h"
 #include "base/error.h"
 #include "base/mem.h"
@@ -8,6 +9,7 @@
 #include "model/run.h"
 #include "shared.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -94,16 +96,34 @@ static void step(struct subject *s, int R, int t, float *logits) {
     if (s->be->class->sync(s->be, &err)) fail_msg("%s", err.msg);
 }
 
+// Whether both have one order of sums: not where ffn.value is read by the rows it wants.
+static bool have_same_bits(const struct subject *s) {
+    const char *listed = getenv("RWKV_CUDA_LISTED");
+    return s->m->dims.C <= 1024 && !(listed && !strcmp(listed, "all"));
+}
+
+// To the last bit, or else as near as bf16 between ops lets sums in another order come.
+static void expect_near(const float *a, const float *b, size_t n, bool exact, const char *what) {
+    float most = 0, scale = 0;
+    size_t worst = n;
+    for (size_t k = 0; k < n; k++) {
+        const float d = fabsf(a[k] - b[k]);
+        scale = fmaxf(scale, fabsf(b[k]));
+        if (exact ? memcmp(&a[k], &b[k], sizeof *a) : !(d <= most))
+            worst = k, most = fmaxf(most, d);
+    }
+    if (worst < n && (exact || !(most <= 0.003f * scale)))
+        fail_msg("%s: number %zu is %.9g, expected %.9g (the largest is %g)", what, worst,
+                 (double)a[worst], (double)b[worst], (double)scale);
+}
+
 static void same_states(struct subject *one, struct subject *parts) {
     const size_t numbers = state_count(&one->m->dims);
     float *a = mem_zero(2 * numbers, sizeof *a), *b = a + numbers;
     for (int slot = 0; slot < SLOTS; slot++) {
         state_get(one->state, slot, a);
         state_get(parts->state, slot, b);
-        for (size_t k = 0; k < numbers; k++)
-            if (memcmp(&a[k], &b[k], sizeof *a))
-                fail_msg("state %zu of slot %d is %.9g, expected %.9g", k, slot, (double)a[k],
-                         (double)b[k]);
+        expect_near(a, b, numbers, have_same_bits(one), "a state");
     }
     free(a);
 }
@@ -112,6 +132,7 @@ static void same_states(struct subject *one, struct subject *parts) {
 static void expect_same(struct dims dims, bool half) {
     static const int rows[] = {1, 1, 1, 2, 1, 1, 3, 1, 1};
     enum { STEPS = sizeof rows / sizeof *rows };
+    char what[64];
     if (!backend_decodes()) skip();
     struct subject one = subject_open("", dims, half), parts = subject_open("off", dims, half);
     if (!one.run->decoder) {
@@ -125,10 +146,8 @@ static void expect_same(struct dims dims, bool half) {
     for (int t = 0; t < STEPS; t++) {
         step(&one, rows[t], t, a);
         step(&parts, rows[t], t, b);
-        for (size_t k = 0; k < numbers; k++)
-            if (memcmp(&a[k], &b[k], sizeof *a))
-                fail_msg("step %d of %d rows: logit %zu is %.9g, expected %.9g", t, rows[t], k,
-                         (double)a[k], (double)b[k]);
+        snprintf(what, sizeof what, "step %d of %d rows, logits", t, rows[t]);
+        expect_near(a, b, numbers, have_same_bits(&one), what);
         assert_true(t % 3 == 2 || a[0] != a[1]); // they do say something
     }
     free(a);
@@ -170,8 +189,8 @@ static void one_layer_goes_op_by_op(void **unused) {
     subject_close(&s);
 }
 
-// A size of its own, for a device: L C V. From 896 channels on with RWKV_CUDA_GEMM=own, for else one
-// row of ffn.value has sums in another order op by op (listed.cu).
+// A size of its own, for a device: L C V. From 896 channels on with RWKV_CUDA_GEMM=own, for else
+// one row of ffn.value has sums in another order op by op (listed.cu).
 static struct dims asked;
 
 static void the_size_that_was_asked_for(void **unused) {

@@ -11,6 +11,7 @@
 #include <string.h>
 
 enum { HEAD = 64, LEAST_SLOTS = 4 };
+enum { DENSE = 1024 }; // channels up to which all of ffn.value is read
 
 struct cuda_decoder {
     struct decoder base;
@@ -317,6 +318,7 @@ int cuda_decoder_create(struct decoder **out, struct backend *be, const struct d
     struct cuda_decoder *d = mem_zero(1, sizeof *d);
     d->base.be = be;
     describe_model(d, p, stride, blocks);
+    d->args.lists = d->args.C > DENSE || !c->listed_from;
     d->blocks = mem_zero((size_t)d->args.grid, sizeof *d->blocks);
     if (!deal_all(d)) goto out;
     k_decode_lay_out(&d->args, d->most, d->planes);

@@ -22,6 +22,7 @@
 // together (0.1b, 2, 4, 8 of them: 6,778 and 5,837, 12,984 and 10,172, 24,156 and 17,476) and wide
 // models (1.5b 821 and 789 with most of relu² zero, 2.9b 382 and 333, 7.2b 192 and 126) lost, and
 // go op by op.
+#include "decode_listed.cuh"
 #include "decode_recall.cuh"
 
 namespace {
@@ -130,17 +131,18 @@ template <class E> struct worker {
 
     // ---- norms ---------------------------------------------------------------------------------
 
-    // As norm.cu has them, one warp: if all found them they would take each other's turns. Read
-    // twice rather than kept. Loads are on their way together, for no branch lies between them:
-    // where the row has ended they are of its end, and not counted.
-    __device__ void find_moments() {
-        enum { LOADS = 3, STEP = 128 };
-        static_assert((int)DECODE_WIDEST <= (int)WARP_ROW, "a row is a warp's");
+    // As norm.cu has them, of one warp or of eight: if all found them they would take each other's
+    // turns. Read twice rather than kept. Loads are on their way together, for no branch lies
+    // between them: where the row has ended they are of its end, and not counted.
+    template <int GROUP> __device__ float2 moments_by() const {
+        enum { LOADS = 3, STEP = 128 * GROUP };
         const float *row = x();
         const int C = a.C;
+        float *const sums = &small().norm_sums[0][0];
+        int round = 0;
         const auto each = [&](auto f, float none) {
 #pragma unroll 1
-            for (int c = 4 * lane; c < C; c += LOADS * STEP) {
+            for (int c = 4 * (GROUP == 1 ? lane : tid); c < C; c += LOADS * STEP) {
                 several<4> v[LOADS];
 #pragma unroll
                 for (int i = 0; i < LOADS; i++) v[i] = load<4>(row + least(c + i * STEP, C - 4));
@@ -150,10 +152,24 @@ template <class E> struct worker {
                     for (int e = 0; e < 4; e++) f(c + i * STEP < C ? v[i][e] : none);
             }
         };
-        if (warp == 0) {
-            const float2 m =
-                moments_of(each, row[0], (float)C, a.eps, [](float sum) { return warp_sum(sum); });
-            if (lane == 0) small().moments = m;
+        const auto total = [&](float x) {
+            x = warp_sum(x);
+            if (GROUP == 1) return x;
+            float *const all = sums + round++ * NORM_WARPS;
+            if (lane == 0) all[warp] = x;
+            group_barrier(NORM_MEET, 32 * GROUP);
+            x = all[0];
+#pragma unroll
+            for (int w = 1; w < GROUP; w++) x += all[w];
+            return x;
+        };
+        return moments_of(each, row[0], (float)C, a.eps, total);
+    }
+    __device__ void find_moments() {
+        const bool wide = a.C > WARP_ROW;
+        if (wide ? warp < NORM_WARPS : warp == 0) {
+            const float2 m = wide ? moments_by<NORM_WARPS>() : moments_by<1>();
+            if (tid == 0) small().moments = m;
         }
         meet();
     }
@@ -321,12 +337,27 @@ template <class E> struct worker {
             group_arrive(id, CONSUMERS);
     }
 
+    // This warp's sums of a slice of ffn.value, by list.
+    __device__ void add_listed(int layer, const slice &s, const stretch &k, const uint16_t *list,
+                               int listed, bool wide) const {
+        const int pitch = a.pitch[DM_VALUE];
+        const char *w = (const char *)(a.layers[layer].w[DM_VALUE] + (size_t)k.first * pitch + s.o);
+        float *to = part() + warp * SUM_PITCH;
+        if (wide)
+            add_wanted<true>(to, list, listed, act(), w, 2 * pitch);
+        else
+            add_wanted<false>(to, list, listed, act(), w, 2 * pitch);
+    }
+
     // All slices of a work, whose inputs this warp has. s: the first one.
     __device__ void multiply(int work, int layer, int count, const decode_job &j, const stretch &k,
                              slice s) {
         const int width = j.width;
         const bool wide = width == 32, has = lane < 4; // row 0 of x
+        const bool lists = work == DW_VALUE && a.lists;
         const uint32_t tag = base + 2 * layer + 1;
+        uint16_t *const list = (uint16_t *)(shared + a.list_at + warp * a.list_pitch);
+        const int listed = lists ? list_wanted(list, act(), k.have) : 0;
 #pragma unroll 1
         for (int i = 0; i < count; i++) {
             if (i) s = slice_of(a, shared, j, i);
@@ -334,13 +365,17 @@ template <class E> struct worker {
                 meet();
                 continue;
             }
-            sums sum = {};
-            const char *x = has ? act() + s.plane * row_pitch(k.len) : small().zeros;
-            if (wide)
-                multiply_slice<true>(sum, ring, x, has, k);
-            else
-                multiply_slice<false>(sum, ring, x, has, k);
-            put_sums(sum, wide);
+            if (lists) {
+                add_listed(layer, s, k, list, listed, wide);
+            } else {
+                sums sum = {};
+                const char *x = has ? act() + s.plane * row_pitch(k.len) : small().zeros;
+                if (wide)
+                    multiply_slice<true>(sum, ring, x, has, k);
+                else
+                    multiply_slice<false>(sum, ring, x, has, k);
+                put_sums(sum, wide);
+            }
             meet_for_sums(count > 1 || adds(i));
             if (adds(i)) {
                 const bool in = lane < width;
@@ -450,14 +485,16 @@ void k_decode_lay_out(struct decode_args *a, const int *most_pieces, int most_pl
     a->first_at = carve(most_pieces[DP_RECALL] * N * 4);
     a->room_at = carve((int)sizeof(recall_room));
     a->hidden_at = carve(row_pitch(a->ranks));
+    a->list_pitch = a->lists ? (2 * stretch_of(4 * a->C) + 15) / 16 * 16 : 0;
+    a->list_at = carve(WARPS * a->list_pitch);
     a->slices_at = carve(most_pieces[DP_PROJECT] * (int)sizeof(mixed_slice));
     a->small_at = carve((int)sizeof(decode_small));
     const int left = DECODE_SHARED - at;
     a->slots = left > 0 ? left / DECODE_SLOT : 0;
     if (a->slots > DECODE_SLOTS) a->slots = DECODE_SLOTS;
     const int ring = a->slots * DECODE_SLOT;
-    int *const places[] = {&a->x_at,    &a->act_at,    &a->part_at,   &a->own_at,  &a->first_at,
-                           &a->room_at, &a->hidden_at, &a->slices_at, &a->small_at};
+    int *const places[] = {&a->x_at,    &a->act_at,    &a->part_at, &a->own_at,    &a->first_at,
+                           &a->room_at, &a->hidden_at, &a->list_at, &a->slices_at, &a->small_at};
     for (int *place : places) *place += ring;
     a->shared = ring + at;
 }

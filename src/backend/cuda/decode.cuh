@@ -13,8 +13,10 @@ enum { PIECE = DECODE_SLOT / WARPS, EACH_FILLS = WARPS / FILLING };
 // Slots that are on their way at a time. 64 KB of each of 132 multiprocessors are three times what
 // the memory's 3.3 TB/s want for an answer after 0.8 us: more would gain nothing.
 enum { FLIGHT = 4 };
-// Named barriers: all who compute; two that take turns at sums; the four warps that have a head.
-enum { ALL_MEET = 1, SUMS_MEET, HEAD_MEET = SUMS_MEET + 2 };
+// Named barriers: all who compute; two that take turns at sums; the four warps that have a head;
+// those that have a norm.
+enum { ALL_MEET = 1, SUMS_MEET, HEAD_MEET = SUMS_MEET + 2, NORM_MEET };
+enum { NORM_WARPS = 8 }; // that have a norm of more than WARP_ROW numbers, as in norm.cu
 
 // k of a stretch, as tensor.cu cuts K into them.
 __host__ __device__ static inline int stretch_of(int K) {
@@ -35,6 +37,7 @@ struct decode_small {
     alignas(64) char zeros[64];
     phase_barrier full[DECODE_SLOTS], empty[DECODE_SLOTS];
     float2 moments;
+    float norm_sums[2][NORM_WARPS];
     int slot;
     decode_block block;
 };
@@ -335,7 +338,8 @@ struct filler {
         for (int work = DW_PROJECT;; go_on(work, layer, a.L)) {
             const decode_job &j = a.jobs[work];
             const bool recall = work == DW_RECALL, unwanted = work == DW_LOGITS && !a.logits;
-            const int count = unwanted ? 0 : b.count[j.part], loads = recall ? 2 : 1;
+            const bool listed = work == DW_VALUE && a.lists; // who computes reads it
+            const int count = unwanted || listed ? 0 : b.count[j.part], loads = recall ? 2 : 1;
 #pragma unroll 1
             for (int i = 0; i < loads * count; i++) {
                 const int h = b.first[DP_RECALL] + i / 2; // if there is one

@@ -279,7 +279,7 @@ void k_outer(struct queue *s, const struct outer_list *list);
 
 // ---- decode.c, decode.cu: a token of one sequence in one launch, on Hopper ---------------------
 // Channels, at most: wider models lose against op by op, most of all the widest (decode.cu).
-enum { DECODE_WIDEST = 1024 };
+enum { DECODE_WIDEST = 2048 };
 enum { DECODE_RANKS = 4 }; // LoRAs, in the order of ops.h
 // A layer's matrices: first those that read mixes, in the order in which their outputs are dealt.
 enum decode_matrix {
@@ -357,11 +357,12 @@ struct decode_args {
     int first_slice[DM_MIXED + 1];
     int width[DP_COUNT]; // outputs of a slice, 16 or 32
     int half;            // the state is f16
+    int lists;           // of ffn.value only rows are read that are wanted
     float eps;
     // Shared memory: slots of the ring, and where the rest begins, in bytes; act_pitch: what a warp
     // has of inputs.
-    int slots, x_at, act_at, act_pitch, part_at, own_at, first_at, room_at, hidden_at, slices_at,
-        small_at, shared;
+    int slots, x_at, act_at, act_pitch, part_at, own_at, first_at, room_at, hidden_at, list_at,
+        list_pitch, slices_at, small_at, shared;
     int grid;
 };
 enum { DECODE_SLOT = 16 << 10, DECODE_SLOTS = 12, DECODE_SHARED = 227 << 10 };
