@@ -653,8 +653,10 @@ static void half_states_stay_near(void **unused) {
     assert_true(f32 > 0 && f32 < 1e-3 && bf16 > 0 && bf16 < 1e-2);
 }
 
-int main(void) {
+// NAME, with asterisks: only those tests.
+int main(int argc, char **argv) {
     json_init();
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (!mkdtemp(temp_dir)) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(our_own_fixture_agrees),

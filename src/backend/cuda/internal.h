@@ -16,6 +16,14 @@ struct sums {
     struct part_list list;
 };
 
+// Kernels that no GPU has measured yet; RWKV_CUDA_TRY names those that are used (cuda.c).
+enum {
+    TRY_SLIM = 1,  // products with a short side together in many.cu and outer.cu, at any size
+    TRY_LARGE = 2, // large.cu
+    TRY_ROWS = 4,  // gathered.cu
+    TRY_TOKEN = 8, // decode.cu for up to DECODE_WIDEST channels
+};
+
 struct cuda {
     struct backend base;
     cudaStream_t stream; // behind the queue: flush before anything else goes there
@@ -37,8 +45,9 @@ struct cuda {
     int processors;     // multiprocessors
     bool tiles;         // many.cu, large.cu and decode.cu run here
     bool token;         // a token in one launch: not switched off
-    enum { LARGE_OFF, LARGE_PAYS, LARGE_ALL } large; // which products large.cu does
-    struct mapped { // what kernels of tiles want to know of matrices, by address
+    unsigned tries;     // TRY_…
+    bool large_all;     // large.cu does all that it can
+    struct mapped {     // what kernels of tiles want to know of matrices, by address
         const void *data;
         size_t rows, cols;
         unsigned box;

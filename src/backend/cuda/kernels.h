@@ -226,8 +226,9 @@ struct product_list {
 // Up to SKINNY_ROWS rows, any of n products together; W has so = 1 and rows of whole 16 bytes.
 void k_skinny(struct queue *s, const struct product_list *list);
 // listed.cu: one row that is mostly zero, in an order of its own. Whether it can be done so.
-// clusters: whether the device has them.
-bool k_listed(struct queue *s, const struct product_args *p, bool clusters);
+bool k_listed(struct queue *s, const struct product_args *p);
+// gathered.cu: the same, by clusters, which devices have from 9.0 on.
+bool k_gathered(struct queue *s, const struct product_args *p);
 // Any number of rows and any strides. The same bits as k_skinny gives.
 void k_product(struct queue *s, const struct product_args *p);
 
@@ -278,7 +279,8 @@ struct outer_list {
 void k_outer(struct queue *s, const struct outer_list *list);
 
 // ---- decode.c, decode.cu: a token of one sequence in one launch, on Hopper ---------------------
-// Channels, at most: wider models lose against op by op, most of all the widest (decode.cu).
+// Channels, at most: wider models lose against op by op, most of all the widest (decode.cu). From
+// more than 1,024 on only with RWKV_CUDA_TRY.
 enum { DECODE_WIDEST = 2048 };
 enum { DECODE_RANKS = 4 }; // LoRAs, in the order of ops.h
 // A layer's matrices: first those that read mixes, in the order in which their outputs are dealt.

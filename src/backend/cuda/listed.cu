@@ -2,177 +2,160 @@
 // zero with random weights, nine of ten with trained ones, and at one row a large model is nothing
 // but bytes of weights that are read.
 //
-// A cluster of blocks has WIDTH outputs, each block a stretch of k. It lists the inputs that are
-// not zero and reads their rows, a warp the next one each: 256 or 512 bytes in one piece, 80 KB on
-// their way. Sums go from warp to block to cluster, in that order. Who chooses with a predicate
-// instead (tensor.cu) has as many loads on their way, but most of them of nothing. 4096 × 16384 in
-// bf16 of which 12 % are wanted are 5.6 us at 2.9 TB/s, half of it 23. docs/performance.md has
-// figures.
+// A warp has a stretch of k. It lists those that are not zero, and reads their rows as far as the
+// block's outputs go, all that it has room for at once: who chooses with a predicate instead
+// (tensor.cu) has as many loads on their way, but most of them of nothing. 4096 × 16384 in bf16 of
+// which 12 % are wanted are 5.6 us at 2.9 TB/s, half of it 23. docs/performance.md has figures.
 //
 // Sums are in f32 and in an order of their own, so this is for one row where its bits may differ
 // from those that more rows would give it.
-#include "hopper.cuh"
 #include "vector.cuh"
 
 #include "kernels.h"
 
 namespace {
 
-enum { WARPS = 16, THREADS = 32 * WARPS, LISTED = 4 * THREADS }; // inputs in a list, at most
-enum { LANE = 8, AHEAD = 10 }; // outputs of a lane, 16 bytes; its rows on their way
+enum { STRETCHES = 16, LISTED = 1024, AHEAD = 8, LANE = 8 }; // outputs of a lane, 16 bytes
+enum { EACH_LOAD = 128, LOADS = LISTED / EACH_LOAD };        // of inputs
 
-template <int WIDTH, int CUTS> struct memory {
-    uint32_t list[LISTED]; // the input's place and, as bf16, its value
-    int counts[WARPS];
-    float part[WARPS][WIDTH];
-    float total[CUTS][WIDTH / CUTS]; // what this block finishes, of each of the cluster
-    alignas(16) uint32_t row[AHEAD][THREADS][LANE / 2]; // a thread's own
+// What a warp has in shared memory: some inputs, and which of them are wanted.
+struct stretch {
+    uint2 x[LISTED / 4]; // as bf16
+    uint16_t list[LISTED];
+
+    __device__ float input(uint32_t k) const {
+        const uint2 four = x[k / 4];
+        const uint32_t pair = k & 2 ? four.y : four.x;
+        return k & 1 ? bf16_high(pair) : bf16_low(pair);
+    }
 };
 
-__device__ void copy_16(uint32_t (&to)[4], const uint32_t *from) {
-#ifdef CUDA_EMU
-    std::memcpy(to, from, 16);
-#else
-    const uint4 x = *(const uint4 *)from;
-    to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
-#endif
-}
+template <int WIDTH> struct listed {
+    enum { LANES = WIDTH / LANE, ROWS = 32 / LANES }; // of a row; at once
 
-// Of inputs k to end, at most LISTED, those that are not zero, in order. Returns how many. Little
-// code, which each launch has to fetch again.
-__device__ int make_list(uint32_t *list, int *counts, const float *x, int k, int end) {
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    const int at = 4 * (int)threadIdx.x, here = k + at;
-    const float4 v = here < end ? *(const float4 *)(x + here) : make_float4(0, 0, 0, 0);
-    const uint32_t bits[] = {bf16_bits(v.x), bf16_bits(v.y), bf16_bits(v.z), bf16_bits(v.w)};
-    const unsigned below = (1u << lane) - 1;
-    int n = 0, before = 0, all = 0;
-#pragma unroll
-    for (int e = 0; e < 4; e++) n += (bits[e] & 0x7fff) != 0;
-#pragma unroll
-    for (int b = 0; b < 3; b++) {
-        const unsigned set = __ballot_sync(0xffffffffu, n >> b & 1);
-        before += __popc(set & below) << b;
-        all += __popc(set) << b;
-    }
-    if (!lane) counts[warp] = all;
-    __syncthreads();
-    all = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        if (w < warp) before += counts[w];
-        all += counts[w];
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-        if (bits[e] & 0x7fff) list[before++] = (uint32_t)(at + e) << 16 | bits[e];
-    __syncthreads();
-    return all;
-}
-
-// Adds this thread's eight outputs of the rows in the list that are its warp's, or its part of a
-// warp's: every so many-th. Copies into its own shared memory, so that little code has many on
-// their way, and nobody waits for others.
-template <int LANES, class M>
-__device__ void add_rows(float (&sum)[LANE], M &s, int count, const char *w, uint32_t pitch) {
-    enum { STEP = THREADS / LANES };
-    const int tid = (int)threadIdx.x, first = tid / LANES;
-    const auto ask_row = [&](int i, int slot) {
-        if (i < count) ask_bytes<16>(s.row[slot][tid], w + (uint64_t)(s.list[i] >> 16) * pitch);
-        asked();
-    };
-#pragma unroll 1
-    for (int a = 0; a < AHEAD; a++) ask_row(first + a * STEP, a);
-#pragma unroll 1
-    for (int i = first, slot = 0; i < count; i += STEP) {
-        wait_for_asked<AHEAD - 1>();
-        uint32_t pair[LANE / 2];
-        copy_16(pair, s.row[slot][tid]);
-        const float by = bf16_low(s.list[i]);
-#pragma unroll
-        for (int e = 0; e < LANE / 2; e++) {
-            sum[2 * e] = fmaf(bf16_low(pair[e]), by, sum[2 * e]);
-            sum[2 * e + 1] = fmaf(bf16_high(pair[e]), by, sum[2 * e + 1]);
-        }
-        ask_row(i + AHEAD * STEP, slot);
-        slot = slot + 1 < AHEAD ? slot + 1 : 0;
-    }
-}
-
-template <int WIDTH, int CUTS>
-__global__ void __launch_bounds__(THREADS, 1) multiply_listed(product_args p) {
-    enum { LANES = WIDTH / LANE, MINE = WIDTH / CUTS };
-    SHARED_BYTES(bytes);
-    auto &s = *(memory<WIDTH, CUTS> *)bytes;
-    const int tid = (int)threadIdx.x, warp = tid / 32, lane = tid % 32;
-    const int rank = CUTS > 1 ? cluster_rank() : 0, K = (int)p.K;
-    const int len = (K + CUTS * 4 - 1) / (CUTS * 4) * 4, begin = rank * len;
-    const int end = begin + len < K ? begin + len : K;
-    const size_t o0 = blockIdx.x / CUTS * (size_t)WIDTH, mine = o0 + rank * MINE + tid;
-    if constexpr (CUTS > 1) cluster_barrier(); // all are there to be written to
-    begin_kernel();
-    const float before = tid < MINE && p.add ? p.add[mine] : 0;
+    const product_args &p;
+    const int lane;
+    stretch &here;
     float sum[LANE] = {};
+
+    // Inputs from k on, up to LISTED of them.
+    __device__ void take_inputs(int k, int end) const {
+        float4 x[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            const int at = k + i * EACH_LOAD + 4 * lane;
+            x[i] = at < end ? *(const float4 *)(p.x + at) : make_float4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+            here.x[i * (EACH_LOAD / 4) + lane] =
+                uint2{bf16_pair(x[i].x, x[i].y), bf16_pair(x[i].z, x[i].w)};
+    }
+
+    // How many of them are not zero. Little code, which each launch has to fetch again.
+    __device__ int make_list() const {
+        const unsigned below = (1u << lane) - 1;
+        int count = 0;
 #pragma unroll 1
-    for (int k = begin; k < end; k += LISTED) {
-        const size_t first = (size_t)k * p.w.sk + o0 + lane % LANES * LANE;
-        const int count = make_list(s.list, s.counts, p.x, k, end);
-        add_rows<LANES>(sum, s, count, (const char *)p.w.data + first * 2, (uint32_t)(2 * p.w.sk));
-        __syncthreads(); // the list was read
+        for (int k = 4 * lane; k < LISTED; k += EACH_LOAD) {
+            const uint2 four = here.x[k / 4];
+            const bool wanted[] = {(four.x & 0x7fffu) != 0, (four.x & 0x7fff0000u) != 0,
+                                   (four.y & 0x7fffu) != 0, (four.y & 0x7fff0000u) != 0};
+            const int n = wanted[0] + wanted[1] + wanted[2] + wanted[3];
+            const unsigned ones = __ballot_sync(0xffffffffu, n & 1),
+                           twos = __ballot_sync(0xffffffffu, n & 2),
+                           fours = __ballot_sync(0xffffffffu, n & 4);
+            int at =
+                count + __popc(ones & below) + 2 * __popc(twos & below) + 4 * __popc(fours & below);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                if (wanted[e]) here.list[at] = (uint16_t)(k + e);
+                at += wanted[e];
+            }
+            count += __popc(ones) + 2 * __popc(twos) + 4 * __popc(fours);
+        }
+        __syncwarp();
+        return count;
     }
+
+    // The rows of a list whose numbers begin at k, outputs from o on.
+    __device__ void add_rows(int k, int count, size_t o) {
+        const char *const w = (const char *)p.w.data + ((size_t)k * p.w.sk + o) * 2;
+#pragma unroll 1
+        for (int base = lane / LANES; base < count + lane / LANES; base += ROWS * AHEAD) {
+            uint32_t row[AHEAD][LANE / 2], k_of[AHEAD];
 #pragma unroll
-    for (int d = LANES; d < 32; d *= 2)
+            for (int s = 0; s < AHEAD; s++) {
+                const bool is = base + s * ROWS < count;
+                k_of[s] = here.list[is ? base + s * ROWS : 0];
+                load_once<LANE / 2>(row[s], w + (uint64_t)k_of[s] * (uint32_t)(2 * p.w.sk), is);
+            }
 #pragma unroll
-        for (int e = 0; e < LANE; e++) sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], d);
-    if (lane < LANES)
+            for (int s = 0; s < AHEAD; s++) {
+                const float x = here.input(k_of[s]), by = base + s * ROWS < count ? x : 0;
 #pragma unroll
-        for (int e = 0; e < LANE; e++) s.part[warp][LANE * lane + e] = sum[e];
+                for (int e = 0; e < LANE / 2; e++) {
+                    sum[2 * e] = fmaf(bf16_low(row[s][e]), by, sum[2 * e]);
+                    sum[2 * e + 1] = fmaf(bf16_high(row[s][e]), by, sum[2 * e + 1]);
+                }
+            }
+        }
+        __syncwarp(); // inputs and list were read
+    }
+
+    __device__ void run(int warp, int len, size_t o0) {
+        const int begin = warp * len, K = (int)p.K, end = begin + len < K ? begin + len : K;
+#pragma unroll 1
+        for (int k = begin; k < end; k += LISTED) {
+            take_inputs(k, end);
+            add_rows(k, make_list(), o0 + lane % LANES * LANE);
+        }
+#pragma unroll
+        for (int d = LANES; d < 32; d *= 2)
+#pragma unroll
+            for (int e = 0; e < LANE; e++) sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], d);
+    }
+};
+
+template <int WIDTH>
+__global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(product_args p) {
+    SHARED_BYTES(bytes);
+    stretch *const stretches = (stretch *)bytes;
+    __shared__ float part[STRETCHES][WIDTH];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tid = threadIdx.x;
+    const int len = ((int)p.K + STRETCHES * 4 - 1) / (STRETCHES * 4) * 4;
+    const size_t o0 = blockIdx.x * (size_t)WIDTH;
+    begin_kernel();
+    const float before = tid < WIDTH && p.add ? p.add[o0 + tid] : 0;
+    listed<WIDTH> all = {p, lane, stretches[warp]};
+    all.run(warp, len, o0);
+    if (lane < WIDTH / LANE)
+#pragma unroll
+        for (int e = 0; e < LANE; e++) part[warp][LANE * lane + e] = all.sum[e];
     __syncthreads();
-    if (tid < WIDTH) {
-        float all = 0;
+    if (tid >= WIDTH) return;
+    float sum = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) all += s.part[w][tid];
-        if constexpr (CUTS > 1)
-            store_to_rank(&s.total[rank][tid % MINE], all, tid / MINE);
-        else
-            s.total[0][tid] = all;
-    }
-    if constexpr (CUTS > 1)
-        cluster_barrier();
-    else
-        __syncthreads();
-    if (tid >= MINE) return;
-    float all = 0;
-#pragma unroll
-    for (int r = 0; r < CUTS; r++) all += s.total[r][tid];
-    p.y[mine] = activate(before + all, p.act);
+    for (int s = 0; s < STRETCHES; s++) sum += part[s][tid];
+    p.y[o0 + tid] = activate(before + sum, p.act);
 }
 
-template <int WIDTH, int CUTS> void start_listed(struct queue *s, const product_args &p) {
-    launch_shaped(s, multiply_listed<WIDTH, CUTS>,
-                  {(unsigned)(p.O / WIDTH * CUTS), THREADS, sizeof(memory<WIDTH, CUTS>), CUTS}, p);
+template <int WIDTH> void start_listed(struct queue *s, const product_args &p) {
+    launch_with(s, multiply_listed<WIDTH>, blocks(p.O, WIDTH), STRETCHES * 32,
+                STRETCHES * sizeof(stretch), p);
 }
 
 } // namespace
 
-// Outputs of a cluster.
-#ifdef CUDA_EMU
-enum { WIDE = 64, NARROW = 64, WIDE_FROM = 64 }; // so that small products are done so
-#else
-enum { WIDE = 256, NARROW = 128, WIDE_FROM = 4096 };
-#endif
-
 // Narrow blocks where there are few outputs: all multiprocessors have something to read.
-bool k_listed(struct queue *s, const struct product_args *p, bool clusters) {
+bool k_listed(struct queue *s, const struct product_args *p) {
     const uintptr_t at = (uintptr_t)p->w.data | (uintptr_t)p->x;
     if (p->R != 1 || p->xk != 1 || !p->narrow || p->w.type != T_BF16 || p->w.so != 1 ||
         p->w.sk % LANE || at % 16 || p->K % 4 || p->O % 32)
         return false;
-    if (clusters && p->O >= WIDE_FROM && p->O % WIDE == 0)
-        start_listed<WIDE, 8>(s, *p);
-    else if (clusters && p->O % NARROW == 0)
-        start_listed<NARROW, 8>(s, *p);
+    if (p->O >= 4096)
+        start_listed<32>(s, *p);
     else
-        start_listed<32, 1>(s, *p);
+        start_listed<16>(s, *p);
     return true;
 }

@@ -279,8 +279,9 @@ template <int BN, int GROUPS> void start(struct queue *q, const many_list &list)
 } // namespace
 
 // The smallest tiles of which two a multiprocessor are enough; where k is short, writing is what
-// takes time, and small ones are better for longer. There, and where outputs are few, sums are
-// never what takes time: no tile is larger than two blocks a multiprocessor can have.
+// takes time, and small ones are better for longer. With more rows than that was measured for, sums
+// are never what takes time where k or outputs are few: no tile is larger than two blocks a
+// multiprocessor can have.
 void k_many(struct queue *q, const struct many_list *list) {
     int k = 0, o = 0;
     for (int i = 0; i < list->n; i++) {
@@ -292,7 +293,7 @@ void k_many(struct queue *q, const struct many_list *list) {
         start<64, 1>(q, *list);
     else if (tiles_of(*list, 128, 64) <= enough)
         start<64, 2>(q, *list);
-    else if (k <= SLIM || o <= 128 || tiles_of(*list, 128, 128) <= enough)
+    else if ((list->R > 1024 && (k <= SLIM || o <= 128)) || tiles_of(*list, 128, 128) <= enough)
         start<128, 2>(q, *list);
     else
         start<256, 2>(q, *list);
