@@ -37,7 +37,8 @@ struct norm_lanes {
     float2 w, b, mix, before;
 };
 
-template <class E> struct worker {
+// LISTS: as decode_args has it; who has none has no code for them.
+template <class E, bool LISTS> struct worker {
     // Pairs of columns a lane asks for ahead, and pairs of words that it waits for at a time.
     enum { SETS = 2, DEEP = 2 };
 
@@ -167,7 +168,7 @@ template <class E> struct worker {
         return moments_of(each, row[0], (float)C, a.eps, total);
     }
     __device__ void find_moments() {
-        const bool wide = a.C > WARP_ROW;
+        const bool wide = LISTS && a.C > WARP_ROW;
         if (wide ? warp < NORM_WARPS : warp == 0) {
             const float2 m = wide ? moments_by<NORM_WARPS>() : moments_by<1>();
             if (tid == 0) small().moments = m;
@@ -355,7 +356,7 @@ template <class E> struct worker {
                              slice s) {
         const int width = j.width;
         const bool wide = width == 32, has = lane < 4; // row 0 of x
-        const bool lists = work == DW_VALUE && a.lists;
+        const bool lists = LISTS && work == DW_VALUE;
         const uint32_t tag = base + 2 * layer + 1;
         uint16_t *const list = (uint16_t *)(shared + a.list_at + warp * a.list_pitch);
         const int listed = lists ? list_wanted(list, act(), k.have) : 0;
@@ -426,7 +427,7 @@ template <class E> struct worker {
 
 #endif // HOPPER
 
-template <class E>
+template <class E, bool LISTS>
 __global__ void __launch_bounds__(DECODE_THREADS, 1) decode(const __grid_constant__ decode_args a) {
 #ifdef HOPPER
     begin_kernel();
@@ -451,7 +452,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode(const __grid_constan
         find_mixed_slice(a, shared, i);
     __syncthreads();
     if (threadIdx.x < CONSUMERS)
-        worker<E>(a, shared).run();
+        worker<E, LISTS>(a, shared).run();
     else
         filler(a, shared).run();
 #else
@@ -501,13 +502,16 @@ void k_decode_lay_out(struct decode_args *a, const int *most_pieces, int most_pl
 }
 
 typedef void (*decode_kernel)(decode_args);
-static decode_kernel kernel_of(bool half) {
-    return half ? (decode_kernel)decode<uint16_t> : (decode_kernel)decode<float>;
+template <class E> static decode_kernel kernel_of(bool lists) {
+    return lists ? (decode_kernel)decode<E, true> : (decode_kernel)decode<E, false>;
+}
+static decode_kernel kernel_of(bool half, bool lists) {
+    return half ? kernel_of<uint16_t>(lists) : kernel_of<float>(lists);
 }
 
 void k_decode(struct queue *s, const struct decode_args *a) {
     const launch_shape shape = {(unsigned)a->grid, DECODE_THREADS, (size_t)a->shared, WHOLE_GRID};
-    launch_shaped(s, kernel_of(a->half), shape, *a);
+    launch_shaped(s, kernel_of(a->half, a->lists), shape, *a);
 }
 
 int k_decode_blocks(int device) {
@@ -521,8 +525,8 @@ int k_decode_blocks(int device) {
             cudaSuccess &&
         cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) == cudaSuccess &&
         cooperative && shared >= DECODE_SHARED;
-    for (int half = 0; half < 2 && can; half++) {
-        const void *kernel = (const void *)kernel_of(half);
+    for (int which = 0; which < 4 && can; which++) {
+        const void *kernel = (const void *)kernel_of(which & 1, which & 2);
         int blocks = 0;
         can = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    DECODE_SHARED) == cudaSuccess &&

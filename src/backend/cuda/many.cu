@@ -151,7 +151,8 @@ template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
 
 // What becomes of sums. Held in registers, for stores could be to anywhere; and little code, for
 // every launch has to fetch it again.
-struct output {
+// BACK: what is added may be bf16, or what act gave says its slope.
+template <bool BACK> struct output {
     void *y;
     const void *given; // to be added, or what act gave
     int R, O, act;
@@ -161,14 +162,18 @@ struct output {
         : y(p.y), given(p.h ? p.h : p.add), R(a.R), O(p.O), act(p.act), narrow(p.narrow),
           is_slope(p.h) {}
 
+    template <int N> __device__ several<N> load_given(size_t at) const {
+        if (BACK && narrow) return load<N>((const uint16_t *)given + at);
+        return load<N>((const float *)given + at);
+    }
     template <int N> __device__ void put(size_t at, several<N> x) const {
         if (given) {
-            const several<N> v =
-                narrow ? load<N>((const uint16_t *)given + at) : load<N>((const float *)given + at);
+            const several<N> v = load_given<N>(at);
 #pragma unroll
-            for (int e = 0; e < N; e++) x[e] = is_slope ? x[e] * slope(v[e], act) : v[e] + x[e];
+            for (int e = 0; e < N; e++)
+                x[e] = BACK && is_slope ? x[e] * slope(v[e], act) : v[e] + x[e];
         }
-        if (act != A_NONE && !is_slope)
+        if (act != A_NONE && !(BACK && is_slope))
 #pragma unroll
             for (int e = 0; e < N; e++) x[e] = activate(x[e], act);
         if (narrow)
@@ -179,8 +184,8 @@ struct output {
 };
 
 // The tile in rows, four neighbours a thread.
-template <class S>
-__device__ void finish_rows(const float *tile, const output &out, const tile_of_product &t) {
+template <class S, bool BACK>
+__device__ void finish_rows(const float *tile, const output<BACK> &out, const tile_of_product &t) {
     enum { FOURS = S::BN / 4 };
     const bool fours = out.O % 4 == 0;
 #pragma unroll 1
@@ -191,17 +196,17 @@ __device__ void finish_rows(const float *tile, const output &out, const tile_of_
         const size_t at = (size_t)(t.row + row) * out.O + t.col + col;
         const float4 x = *(const float4 *)from;
         if (fours) {
-            out.put<4>(at, {{x.x, x.y, x.z, x.w}});
+            out.template put<4>(at, {{x.x, x.y, x.z, x.w}});
             continue;
         }
 #pragma unroll 1
-        for (int e = 0; e < left && e < 4; e++) out.put<1>(at + e, {{from[e]}});
+        for (int e = 0; e < left && e < 4; e++) out.template put<1>(at + e, {{from[e]}});
     }
 }
 
 #endif // HOPPER
 
-template <int BN, int GROUPS>
+template <int BN, int GROUPS, bool BACK>
 __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUPS>::BLOCKS))
     multiply_many(const __grid_constant__ many_args a) {
 #ifdef HOPPER
@@ -221,7 +226,7 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUP
         barriers_ready();
     }
     __syncthreads();
-    const output out(a, p);
+    const output<BACK> out(a, p);
     sums<S> mine;
     if (threadIdx.x < S::CONSUMERS) {
         if (p.by_output)
@@ -272,8 +277,10 @@ template <int BN, int GROUPS> void start(struct queue *q, const many_list &list)
     if (a.stages > MOST_STAGES) a.stages = MOST_STAGES;
     const int least = (S::SUMS + S::STAGE - 1) / S::STAGE;
     if (a.stages < least) a.stages = least;
-    launch_with(q, multiply_many<BN, GROUPS>, (unsigned)tiles, S::THREADS,
-                (size_t)a.stages * S::STAGE + BARRIERS, a);
+    bool back = false;
+    for (int i = 0; i < list.n; i++) back |= list.p[i].h || (list.p[i].add && list.p[i].narrow);
+    launch_with(q, back ? multiply_many<BN, GROUPS, true> : multiply_many<BN, GROUPS, false>,
+                (unsigned)tiles, S::THREADS, (size_t)a.stages * S::STAGE + BARRIERS, a);
 }
 
 } // namespace
