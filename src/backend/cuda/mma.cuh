@@ -46,6 +46,8 @@ template <int ROWS, int COLS, bool IN_TWO = true> struct tile {
     alignas(16) uint32_t hi[words_of_rows<COLS>(ROWS)], lo[words_of_rows<COLS>(ROWS)];
 
     __device__ static int at(int row, int col) { return word_at<COLS>(row, col); }
+    __device__ const uint32_t *high(int row, int col) const { return &hi[at(row, col)]; }
+    __device__ const uint32_t *low(int row, int col) const { return &lo[at(row, col)]; }
     // The numbers at (row, col) and (row, col + 1); col is even.
     __device__ void put(int row, int col, float x, float y) {
         split(x, y, hi[at(row, col)], lo[at(row, col)]);
@@ -60,6 +62,7 @@ template <int ROWS, int COLS> struct tile<ROWS, COLS, false> {
     alignas(16) uint32_t hi[words_of_rows<COLS>(ROWS)];
 
     __device__ static int at(int row, int col) { return word_at<COLS>(row, col); }
+    __device__ const uint32_t *high(int row, int col) const { return &hi[at(row, col)]; }
 };
 
 // ---- the instructions --------------------------------------------------------------------------
@@ -138,6 +141,15 @@ __device__ static inline void store_matrices(uint32_t *row, const uint32_t (&fro
     __syncwarp();
     for (int m = 0; m < 4; m++) all[warp][8 * m + g][q] = from[m];
     __syncwarp();
+#elif __CUDA_ARCH__ < 900
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int m = 0; m < 4; m++)
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(__shfl_sync(0xffffffffu, at, 8 * m + g) +
+                                                     4 * q),
+                     "r"(from[m])
+                     : "memory");
 #else
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                      (uint32_t)__cvta_generic_to_shared(row)),
@@ -155,8 +167,8 @@ __device__ static inline frag_of<T::in_two> load_quarters(const T &t, int row, i
     row += (lane & 7) + 8 * (ACROSS ? m >> 1 : m & 1);
     col += 8 * (ACROSS ? m & 1 : m >> 1);
     frag_of<T::in_two> f;
-    load_matrices<TRANSPOSED>(f.hi, &t.hi[t.at(row, col)]);
-    if constexpr (T::in_two) load_matrices<TRANSPOSED>(f.lo, &t.lo[t.at(row, col)]);
+    load_matrices<TRANSPOSED>(f.hi, t.high(row, col));
+    if constexpr (T::in_two) load_matrices<TRANSPOSED>(f.lo, t.low(row, col));
     return f;
 }
 
@@ -195,13 +207,10 @@ __device__ static inline frag a_of_sum(const float (&d)[2][4]) {
 
 // To a tile, as the rows and columns of A from (row, col) on.
 template <class T> __device__ static inline void store_a(T &t, int row, int col, const frag &f) {
-    const int lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int at = t.at(row + g + 8 * (i & 1), col + 8 * (i >> 1) + 2 * q);
-        t.hi[at] = f.hi[i];
-        t.lo[at] = f.lo[i];
-    }
+    const int lane = (int)(threadIdx.x & 31);
+    const int at = t.at(row + (lane & 15), col + 8 * (lane >> 4));
+    store_matrices(&t.hi[at], f.hi);
+    store_matrices(&t.lo[at], f.lo);
 }
 
 __device__ static inline void add(float (&d)[2][4], const float (&x)[2][4]) {

@@ -186,11 +186,13 @@ __device__ inline void put(tile<T, N> &to, int t, int col, float2 x) {
 
 // What lies above the diagonal, or on it too if `strict`, is dropped: it need not be finite.
 __device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool strict) {
+    float kept[2][4];
     each_of_sum([&](int n, int half, int row, int col) {
         const int most = row - strict;
-        to.put(row, col, col <= most ? d[n][2 * half] : 0,
-               col + 1 <= most ? d[n][2 * half + 1] : 0);
+        kept[n][2 * half] = col <= most ? d[n][2 * half] : 0;
+        kept[n][2 * half + 1] = col + 1 <= most ? d[n][2 * half + 1] : 0;
     });
+    store_a(to, 0, 0, a_of_sum(kept));
 }
 
 // left · rightᵀ as far as tokens see each other.

@@ -12,9 +12,10 @@
 // Matrices read from shared memory take half of its turns, which is why a warp has 32 rows or
 // columns of whatever it makes. Who only gives arrives and goes on.
 //
-// 16×512 tokens of 12 heads in bf16 take an H100 277 to 294 µs (`rwkv bench kernels`); counted were
-// 200, of which memory takes 106. Fewer instructions in each way have been slower every time
-// (docs/performance.md).
+// 16×512 tokens of 12 heads in bf16 take an H100 232 to 235 µs (`rwkv bench kernels`), of which
+// memory takes 106. What bounds it is how fast instructions are fetched: four ways go through code
+// of their own once a chunk. So what only addresses differ in is a loop in the code too, and what
+// all do is there once (docs/performance.md).
 #include "wkv7_chunk_bwd.cuh"
 
 namespace {
@@ -78,7 +79,7 @@ template <class E, bool NEAR>
 __device__ void go_chain(wide_rows &G, memory<E, NEAR> &s, const wkv7_args &a, int row0, int turn,
                          ahead next) {
     wide_sum du = {}, g = {};
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < N; j += 16) {
         const frag b = b_of_turned(s.b, 0, j);
         multiply(du[0], a_of(s.dstate, row0, j), b, du[1], a_of(s.dstate, row0 + 16, j), b);
@@ -124,7 +125,7 @@ __device__ void go_values(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int
     const auto &v = v_of(s, turn);
     const auto &dy = dy_of(s, turn);
     wide_sum x = {}, u = {}, dv = {};
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < N; j += 16) {
         const frag xa = b_of_turned(s.a, 0, j);
         multiply(x[0], a_of(s.state, row0, j), xa, x[1], a_of(s.state, row0 + 16, j), xa);
@@ -149,7 +150,7 @@ __device__ void go_values(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int
         ask_mine(s.once[ONE_DV], (const E *)a.du + U_V * a.R * a.C, a, at, row0);
         asked();
     }
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < N; j += 16) {
         const frag k = a_of(s.k, 0, j);
         multiply(dv[0], k, b_of_turned(s.dstate, row0, j), dv[1], k,
@@ -165,10 +166,11 @@ __device__ void go_values(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int
     const auto result = result_of(s, a, at, turn, U_V);
     each_pair<raw_pair<E>> was;
     load_wide(was, result, row0);
-    each_of_wide(row0, [&](int m, int n, int half, int i, int) {
+    each_of_wide(row0, [&](int m, int n, int half, int, int) {
         const float2 x = was[m][n][half].wide();
-        put_at(result, i, x.x + dv[m][n][2 * half], x.y + dv[m][n][2 * half + 1]);
+        set_raw(was[m][n][half], x.x + dv[m][n][2 * half], x.y + dv[m][n][2 * half + 1]);
     });
+    store_wide(result, was, row0);
     if constexpr (NEAR)
         if (next.chunk) ask_rows(s.rows[turn ^ 1], a, next.at);
     if (next.beyond) bring_near<E>(a, next.at - (size_t)T * a.C, next.beyond);
@@ -180,13 +182,13 @@ __device__ void go_values(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int
 template <class E, bool NEAR>
 __device__ void read_state(wide_sum &dr, memory<E, NEAR> &s, int col0, int turn) {
     wide_sum edge = {};
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < N; i += 16) {
         const auto dy = a_of(dy_of(s, turn), 0, i);
         const frag state[] = {b_of(s.state, i, col0), b_of(s.state, i, col0 + 16)};
         multiply(dr[0], dy, state[0], dr[1], dy, state[1]);
-        multiply(edge[0], turned(state[0]), b_of(s.dstate, i, col0), edge[1], turned(state[1]),
-                 b_of(s.dstate, i, col0 + 16));
+        multiply(edge[0], a_of_turned(s.state, i, col0), b_of(s.dstate, i, col0), edge[1],
+                 a_of_turned(s.state, i, col0 + 16), b_of(s.dstate, i, col0 + 16));
     }
     const int lane = (int)(threadIdx.x % WARP), g = lane >> 2;
 #pragma unroll
@@ -221,15 +223,16 @@ __device__ void put_decay_gradient(memory<E, NEAR> &s, const wkv7_args &a, size_
             for (int i = 0; i < 2; i++)
                 edge[m][n][i] =
                     pair_at(&s.edge[i][col0 + 16 * m + 8 * n + 2 * (int)(threadIdx.x & 3)]);
-    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+    each_of_wide(col0, [&](int m, int n, int half, int, int) {
         const float2 x = w[m][n][half].wide(), state = edge[m][n][0], keys = edge[m][n][1];
         const int e = 2 * half;
         float2 slope;
         quick_sigmoid(x.x, &slope.x);
         quick_sigmoid(x.y, &slope.y);
-        put_at(result, i, -c0 * slope.x * (sum[m][n][e] - own[m][n][e] + (state.x + keys.x)),
-               -c0 * slope.y * (sum[m][n][e + 1] - own[m][n][e + 1] + (state.y + keys.y)));
+        set_raw(w[m][n][half], -c0 * slope.x * (sum[m][n][e] - own[m][n][e] + (state.x + keys.x)),
+                -c0 * slope.y * (sum[m][n][e + 1] - own[m][n][e + 1] + (state.y + keys.y)));
     });
+    store_wide(result, w, col0);
 }
 
 template <class E, bool NEAR>
@@ -247,7 +250,7 @@ __device__ void go_reads(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int 
     read_state(dr, s, col0, turn);
     group_arrive(DSTATE, 4 * PAIR);
     group_barrier(GAMMA_READS, 2 * PAIR);
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < N; i += 16) {
         const frag gamma = a_of_turned(s.g, i, 0); // reading the state again beats spilling it
         multiply(da[0], gamma, b_of(s.state, i, col0), da[1], gamma, b_of(s.state, i, col0 + 16));
@@ -278,28 +281,32 @@ __device__ void go_reads(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int 
         before[m][n][half] = shrink_before(s.shrink[turn], previous);
         after[m][n][half] = pair_at(s.shrink[turn] + i);
     });
-    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+    each_of_wide(col0, [&](int m, int n, int half, int, int) {
         float *const pr = &dr[m][n][2 * half], *const pa = &da[m][n][2 * half];
         const float2 old = was[m][n][half].wide(), xr = r[m][n][half].wide(),
                      xa = x[m][n][half].wide();
         const float2 gr = times(make_float2(pr[0], pr[1]), after[m][n][half]);
         const float2 ga = times(make_float2(pa[0], pa[1]), before[m][n][half]);
-        put_at(dr_result, i, old.x + gr.x, old.y + gr.y);
-        put_at(da_result, i, ga.x, ga.y);
+        set_raw(was[m][n][half], old.x + gr.x, old.y + gr.y);
+        set_raw(x[m][n][half], ga.x, ga.y);
         pa[0] = xa.x * ga.x, pa[1] = xa.y * ga.y;
         pr[0] = fmaf(xr.x, gr.x, pa[0]), pr[1] = fmaf(xr.y, gr.y, pa[1]);
     });
+    store_wide(dr_result, was, col0);
+    store_wide(da_result, x, col0);
     group_barrier(ALONG, 3 * PAIR); // nobody reads r̂ any more: what is summed up takes its place
     each_pair<float2> less;
     each_of_wide(col0, [&](int m, int n, int half, int i, int) {
         less[m][n][half] = pair_at(along_of(s) + i);
     });
 #pragma unroll
-    for (int m = 0; m < WIDE; m++)
-        each_of_sum([&](int n, int half, int t, int col) {
+    for (int m = 0; m < WIDE; m++) {
+        each_of_sum([&](int n, int half, int, int) {
             const float2 x = less[m][n][half];
-            s.r.put(t, col0 + 16 * m + col, dr[m][n][2 * half] - x.x, dr[m][n][2 * half + 1] - x.y);
+            dr[m][n][2 * half] -= x.x, dr[m][n][2 * half + 1] -= x.y;
         });
+        store_a(s.r, 0, col0 + 16 * m, a_of_sum(dr[m]));
+    }
     __syncwarp();
     wide_sum sum = {};
     multiply(sum[0], behind(), b_of(s.r, 0, col0), sum[1], behind(), b_of(s.r, 0, col0 + 16));
@@ -361,7 +368,7 @@ __device__ void go_keys(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int c
     __syncthreads();
     wide_sum db = {}, dk = {};
     group_barrier(U_KEYS, 2 * PAIR);
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < N; i += 16) {
         const frag u = a_of_turned(s.u, i, 0);
         const auto v = a_of(v_of(s, turn), 0, i);
@@ -397,11 +404,15 @@ __device__ void go_keys(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int c
     const auto dk_result = result_of(s, a, at, turn, U_K),
                db_result = result_of(s, a, at, turn, U_B);
     load_wide(was, dk_result, col0);
-    each_of_wide(col0, [&](int m, int n, int half, int i, int) {
+    each_of_wide(col0, [&](int m, int n, int half, int, int) {
         const float2 old = was[m][n][half].wide();
-        put_at(dk_result, i, old.x + dk[m][n][2 * half], old.y + dk[m][n][2 * half + 1]);
-        put_at(db_result, i, db[m][n][2 * half], db[m][n][2 * half + 1]);
+        set_raw(was[m][n][half], old.x + dk[m][n][2 * half], old.y + dk[m][n][2 * half + 1]);
     });
+    store_wide(dk_result, was, col0);
+    each_of_wide(col0, [&](int m, int n, int half, int, int) {
+        set_raw(was[m][n][half], db[m][n][2 * half], db[m][n][2 * half + 1]);
+    });
+    store_wide(db_result, was, col0);
     group_barrier(STATE, 2 * PAIR); // nor has the inverse been wanted since Γ and U are there
     if (next.chunk) ask_kept(s, a, next.at, next.chunk);
     asked();
@@ -409,9 +420,21 @@ __device__ void go_keys(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int c
 
 // ---- a head of a span --------------------------------------------------------------------------
 
+// What all do between one chunk and the next, in one place for those ways that keep nothing
+// meanwhile.
+template <class E>
+__device__ __attribute__((noinline)) void turn_over(memory<E, true> &s, const places_out<E> out,
+                                                    size_t at, int turn, bool first) {
+    wait_for_asked<0>();
+    __syncthreads(); // everybody is done with the chunk before, and this one is there
+    if (!first) put_out(s, out, at, turn ^ 1);
+    prepare(s, {}, 0, turn);
+    __syncthreads();
+}
+
 // Chunks from last to first: all prepare them, then a pair of warps goes its way. Each has a loop
-// of its own: what it keeps in registers is no concern of the others.
-template <class E, bool NEAR, class F>
+// of its own: what it KEEPS in registers is no concern of the others.
+template <bool KEEPS, class E, bool NEAR, class F>
 __device__ void each_chunk(memory<E, NEAR> &s, const wkv7_args &a, const place &p, int first,
                            int last, const F &go) {
     const size_t step = (size_t)T * a.C;
@@ -421,17 +444,21 @@ __device__ void each_chunk(memory<E, NEAR> &s, const wkv7_args &a, const place &
         const ahead next = {at - step, c > first ? state - p.chunk_step : nullptr,
                             c > first + 1 ? state - 2 * p.chunk_step : nullptr};
         const int turn = c & 1;
-        wait_for_asked<0>();
-        __syncthreads(); // everybody is done with the chunk before, and this one is there
-        if constexpr (NEAR)
-            if (c < last) put_out(s, a, at + step, turn ^ 1);
-        prepare(s, a, at, turn);
-        __syncthreads();
+        if constexpr (NEAR && !KEEPS) {
+            turn_over(s, places_of<E>(a), at + step, turn, c == last);
+        } else {
+            wait_for_asked<0>();
+            __syncthreads();
+            if constexpr (NEAR)
+                if (c < last) put_out(s, places_of<E>(a), at + step, turn ^ 1);
+            prepare(s, a, at, turn);
+            __syncthreads();
+        }
         go(at, turn, next);
     }
     if constexpr (NEAR) {
         __syncthreads();
-        put_out(s, a, p.at + first * step, first & 1);
+        put_out(s, places_of<E>(a), p.at + first * step, first & 1);
     }
 }
 
@@ -454,8 +481,9 @@ __device__ void follow_chain(memory<E, NEAR> &s, const wkv7_args &a, const place
             each_of_rows(G[m], row0 + 16 * m, [&](float &x, int at) { x = from[at]; });
     group_barrier(DECAYS, PAIR);
     scale(G, s, s.shrink[last & 1], row0);
-    each_chunk(s, a, p, first, last,
-               [&](size_t, int turn, const ahead &next) { go_chain(G, s, a, row0, turn, next); });
+    each_chunk<true>(s, a, p, first, last, [&](size_t, int turn, const ahead &next) {
+        go_chain(G, s, a, row0, turn, next);
+    });
     if (to)
 #pragma unroll
         for (int m = 0; m < WIDE; m++)
@@ -491,16 +519,17 @@ __global__ void __launch_bounds__(ALL, (blocks<E, NEAR>()))
         if constexpr (NEAR) ask_rows(s.rows[last & 1], a, end);
         asked();
         if (last > first) bring_near<E>(a, end - step, p.chunks + (last - 1) * p.chunk_step);
-        each_chunk(s, a, p, first, last, [&](size_t at, int turn, const ahead &next) {
+        each_chunk<false>(s, a, p, first, last, [&](size_t at, int turn, const ahead &next) {
             go_values(s, a, at, mine, turn, next);
         });
     } else if (way == READS) {
-        each_chunk(s, a, p, first, last,
-                   [&](size_t at, int turn, const ahead &) { go_reads(s, a, at, mine, turn); });
+        each_chunk<false>(s, a, p, first, last, [&](size_t at, int turn, const ahead &) {
+            go_reads(s, a, at, mine, turn);
+        });
     } else {
         ask_kept(s, a, p.at + (size_t)last * T * a.C, p.chunks + last * p.chunk_step);
         asked();
-        each_chunk(s, a, p, first, last, [&](size_t at, int turn, const ahead &next) {
+        each_chunk<false>(s, a, p, first, last, [&](size_t at, int turn, const ahead &next) {
             go_keys(s, a, at, mine, turn, next);
         });
     }

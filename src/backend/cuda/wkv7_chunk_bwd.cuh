@@ -32,10 +32,27 @@ template <class E, bool NEAR> struct near_rows {
 };
 template <class E> struct near_rows<E, false> {};
 
+// A state as forward keeps it (KEPT_STEP): it is copied as it lies.
+struct kept_state {
+    static constexpr bool in_two = true;
+    alignas(16) uint32_t word[N * N];
+
+    __device__ static int at(int row, int col) {
+        const int quarter = (row >> 3 & 1) + 2 * (col >> 3 & 1);
+        return ((row >> 4) * STEPS + (col >> 4)) * KEPT_STEP + quarter * KEPT_MATRIX +
+               (row & 7) * 4 + (col >> 1 & 3);
+    }
+    __device__ const uint32_t *high(int row, int col) const { return &word[at(row, col)]; }
+    __device__ const uint32_t *low(int row, int col) const {
+        return &word[at(row, col) + 4 * KEPT_MATRIX];
+    }
+};
+
 template <class E, bool NEAR> struct memory : wide_values<E, NEAR>, near_rows<E, NEAR> {
     tile<T, N> r, a, b, k;                       // r̂ = r e^A …, as in forward
     tile<T, T> ak, rk, rb, solve, dab, dak, drk; // drb takes the place of rb
-    tile<N, N> state, dstate; // S at the chunk's begin; S' at its end times decay; rows × columns
+    kept_state state;                            // at the chunk's begin; rows × columns, like
+    tile<N, N> dstate;                           // S' at its end times decay
     tile<N, T> u, g;        // Uᵀ and Γᵀ; when gradients of triangles are there, along for Uᵀ
     float edge[2][N];       // what of dω comes from beyond the chunk
     float shrink[2][T * N]; // e^A of each token; for this chunk and for the next one
@@ -78,11 +95,17 @@ template <class E> __device__ raw_pair<E> raw_of(const E *rows, int i) {
 template <class E> __device__ raw_pair<E> raw_of(far_rows<E> rows, int i) {
     return raw_at<E>(rows.at(i), 0);
 }
-template <class E> __device__ void put_at(E *rows, int i, float x, float y) {
-    put_pair(rows + i, x, y);
+template <class E> __device__ void put_raw_at(E *rows, int i, raw_pair<E> x) {
+    *(raw_pair<E> *)(rows + i) = x;
 }
-template <class E> __device__ void put_at(far_rows<E> rows, int i, float x, float y) {
-    put_pair(rows.at(i), x, y);
+template <class E> __device__ void put_raw_at(far_rows<E> rows, int i, raw_pair<E> x) {
+    *(raw_pair<E> *)rows.at(i) = x;
+}
+__device__ inline void set_raw(raw_pair<float> &p, float x, float y) {
+    p.bits = make_float2(x, y);
+}
+__device__ inline void set_raw(raw_pair<uint16_t> &p, float x, float y) {
+    p.bits = bf16_pair(x, y);
 }
 
 // b̂ ⊙ db̂ + k̂ ⊙ dk̂ in place of Uᵀ.
@@ -137,12 +160,10 @@ template <class E, bool NEAR>
 __device__ inline void ask_kept(memory<E, NEAR> &s, const wkv7_args &a, size_t at,
                                 const float *chunk) {
     const int tid = now((int)threadIdx.x % PAIR);
+    uint32_t *const to = s.state.word + 4 * tid;
+    chunk += 4 * tid;
 #pragma unroll
-    for (int i = 0; i < N * N / 4; i += PAIR) {
-        const int e = i + tid, m = e / 8, step = m / 8 % STEPS, block = m / (8 * STEPS);
-        const int row = 16 * block + 8 * (m & 1) + e % 8, col = 16 * step + 8 * (m >> 1 & 1);
-        ask_bytes<16>(&(m & 4 ? s.state.lo : s.state.hi)[word_at<N>(row, col)], chunk + 4 * e);
-    }
+    for (int i = 0; i < N * N; i += 4 * PAIR) ask_bytes<16>(to + i, chunk + i);
     if (tid < WARP)
         each_of_inverse(tid, a.C, [&](bool low, int word, size_t from) {
             ask_bytes<16>(&(low ? s.solve.lo : s.solve.hi)[word], a.saved + at + from);
@@ -214,24 +235,34 @@ __device__ auto result_of(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int
         return far_rows<E>{(v == DR ? (E *)a.dr : (E *)a.du + v * a.R * a.C) + at, a.C};
 }
 
+// Where gradients go: planes of du, and dr.
+template <class E> struct places_out {
+    E *du, *dr;
+    size_t plane;
+    uint32_t C;
+};
+template <class E> __device__ places_out<E> places_of(const wkv7_args &a) {
+    return {(E *)a.du, (E *)a.dr, a.R * a.C, (uint32_t)a.C};
+}
+
 // A row of the gradients after the other, by all threads: as many tensors at once as these make
 // rows of.
 template <class E>
-__device__ inline void put_out(memory<E, true> &s, const wkv7_args &a, size_t at, int turn) {
+__device__ inline void put_out(memory<E, true> &s, const places_out<E> &a, size_t at, int turn) {
     enum { PIECES = N / piece<E>, ONCE = ALL / (T * PIECES) };
     static_assert(ONCE == 1 || ONCE == 2, "f32 or bf16");
-    const int e = now((int)threadIdx.x % (T * PIECES)), t = e / PIECES, col = e % PIECES * piece<E>;
+    const uint32_t e = now(threadIdx.x % (T * PIECES)), t = e / PIECES, col = e % PIECES * piece<E>;
     const bool second = threadIdx.x >= T * PIECES;
-    const size_t to = at + (size_t)t * a.C + col, plane = a.R * a.C;
+    const size_t to = at + t * a.C + col;
 #pragma unroll
     for (int v = 0; v <= DR; v += ONCE) {
         const E *from = near_result(s, turn, v);
-        E *base = v < DR ? (E *)a.du + v * plane : (E *)a.dr;
+        E *base = v < DR ? a.du + v * a.plane : a.dr;
         if (second) {
             from = near_result(s, turn, v + 1);
-            base = v + 1 < DR ? (E *)a.du + (v + 1) * plane : (E *)a.dr;
+            base = v + 1 < DR ? a.du + (v + 1) * a.plane : a.dr;
         }
-        copy_piece(base + to, from + spread(t, col));
+        copy_piece(base + to, from + spread((int)t, (int)col));
     }
 }
 
@@ -252,19 +283,20 @@ __device__ raw_pair<E> value_of(memory<E, NEAR> &s, const wkv7_args &a, size_t a
         return raw_of(far_rows<E>{input_at<E>(a, at, n), a.C}, i);
 }
 
-// A warp's eight columns: a lane has two of them, of tokens g and g + 8.
+// A warp's eight columns: a lane has two of them, of tokens g and g + 8. a: not for NEAR.
 template <class E, bool NEAR>
 __device__ void prepare(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int turn) {
     constexpr bool copies = splits<E> || !NEAR;
     const int lane = now((int)threadIdx.x % WARP), g = lane >> 2;
-    const int col = 8 * (int)(threadIdx.x / WARP) + 2 * (lane & 3);
+    const int col0 = 8 * (int)(threadIdx.x / WARP), col = col0 + 2 * (lane & 3);
     raw_pair<E> x[2][X_W], v[2], dy[2];
     float2 before[2], after[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int t = g + 8 * half, i = spread(t, col);
+        if constexpr (copies)
 #pragma unroll
-        for (int n = 0; n < X_W; n++) x[half][n] = raw_of(input_of(s, a, at, turn, n), i);
+            for (int n = 0; n < X_W; n++) x[half][n] = raw_of(input_of(s, a, at, turn, n), i);
         before[half] = shrink_before(s.shrink[turn], t ? spread(t - 1, col) : -1);
         after[half] = pair_at(s.shrink[turn] + i);
         if constexpr (copies) {
@@ -272,18 +304,39 @@ __device__ void prepare(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int t
             dy[half] = value_of(s, a, at, turn, X_DY, i);
         }
     }
+    if constexpr (!copies) {
+        const int piece = spread(lane & 15, col0);
+#pragma unroll
+        for (int n = 0; n < X_W; n += 2) { // two tensors at once
+            uint32_t word[4];
+            load_matrices<false>(word, (const uint32_t *)(s.rows[turn].x[n + (lane >> 4)] + piece));
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i & 1][n + (i >> 1)].bits = word[i];
+        }
+    }
+    float2 y[X_W][2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int t = g + 8 * half;
         const float2 grow = reciprocal(after[half]);
-        put(s.r, t, col, times(x[half][X_R].wide(), after[half]));
-        put(s.a, t, col, times(x[half][X_A].wide(), before[half]));
-        put(s.b, t, col, times(x[half][X_B].wide(), grow));
-        put(s.k, t, col, times(x[half][X_K].wide(), grow));
+        y[X_R][half] = times(x[half][X_R].wide(), after[half]);
+        y[X_A][half] = times(x[half][X_A].wide(), before[half]);
+        y[X_B][half] = times(x[half][X_B].wide(), grow);
+        y[X_K][half] = times(x[half][X_K].wide(), grow);
         if constexpr (copies) {
-            put_raw(s.v, t, col, v[half]);
-            put_raw(s.dy, t, col, dy[half]);
+            put_raw(s.v, g + 8 * half, col, v[half]);
+            put_raw(s.dy, g + 8 * half, col, dy[half]);
         }
+    }
+    tile<T, N> *const to[] = {&s.a, &s.b, &s.r, &s.k};
+    static_assert(X_A == 0 && X_B == 1 && X_R == 2 && X_K == 3 && X_W == 4, "as they are listed");
+    const int at16 = word_at<N>(lane & 15, col0);
+#pragma unroll
+    for (int n = 0; n < X_W; n++) {
+        uint32_t word[4]; // both halves' high parts, then their low ones
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            split(y[n][half].x, y[n][half].y, word[half], word[2 + half]);
+        store_matrices((lane >> 4 ? to[n]->lo : to[n]->hi) + at16, word);
     }
 }
 
@@ -292,7 +345,7 @@ template <class A, class V>
 __device__ inline void triangle_gradients(tile<T, T> &with_u, tile<T, T> &with_v, const A &left,
                                           const tile<N, T> &u, const V &v, bool strict) {
     float du[2][4] = {}, dv[2][4] = {};
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < N; i += 16) {
         const auto x = left(i);
         multiply(du, x, b_of(u, i, 0), dv, x, b_of_turned(v, 0, i));
@@ -326,6 +379,40 @@ template <class E, class R>
 __device__ void load_wide(each_pair<raw_pair<E>> &to, const R &from, int col0) {
     each_of_wide(col0,
                  [&](int m, int n, int half, int i, int) { to[m][n][half] = raw_of(from, i); });
+}
+template <class E, class R>
+__device__ void store_wide(const R &to, const each_pair<raw_pair<E>> &from, int col0) {
+    each_of_wide(col0,
+                 [&](int m, int n, int half, int i, int) { put_raw_at(to, i, from[m][n][half]); });
+}
+
+// Of bf16 in shared memory eight columns are a piece, and eight rows of those are what lanes
+// exchange at once.
+__device__ inline int piece_of_lane(int col0) {
+    const int lane = now((int)threadIdx.x % WARP);
+    return spread(lane & 15, col0 + 8 * (lane >> 4));
+}
+__device__ inline void load_wide(each_pair<raw_pair<uint16_t>> &to, const uint16_t *from,
+                                 int col0) {
+    const int at = piece_of_lane(col0);
+#pragma unroll
+    for (int m = 0; m < WIDE; m++) {
+        uint32_t word[4];
+        load_matrices<false>(word, (const uint32_t *)(from + (at ^ 16 * m)));
+#pragma unroll
+        for (int i = 0; i < 4; i++) to[m][i >> 1][i & 1].bits = word[i];
+    }
+}
+__device__ inline void store_wide(uint16_t *to, const each_pair<raw_pair<uint16_t>> &from,
+                                  int col0) {
+    const int at = piece_of_lane(col0);
+#pragma unroll
+    for (int m = 0; m < WIDE; m++) {
+        uint32_t word[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) word[i] = from[m][i >> 1][i & 1].bits;
+        store_matrices((uint32_t *)(to + (at ^ 16 * m)), word);
+    }
 }
 
 } // namespace
