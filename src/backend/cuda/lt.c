@@ -198,6 +198,8 @@ static bool ask(struct lt *lt, struct plan *p) {
     const struct functions *f = &lt->f;
     const int32_t turn[] = {CUBLAS_OP_N, CUBLAS_OP_T};
     const size_t workspace = WORKSPACE;
+    // Where k is cut, the parts stay f32 until they are added up: not as the result is stored.
+    const uint32_t parts = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     cublasLtMatmulPreference_t wish = NULL;
     cublasLtMatmulHeuristicResult_t found;
     int n = 0;
@@ -212,6 +214,7 @@ static bool ask(struct lt *lt, struct plan *p) {
         const void *value;
         size_t size;
     } wishes[] = {{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+                  {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &parts, sizeof parts},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &s->align_a, 4},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &s->align_b, 4},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &s->align_c, 4},
