@@ -117,6 +117,7 @@ static int pieces_of(const struct decode_args *a, enum decode_part part, int wid
 static int width_of(const struct decode_args *a, enum decode_part part) {
     const int wide = slices(pieces_of(a, part, 32), a->grid) * 32,
               narrow = slices(pieces_of(a, part, 16), a->grid) * 16;
+    if (part == DP_STREAM && a->lists) return 16; // as listed.cu has it
     return part != DP_LOGITS && 4 * narrow <= 3 * wide ? 16 : 32;
 }
 
@@ -319,8 +320,8 @@ int cuda_decoder_create(struct decoder **out, struct backend *be, const struct d
     int rc = 0;
     struct cuda_decoder *d = mem_zero(1, sizeof *d);
     d->base.be = be;
+    d->args.lists = c->lt && (p->H * HEAD > DENSE || !c->listed_from);
     describe_model(d, p, stride, blocks);
-    d->args.lists = d->args.C > DENSE || !c->listed_from;
     d->blocks = mem_zero((size_t)d->args.grid, sizeof *d->blocks);
     if (!deal_all(d)) goto out;
     k_decode_lay_out(&d->args, d->most, d->planes);

@@ -341,14 +341,10 @@ template <class E, bool LISTS> struct worker {
 
     // This warp's sums of a slice of ffn.value, by list.
     __device__ void add_listed(int layer, const slice &s, const stretch &k, const uint16_t *list,
-                               int listed, bool wide) const {
+                               int listed) const {
         const int pitch = a.pitch[DM_VALUE];
         const char *w = (const char *)(a.layers[layer].w[DM_VALUE] + (size_t)k.first * pitch + s.o);
-        float *to = part() + warp * SUM_PITCH;
-        if (wide)
-            add_wanted<true>(to, list, listed, act(), w, 2 * pitch);
-        else
-            add_wanted<false>(to, list, listed, act(), w, 2 * pitch);
+        add_wanted(part() + warp * SUM_PITCH, list, listed, act(), w, 2 * pitch);
     }
 
     // All slices of a work, whose inputs this warp has. s: the first one.
@@ -368,7 +364,7 @@ template <class E, bool LISTS> struct worker {
                 continue;
             }
             if (lists) {
-                add_listed(layer, s, k, list, listed, wide);
+                add_listed(layer, s, k, list, listed);
             } else {
                 sums sum = {};
                 const char *x = has ? act() + s.plane * row_pitch(k.len) : small().zeros;

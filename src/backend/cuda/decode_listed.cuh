@@ -1,6 +1,7 @@
 // ffn.value of wide models in decode.cu: of its rows those that relu² has left wanted, nine of ten
 // of which are not with trained weights. They do not come through the ring, for they are not known
-// before the inputs; while they are on their way the ring takes in the next layer's weights.
+// before the inputs; while they are on their way the ring takes in the next layer's weights. Lists,
+// and the order of sums, are those of listed.cu in its narrow blocks, and so are the bits.
 #pragma once
 #include "decode.cuh"
 
@@ -11,8 +12,8 @@ __device__ static inline int number_at(int place) {
     return (place >> 2 & 3) * 2 + (place >> 1 & 1) * 8 + (place & 1);
 }
 
-// Where in its stretch of inputs a warp has numbers that are not zero, in the order in which they
-// lie. Returns how many.
+// Where in its stretch of inputs a warp has numbers that are not zero, in the order of k. Returns
+// how many.
 __device__ static inline int list_wanted(uint16_t *list, const char *x, int have) {
     const int lane = (int)threadIdx.x & 31;
     int count = 0;
@@ -25,9 +26,10 @@ __device__ static inline int list_wanted(uint16_t *list, const char *x, int have
             for (int i = 0; i < 4; i++) w[i] = *(const uint2 *)(x + 2 * at + 8 * i);
         const auto each = [&](auto f) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                f(4 * i, w[i].x & 0x7fff), f(4 * i + 1, w[i].x & 0x7fff0000);
-                f(4 * i + 2, w[i].y & 0x7fff), f(4 * i + 3, w[i].y & 0x7fff0000);
+            for (int i = 0; i < 8; i++) { // pairs
+                const int place = i % 4 * 4 + i / 4 * 2;
+                const uint32_t pair = i < 4 ? w[i % 4].x : w[i % 4].y;
+                f(place, pair & 0x7fff), f(place + 1, pair & 0x7fff0000);
             }
         };
         each([&](int, uint32_t bits) { n += bits != 0; });
@@ -47,12 +49,11 @@ __device__ static inline int list_wanted(uint16_t *list, const char *x, int have
     return count;
 }
 
-// This warp's sums of a slice of 16 outputs, 32 if WIDE, into `to`. w: the slice in the stretch's
-// first row; line: bytes from row to row.
-template <bool WIDE>
+// This warp's sums of a slice of 16 outputs into `to`. w: the slice in the stretch's first row;
+// line: bytes from row to row.
 __device__ static inline void add_wanted(float *to, const uint16_t *list, int count, const char *x,
                                          const char *w, int line) {
-    enum { LANES = WIDE ? 4 : 2, ROWS = 32 / LANES, AHEAD = 4, EACH = 8 }; // outputs of a lane
+    enum { LANES = 2, ROWS = 32 / LANES, AHEAD = 4, EACH = 8 }; // outputs of a lane
     const int lane = (int)threadIdx.x & 31, first = lane / LANES;
     float sum[EACH] = {};
     w += lane % LANES * 16;

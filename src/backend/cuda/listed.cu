@@ -7,8 +7,8 @@
 // (tensor.cu) has as many loads on their way, but most of them of nothing. 4096 × 16384 in bf16 of
 // which 12 % are wanted are 5.6 us at 2.9 TB/s, half of it 23. docs/performance.md has figures.
 //
-// Sums are in f32 and in an order of their own, so this is for one row where its bits may differ
-// from those that more rows would give it.
+// Sums are in f32 and in an order of their own, which decode_listed.cuh shares, so this is for one
+// row where its bits may differ from those that more rows would give it.
 #include "vector.cuh"
 
 #include "kernels.h"
