@@ -142,12 +142,9 @@ else
         for try in "" large; do
             part "try-prefill-7.2b-16x512${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench prefill --size 7.2b --dtype bf16 --tokens 512 --batch 16
         done
-        for try in "" rows token; do
+        for try in "" token; do
             part "try-decode-1.5b-sparse${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench decode --size 1.5b --sparse --dtype bf16 --tokens 64 --repeat 3
             part "try-decode-1.5b${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench decode --size 1.5b --dtype bf16 --tokens 64 --repeat 3
-        done
-        for try in "" rows; do
-            part "try-decode-7.2b-sparse${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench decode --size 7.2b --sparse --dtype bf16 --tokens 32 --repeat 3
         done
         part decode-0.1b-int8 60 "${function[@]}" bench decode --size 0.1b --dtype int8 --tokens 64
         part decode-0.1b-no-graphs 60 env RWKV_CUDA_GRAPHS=off "${function[@]}" bench decode --size 0.1b --dtype bf16 --tokens 64

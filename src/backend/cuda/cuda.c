@@ -282,9 +282,8 @@ static int read_tries(unsigned *out, const char *text, struct error *err) {
         unsigned bits;
     } all[] = {{"slim", TRY_SLIM},
                {"large", TRY_LARGE},
-               {"rows", TRY_ROWS},
                {"token", TRY_TOKEN},
-               {"all", TRY_SLIM | TRY_LARGE | TRY_ROWS | TRY_TOKEN}};
+               {"all", TRY_SLIM | TRY_LARGE | TRY_TOKEN}};
     enum { COUNT = sizeof all / sizeof all[0] };
     *out = 0;
     for (const char *at = text ? text : ""; *at; at += *at == ',') {
@@ -292,8 +291,7 @@ static int read_tries(unsigned *out, const char *text, struct error *err) {
         int i = 0;
         while (i < COUNT && (strlen(all[i].name) != len || memcmp(all[i].name, at, len))) i++;
         if (i == COUNT)
-            return fail(err, E_CONFIG,
-                        "RWKV_CUDA_TRY=%.60s: wanted slim, large, rows, token or all", at);
+            return fail(err, E_CONFIG, "RWKV_CUDA_TRY=%.60s: wanted slim, large, token or all", at);
         *out |= all[i].bits;
         at += len;
     }

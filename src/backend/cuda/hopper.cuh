@@ -1,7 +1,6 @@
 // Hopper's asynchronous machinery (sm_90a): copies that a barrier in shared memory announces,
 // of tiles of matrices or 16 bytes a thread, products of four warps straight out of shared memory,
-// and clusters of blocks that see each other's. Kernels that use it have a body under HOPPER only,
-// but for clusters, which later devices have as well.
+// and clusters of blocks that see each other's. Kernels that use it have a body under HOPPER only.
 //
 // A tile lies in shared memory in rows of 128 bytes, 64 bf16, at a multiple of 1024; of each
 // address bits 4 to 6 are interchanged with bits 7 to 9 (exclusive or), so that neither rows nor
@@ -437,20 +436,11 @@ template <int N> __device__ static inline void registers_take() {
 #endif
 }
 
-#endif // HOPPER
-
 // ---- clusters ----------------------------------------------------------------------------------
-
-// From 9.0 on.
-#if !defined(CUDA_EMU) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900)
-#define NO_CLUSTERS 1
-#endif
 
 __device__ static inline int cluster_rank() {
 #ifdef CUDA_EMU
     return emu_cluster_rank();
-#elif defined(NO_CLUSTERS)
-    return 0;
 #else
     uint32_t rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -462,8 +452,6 @@ __device__ static inline int cluster_rank() {
 __device__ static inline void cluster_barrier() {
 #ifdef CUDA_EMU
     emu_cluster_barrier();
-#elif defined(NO_CLUSTERS)
-    __trap();
 #else
     asm volatile("barrier.cluster.arrive.release.aligned;\n"
                  "barrier.cluster.wait.acquire.aligned;" ::
@@ -475,10 +463,6 @@ __device__ static inline void cluster_barrier() {
 __device__ static inline float4 load_of_rank(const float *p, int rank) {
 #ifdef CUDA_EMU
     return *(const float4 *)emu_shared_of(p, rank);
-#elif defined(NO_CLUSTERS)
-    (void)p, (void)rank;
-    __trap();
-    return {};
 #else
     uint32_t at;
     float4 x;
@@ -491,15 +475,4 @@ __device__ static inline float4 load_of_rank(const float *p, int rank) {
 #endif
 }
 
-// A number to the same place of another block's shared memory.
-__device__ static inline void store_to_rank(float *p, float x, int rank) {
-#ifdef CUDA_EMU
-    *(float *)emu_shared_of(p, rank) = x;
-#elif defined(NO_CLUSTERS)
-    __trap();
-#else
-    uint32_t at;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_at(p)), "r"(rank));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory");
-#endif
-}
+#endif // HOPPER

@@ -20,8 +20,7 @@ struct sums {
 enum {
     TRY_SLIM = 1,  // products with a short side together in many.cu and outer.cu, at any size
     TRY_LARGE = 2, // large.cu
-    TRY_ROWS = 4,  // gathered.cu
-    TRY_TOKEN = 8, // decode.cu for up to DECODE_WIDEST channels
+    TRY_TOKEN = 4, // decode.cu for up to DECODE_WIDEST channels
 };
 
 struct cuda {

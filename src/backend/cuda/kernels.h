@@ -227,8 +227,6 @@ struct product_list {
 void k_skinny(struct queue *s, const struct product_list *list);
 // listed.cu: one row that is mostly zero, in an order of its own. Whether it can be done so.
 bool k_listed(struct queue *s, const struct product_args *p);
-// gathered.cu: the same, by clusters, which devices have from 9.0 on.
-bool k_gathered(struct queue *s, const struct product_args *p);
 // Any number of rows and any strides. The same bits as k_skinny gives.
 void k_product(struct queue *s, const struct product_args *p);
 

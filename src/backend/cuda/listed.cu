@@ -5,7 +5,8 @@
 // A warp has a stretch of k. It lists those that are not zero, and reads their rows as far as the
 // block's outputs go, all that it has room for at once: who chooses with a predicate instead
 // (tensor.cu) has as many loads on their way, but most of them of nothing. 4096 × 16384 in bf16 of
-// which 12 % are wanted are 5.6 us at 2.9 TB/s, half of it 23. docs/performance.md has figures.
+// which 12 % are wanted are 5.6 us at 2.9 TB/s, half of it 23. Longer pieces of a row by clusters
+// that share k lost (docs/performance.md, with figures).
 //
 // Sums are in f32 and in an order of their own, which decode_listed.cuh shares, so this is for one
 // row where its bits may differ from those that more rows would give it.

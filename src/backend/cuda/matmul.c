@@ -246,9 +246,7 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
         }
         used += own_bytes(p);
         const bool fits = !list.n || list.p[0].R == args.R;
-        if (listing_pays(c, &args) &&
-            ((c->tries & TRY_ROWS && c->hopper && k_gathered(c->queue, &args)) ||
-             k_listed(c->queue, &args))) {
+        if (listing_pays(c, &args) && k_listed(c->queue, &args)) {
             // It is done.
         } else if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && fits &&
                    !p->w->trained && !narrow)
