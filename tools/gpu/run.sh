@@ -106,13 +106,13 @@ else
         part backend 60 "$here/bin/test_backend"
         part decoder 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_decoder"
         part decoder-0.4b 60 env RWKV_CUDA_GEMM=own RWKV_TEST_BACKEND=cuda "$here/bin/test_decoder" 24 1024 65536
+        part decoder-1.5b 60 env RWKV_TEST_BACKEND=cuda "$here/bin/test_decoder" 4 2048 65536
         part infer 120 env RWKV_TEST_BACKEND=cuda "$here/bin/test_infer"
         part model-no-overlap 120 env RWKV_CUDA_OVERLAP=off RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
-        # What has not been measured yet (docs/cuda.md).
-        part try-check_ops 120 env RWKV_CUDA_TRY=all RWKV_CUDA_LARGE=all "$here/bin/check_ops" compare --backend cuda --verbose
-        part try-model 120 env RWKV_CUDA_TRY=all RWKV_CUDA_LARGE=all RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
-        part try-infer 120 env RWKV_CUDA_TRY=all RWKV_TEST_BACKEND=cuda "$here/bin/test_infer"
-        part try-decoder-1.5b 60 env RWKV_CUDA_TRY=token RWKV_TEST_BACKEND=cuda "$here/bin/test_decoder" 4 2048 65536
+        # Large products of all sizes that the cases have.
+        part large-matmul 60 env RWKV_CUDA_LARGE=all "$here/bin/check_ops" compare matmul --backend cuda --verbose
+        part large-matmul_bwd_x 60 env RWKV_CUDA_LARGE=all "$here/bin/check_ops" compare matmul_bwd_x --backend cuda --verbose
+        part large-model 120 env RWKV_CUDA_LARGE=all RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
         part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
         part logits-bytes28m 60 "${function[@]}" close_logits 1e-3 --weights "$model" --tokens "85 115 105 110 103 33 117 104 102"
         if [ "$DEVICES" -ge 2 ]; then
@@ -133,18 +133,6 @@ else
                 part "prefill-$size-1x$t" 90 "${function[@]}" bench prefill --size $size --dtype bf16 --tokens $t
             done
             part "prefill-$size-16x512" 90 "${function[@]}" bench prefill --size $size --dtype bf16 --tokens 512 --batch 16
-        done
-        # Beside each other on one machine: what is, and what has not been measured yet.
-        for try in "" slim large all; do
-            part "try-train-0.1b-16x512${try:+-$try}" 90 env RWKV_CUDA_TRY=$try "${function[@]}" bench train --size 0.1b --dtype bf16 --batch 16 --tokens 512 --repeat 3 --steps 10
-            part "try-prefill-0.1b-16x512${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench prefill --size 0.1b --dtype bf16 --tokens 512 --batch 16
-        done
-        for try in "" large; do
-            part "try-prefill-7.2b-16x512${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench prefill --size 7.2b --dtype bf16 --tokens 512 --batch 16
-        done
-        for try in "" token; do
-            part "try-decode-1.5b-sparse${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench decode --size 1.5b --sparse --dtype bf16 --tokens 64 --repeat 3
-            part "try-decode-1.5b${try:+-$try}" 60 env RWKV_CUDA_TRY=$try "${function[@]}" bench decode --size 1.5b --dtype bf16 --tokens 64 --repeat 3
         done
         part decode-0.1b-int8 60 "${function[@]}" bench decode --size 0.1b --dtype int8 --tokens 64
         part decode-0.1b-no-graphs 60 env RWKV_CUDA_GRAPHS=off "${function[@]}" bench decode --size 0.1b --dtype bf16 --tokens 64

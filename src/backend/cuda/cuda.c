@@ -275,29 +275,6 @@ static int find_device(struct cuda *c, int id, struct error *err) {
     return 0;
 }
 
-// Names with commas between them, or NULL.
-static int read_tries(unsigned *out, const char *text, struct error *err) {
-    static const struct {
-        const char *name;
-        unsigned bits;
-    } all[] = {{"slim", TRY_SLIM},
-               {"large", TRY_LARGE},
-               {"token", TRY_TOKEN},
-               {"all", TRY_SLIM | TRY_LARGE | TRY_TOKEN}};
-    enum { COUNT = sizeof all / sizeof all[0] };
-    *out = 0;
-    for (const char *at = text ? text : ""; *at; at += *at == ',') {
-        const size_t len = strcspn(at, ",");
-        int i = 0;
-        while (i < COUNT && (strlen(all[i].name) != len || memcmp(all[i].name, at, len))) i++;
-        if (i == COUNT)
-            return fail(err, E_CONFIG, "RWKV_CUDA_TRY=%.60s: wanted slim, large, token or all", at);
-        *out |= all[i].bits;
-        at += len;
-    }
-    return 0;
-}
-
 int cuda_open(struct backend **out, int device, struct error *err) {
     struct cuda *c = mem_zero(1, sizeof *c);
     c->base =
@@ -305,13 +282,12 @@ int cuda_open(struct backend **out, int device, struct error *err) {
     const char *gemm = getenv("RWKV_CUDA_GEMM"), *graphs = getenv("RWKV_CUDA_GRAPHS"),
                *overlap = getenv("RWKV_CUDA_OVERLAP"), *ahead = getenv("RWKV_CUDA_AHEAD"),
                *listed = getenv("RWKV_CUDA_LISTED"), *token = getenv("RWKV_CUDA_TOKEN"),
-               *large = getenv("RWKV_CUDA_LARGE"), *tries = getenv("RWKV_CUDA_TRY");
+               *large = getenv("RWKV_CUDA_LARGE");
     c->base.depth = ahead && strcmp(ahead, "off") == 0 ? 1 : 2;
     c->listed_from = listed && strcmp(listed, "all") == 0 ? 0 : 3 << 20;
     c->large_all = large && strcmp(large, "all") == 0;
     c->token = !(token && strcmp(token, "off") == 0);
-    int rc = read_tries(&c->tries, tries, err);
-    if (!rc) rc = find_device(c, device, err);
+    int rc = find_device(c, device, err);
     if (!rc) rc = transfer_open(&c->transfer, err);
     if (!rc)
         c->queue = queue_create(c->stream, !(graphs && strcmp(graphs, "off") == 0),

@@ -75,11 +75,11 @@ static bool layer_fits(const struct decoder_layer *l, const struct decoder_layer
     return fits;
 }
 
-static bool model_fits(const struct decoder_parts *p, size_t widest, size_t *stride) {
+static bool model_fits(const struct decoder_parts *p, size_t *stride) {
     const size_t C = (size_t)p->H * HEAD, V = p->embedding.dim[0];
     const struct decoder_layer *last = &p->layers[p->L - 1];
     // A model of one layer has not all LoRAs.
-    bool fits = p->L > 1 && p->embedding.dim[1] == C && C <= widest &&
+    bool fits = p->L > 1 && p->embedding.dim[1] == C && C <= DECODE_WIDEST &&
                 p->embedding.dtype == DT_BF16 && is_plain(p->head, C, V) && lies_well(p->ln0_w) &&
                 lies_well(p->ln0_b) && lies_well(p->out_w) && lies_well(p->out_b);
     for (int i = 0; i < p->L && fits; i++)
@@ -312,9 +312,7 @@ int cuda_decoder_create(struct decoder **out, struct backend *be, const struct d
     struct cuda *c = cuda_of(be);
     *out = NULL;
     size_t stride = 0; // bytes
-    const size_t widest = c->tries & TRY_TOKEN ? DECODE_WIDEST : DENSE;
-    if (!c->tiles || !c->token || !model_fits(p, widest, &stride) || cuda_enter(c) != cudaSuccess)
-        return 0;
+    if (!c->tiles || !c->token || !model_fits(p, &stride) || cuda_enter(c) != cudaSuccess) return 0;
     const int blocks = k_decode_blocks(c->id);
     if (!blocks) return 0;
     int rc = 0;

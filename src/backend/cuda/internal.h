@@ -16,13 +16,6 @@ struct sums {
     struct part_list list;
 };
 
-// Kernels that no GPU has measured yet; RWKV_CUDA_TRY names those that are used (cuda.c).
-enum {
-    TRY_SLIM = 1,  // products with a short side together in many.cu and outer.cu, at any size
-    TRY_LARGE = 2, // large.cu
-    TRY_TOKEN = 4, // decode.cu for up to DECODE_WIDEST channels
-};
-
 struct cuda {
     struct backend base;
     cudaStream_t stream; // behind the queue: flush before anything else goes there
@@ -42,9 +35,8 @@ struct cuda {
     size_t listed_from; // weights from which listed.cu does ffn.value of one row
     struct nccl *nccl;  // NULL: nobody has asked for other devices
     int processors;     // multiprocessors
-    bool tiles;         // many.cu, large.cu and decode.cu run here
+    bool tiles;         // many.cu, large.cu, outer.cu and decode.cu run here
     bool token;         // a token in one launch: not switched off
-    unsigned tries;     // TRY_…
     bool large_all;     // large.cu does all that it can
     struct mapped {     // what kernels of tiles want to know of matrices, by address
         const void *data;

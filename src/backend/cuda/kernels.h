@@ -277,8 +277,7 @@ struct outer_list {
 void k_outer(struct queue *s, const struct outer_list *list);
 
 // ---- decode.c, decode.cu: a token of one sequence in one launch, on Hopper ---------------------
-// Channels, at most: wider models lose against op by op, most of all the widest (decode.cu). From
-// more than 1,024 on only with RWKV_CUDA_TRY.
+// Channels, at most: wider models lose against op by op, most of all the widest (decode.cu).
 enum { DECODE_WIDEST = 2048 };
 enum { DECODE_RANKS = 4 }; // LoRAs, in the order of ops.h
 // A layer's matrices: first those that read mixes, in the order in which their outputs are dealt.

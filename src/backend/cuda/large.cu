@@ -1,7 +1,7 @@
 // Large products of bf16 on Hopper with relu² on the way out, y = max(x W, 0)², or its slope,
 // dx = (dy Wᵀ) · 2√h, which as passes of their own took 33 and 48 µs beside a product of 59
 // (8192 x 768 -> 3072). Sums run over k upward, as many.cu's. docs/performance.md says what bounds
-// it and what is expected. Not measured yet: RWKV_CUDA_TRY=large.
+// it and what it was worth.
 //
 // Blocks stay, one a multiprocessor. Two of them, a cluster, have 256 rows and 256 outputs, 128
 // rows each, and share the tiles of W: each asks for one half, which goes to both. So 64 of k cost

@@ -1,6 +1,7 @@
 // Which kernel does which product. Few rows, and all inputs in f32: our own, a row's bits do not
-// depend on the batch. Many rows of bf16, and gradients of weights: cuBLASLt, but for several small
-// ones together (many.cu), and large ones that relu² or its slope comes behind (large.cu).
+// depend on the batch. Many rows of bf16, and gradients of weights: cuBLASLt. On Hopper not several
+// small ones together (many.cu, outer.cu), and not large ones that relu² or its slope comes behind
+// (large.cu).
 #include "backend/cuda/internal.h"
 
 #include "backend/ops.h"
@@ -94,7 +95,7 @@ static unsigned many_of(const struct cuda *c, const struct product *products, in
         flops += 2.0 * (double)R * (double)products[i].w->in * (double)products[i].w->out;
         if (is_slim(products[i].w)) slim |= 1u << i;
     }
-    if (R > 1024) return c->tries & TRY_SLIM && slim & (slim - 1) ? slim : 0;
+    if (R > 1024) return slim & (slim - 1) ? slim : 0;
     const bool pays =
         n > 1 ? flops < 40e9 : products[0].act != ACT_NONE && (R <= 128 || flops < 5e9);
     return pays ? ~0u : 0;
@@ -124,8 +125,7 @@ static bool run_large(struct cuda *c, struct tensor y, struct tensor x, const st
                               .by_output = (w->m.so != 1) != slope,
                               .slope = slope};
     struct tile_map *const map[3] = {&p.x, &p.y, &p.h};
-    if (!c->lt || !(c->tries & TRY_LARGE) || !w->mapped || !is_narrow(base) ||
-        (!c->large_all && !large_pays(c, R, K, O)))
+    if (!c->lt || !w->mapped || !is_narrow(base) || (!c->large_all && !large_pays(c, R, K, O)))
         return false;
     for (int i = 0; i < 2 + slope; i++) {
         if (all[i].dtype != DT_BF16) return false;
@@ -320,8 +320,8 @@ void cuda_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n
         const struct input_grad *g = &grads[i];
         const bool slope = tensor_is(g->y);
         const struct product p = {g->dx, g->dy, g->w, g->add, slope ? g->act : ACT_NONE};
-        const bool is_many = c->tries & TRY_SLIM && n > 1 && g->dy.dim[0] && is_slim(g->w) &&
-                             add_many(c, &many, &p, true, g->y);
+        const bool is_many =
+            n > 1 && g->dy.dim[0] && is_slim(g->w) && add_many(c, &many, &p, true, g->y);
         if (is_many || !g->dy.dim[0]) continue;
         if (slope && g->act == ACT_RELU2 && run_large(c, g->dx, g->dy, g->w, g->y)) continue;
         input_grad_of(c, g);
@@ -403,8 +403,8 @@ static bool add_outer(struct cuda *c, struct outer_list *list, const struct weig
     const bool out_is_slim = w->out <= w->in;
     const struct tensor wide = out_is_slim ? g->x : g->dy, slim = out_is_slim ? g->dy : g->x;
     const struct tile_map *map;
-    if (!c->lt || !c->tiles || !(c->tries & TRY_SLIM) || !is_narrow(w) || !is_slim(w) ||
-        !g->x.dim[0] || g->x.dtype != DT_BF16 || g->dy.dtype != DT_BF16 ||
+    if (!c->lt || !c->tiles || !is_narrow(w) || !is_slim(w) || !g->x.dim[0] ||
+        g->x.dtype != DT_BF16 || g->dy.dtype != DT_BF16 ||
         (list->n && list->R != (int)g->x.dim[0]) || list->n == MAX_PRODUCTS)
         return false;
     struct outer o = {.dw = dev(g->dw),

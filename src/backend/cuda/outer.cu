@@ -1,8 +1,7 @@
 // Gradients of weights with a short side, of bf16, on Hopper: all of a layer's LoRAs in one launch.
 // Memory's affair: of every input the wide side comes once. A tile is 128 columns of that by 64 of
 // the slim one; a cluster of CUTS blocks has one, each a stretch of the rows, and adds up what they
-// found in the order of the rows. Two groups of four warps multiply, one warp asks for tiles. Not
-// measured yet: RWKV_CUDA_TRY=slim.
+// found in the order of the rows. Two groups of four warps multiply, one warp asks for tiles.
 #include "hopper.cuh"
 #include "vector.cuh"
 
