@@ -4,6 +4,7 @@
 // and the order of sums, are those of listed.cu in its narrow blocks, and so are the bits.
 #pragma once
 #include "decode.cuh"
+#include "listed.cuh"
 
 #ifdef HOPPER
 
@@ -53,36 +54,14 @@ __device__ static inline int list_wanted(uint16_t *list, const char *x, int have
 // line: bytes from row to row.
 __device__ static inline void add_wanted(float *to, const uint16_t *list, int count, const char *x,
                                          const char *w, int line) {
-    enum { LANES = 2, ROWS = 32 / LANES, AHEAD = 4, EACH = 8 }; // outputs of a lane
-    const int lane = (int)threadIdx.x & 31, first = lane / LANES;
-    float sum[EACH] = {};
-    w += lane % LANES * 16;
-#pragma unroll 1
-    for (int base = 0; base < count; base += ROWS * AHEAD) {
-        uint32_t row[AHEAD][EACH / 2];
-        float by[AHEAD];
-#pragma unroll
-        for (int s = 0; s < AHEAD; s++) {
-            const int i = base + s * ROWS + first, at = i < count ? list[i] : 0;
-            const int k = (at & ~15) + number_at(at & 15);
-            load_once<EACH / 2>(row[s], w + (size_t)k * (size_t)line, i < count);
-            by[s] = i < count ? bf16_value(*(const uint16_t *)(x + 2 * at)) : 0;
-        }
-#pragma unroll
-        for (int s = 0; s < AHEAD; s++)
-#pragma unroll
-            for (int e = 0; e < EACH / 2; e++) {
-                sum[2 * e] = fmaf(bf16_low(row[s][e]), by[s], sum[2 * e]);
-                sum[2 * e + 1] = fmaf(bf16_high(row[s][e]), by[s], sum[2 * e + 1]);
-            }
-    }
-#pragma unroll
-    for (int d = LANES; d < 32; d *= 2)
-#pragma unroll
-        for (int e = 0; e < EACH; e++) sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], d);
-    if (lane < LANES)
-#pragma unroll
-        for (int e = 0; e < EACH; e++) to[EACH * lane + e] = sum[e];
+    enum { LANES = 16 / LANE, AHEAD = 4 };
+    float sum[LANE] = {};
+    w += (int)threadIdx.x % LANES * 16;
+    add_rows<LANES, AHEAD>(
+        sum, list, count, w, (uint32_t)line,
+        [](uint32_t at) { return (at & ~15u) + (uint32_t)number_at((int)at & 15); },
+        [=](uint32_t at) { return bf16_value(*(const uint16_t *)(x + 2 * at)); });
+    put_total<LANES>(to, sum);
 }
 
 #endif // HOPPER

@@ -10,14 +10,14 @@
 //
 // Sums are in f32 and in an order of their own, which decode_listed.cuh shares, so this is for one
 // row where its bits may differ from those that more rows would give it.
-#include "vector.cuh"
+#include "listed.cuh"
 
 #include "kernels.h"
 
 namespace {
 
-enum { STRETCHES = 16, LISTED = 1024, AHEAD = 8, LANE = 8 }; // outputs of a lane, 16 bytes
-enum { EACH_LOAD = 128, LOADS = LISTED / EACH_LOAD };        // of inputs
+enum { STRETCHES = 16, LISTED = 1024, AHEAD = 8 };
+enum { EACH_LOAD = 128, LOADS = LISTED / EACH_LOAD }; // of inputs
 
 // What a warp has in shared memory: some inputs, and which of them are wanted.
 struct stretch {
@@ -32,7 +32,7 @@ struct stretch {
 };
 
 template <int WIDTH> struct listed {
-    enum { LANES = WIDTH / LANE, ROWS = 32 / LANES }; // of a row; at once
+    enum { LANES = WIDTH / LANE }; // of a row
 
     const product_args &p;
     const int lane;
@@ -79,42 +79,21 @@ template <int WIDTH> struct listed {
         return count;
     }
 
-    // The rows of a list whose numbers begin at k, outputs from o on.
-    __device__ void add_rows(int k, int count, size_t o) {
-        const char *const w = (const char *)p.w.data + ((size_t)k * p.w.sk + o) * 2;
-#pragma unroll 1
-        for (int base = lane / LANES; base < count + lane / LANES; base += ROWS * AHEAD) {
-            uint32_t row[AHEAD][LANE / 2], k_of[AHEAD];
-#pragma unroll
-            for (int s = 0; s < AHEAD; s++) {
-                const bool is = base + s * ROWS < count;
-                k_of[s] = here.list[is ? base + s * ROWS : 0];
-                load_once<LANE / 2>(row[s], w + (uint64_t)k_of[s] * (uint32_t)(2 * p.w.sk), is);
-            }
-#pragma unroll
-            for (int s = 0; s < AHEAD; s++) {
-                const float x = here.input(k_of[s]), by = base + s * ROWS < count ? x : 0;
-#pragma unroll
-                for (int e = 0; e < LANE / 2; e++) {
-                    sum[2 * e] = fmaf(bf16_low(row[s][e]), by, sum[2 * e]);
-                    sum[2 * e + 1] = fmaf(bf16_high(row[s][e]), by, sum[2 * e + 1]);
-                }
-            }
-        }
-        __syncwarp(); // inputs and list were read
-    }
-
-    __device__ void run(int warp, int len, size_t o0) {
+    // Outputs from o0 on, of a warp's stretch, into `to`.
+    __device__ void run(float *to, int warp, int len, size_t o0) {
         const int begin = warp * len, K = (int)p.K, end = begin + len < K ? begin + len : K;
 #pragma unroll 1
         for (int k = begin; k < end; k += LISTED) {
             take_inputs(k, end);
-            add_rows(k, make_list(), o0 + lane % LANES * LANE);
+            const int count = make_list();
+            const char *w =
+                (const char *)p.w.data + ((size_t)k * p.w.sk + o0 + lane % LANES * LANE) * 2;
+            add_rows<LANES, AHEAD>(
+                sum, here.list, count, w, (uint32_t)(2 * p.w.sk), [](uint32_t at) { return at; },
+                [this](uint32_t at) { return here.input(at); });
+            __syncwarp(); // inputs and list were read
         }
-#pragma unroll
-        for (int d = LANES; d < 32; d *= 2)
-#pragma unroll
-            for (int e = 0; e < LANE; e++) sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], d);
+        put_total<LANES>(to, sum);
     }
 };
 
@@ -129,10 +108,7 @@ __global__ void __launch_bounds__(STRETCHES * 32, 2) multiply_listed(product_arg
     begin_kernel();
     const float before = tid < WIDTH && p.add ? p.add[o0 + tid] : 0;
     listed<WIDTH> all = {p, lane, stretches[warp]};
-    all.run(warp, len, o0);
-    if (lane < WIDTH / LANE)
-#pragma unroll
-        for (int e = 0; e < LANE; e++) part[warp][LANE * lane + e] = all.sum[e];
+    all.run(part[warp], warp, len, o0);
     __syncthreads();
     if (tid >= WIDTH) return;
     float sum = 0;
