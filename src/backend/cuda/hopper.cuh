@@ -421,6 +421,52 @@ __device__ static inline void multiply_tiles(float (&d)[128], tile_side a, tile_
 }
 #undef D8
 
+// A lane's sums of 64 rows to where they are taken from in rows; its warp's first row begins at
+// `to`.
+template <int PITCH, int SUMS>
+__device__ static inline void put_sums(float *to, const float (&d)[SUMS]) {
+    const int lane = (int)threadIdx.x % 32;
+    to += lane / 4 * PITCH + 2 * (lane % 4);
+#pragma unroll
+    for (int n = 0; n < SUMS / 4; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            *(float2 *)(to + 8 * half * PITCH + 8 * n) =
+                make_float2(d[4 * n + 2 * half], d[4 * n + 2 * half + 1]);
+}
+
+// ---- a ring of tiles ---------------------------------------------------------------------------
+
+// Stages of so many bytes, and what is next of them for who has this: one warp asks for tiles,
+// others multiply them. A stage is full when all that was announced has come, empty when all who
+// read it have arrived.
+template <int BYTES> struct tile_ring {
+    char *tiles;
+    phase_barrier *full, *empty;
+    int stages, stage = 0;
+    uint32_t phase = 0;
+
+    __device__ tile_ring(char *tiles, char *barriers, int stages)
+        : tiles(tiles), full((phase_barrier *)barriers), empty(full + stages), stages(stages) {}
+    // By one thread, before the block meets.
+    __device__ void init(int readers) const {
+#pragma unroll 1
+        for (int i = 0; i < stages; i++) {
+            barrier_init(full[i], 1);
+            barrier_init(empty[i], readers);
+        }
+        barriers_ready();
+    }
+    __device__ char *at() const {
+        return tiles + stage * BYTES;
+    }
+    __device__ void next() {
+        if (++stage < stages) return;
+        stage = 0;
+        phase ^= 1;
+    }
+};
+
 // ---- registers ---------------------------------------------------------------------------------
 
 // All threads of four warps have N registers from here on: fewer than before, or more, which waits

@@ -50,26 +50,15 @@ struct place {
     int row, col, which;
 };
 
-// The ring of tiles, and what is next.
-struct ring {
-    char *tiles;
-    phase_barrier *full, *empty;
+struct ring : tile_ring<STAGE> {
     place *of; // which tile a step is of: who multiplies has no time for divisions
-    int stage = 0;
-    uint32_t phase = 0;
 
     __device__ explicit ring(char *shared)
-        : tiles(shared), full((phase_barrier *)(shared + BARRIERS)), empty(full + STAGES),
-          of((place *)(empty + STAGES)) {}
-    __device__ char *x() const { return tiles + stage * STAGE; }
+        : tile_ring(shared, shared + BARRIERS, STAGES), of((place *)(empty + STAGES)) {}
+    __device__ char *x() const { return at(); }
     __device__ char *w() const { return x() + GROUPS * TILE; }
     // What a group has there of h: two tiles.
     __device__ char *h(int group) const { return x() + group * 2 * TILE; }
-    __device__ void next() {
-        if (++stage < STAGES) return;
-        stage = 0;
-        phase ^= 1;
-    }
     // A warp has read what lies there: both blocks hear of it, for tiles come to both.
     __device__ void release(int which) const {
         const int lane = (int)threadIdx.x % 32;
@@ -280,11 +269,7 @@ __global__ void __launch_bounds__(THREADS, 1) multiply_large(const __grid_consta
             tile_map_fetch(&a.of.p[i].w);
             tile_map_fetch(&a.of.p[i].y);
         }
-        for (int i = 0; i < STAGES; i++) {
-            barrier_init(r.full[i], 1);
-            barrier_init(r.empty[i], CLUSTER * WARPS);
-        }
-        barriers_ready();
+        r.init(CLUSTER * WARPS);
     }
     cluster_barrier(); // nobody copies to where barriers are not there yet
     begin_kernel();

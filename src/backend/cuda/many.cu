@@ -56,35 +56,13 @@ template <class S> __device__ tile_of_product find_tile(const many_args &a) {
 }
 
 // A lane's sums, as hopper.cuh says, WIDE outputs each.
-template <class S> struct sums {
-    float d[S::PIECES][S::WIDE / 2];
+template <class S> using sums = float[S::PIECES][S::WIDE / 2];
 
-    // Of row g + 8·half of the warp's, columns 8n + 2q and the next.
-    __device__ float2 pair(int n, int half) const {
-        constexpr int EIGHTS = S::WIDE / 8;
-        const float *x = &d[n / EIGHTS][4 * (n % EIGHTS) + 2 * half];
-        return make_float2(x[0], x[1]);
-    }
-};
-
-// Where tiles lie, and what is next in the ring.
-template <class S> struct ring {
-    char *tiles;
-    phase_barrier *full, *empty;
-    int stages, stage = 0;
-    uint32_t phase = 0;
-
-    __device__ ring(char *shared, int stages)
-        : tiles(shared), full((phase_barrier *)(shared + stages * S::STAGE)),
-          empty(full + MOST_STAGES), stages(stages) {}
-    __device__ char *x() const { return tiles + stage * S::STAGE; }
-    __device__ char *w() const { return x() + S::GROUPS * TILE; }
-    __device__ void next() {
-        if (++stage < stages) return;
-        stage = 0;
-        phase ^= 1;
-    }
-};
+// A stage has the tiles of x, one a group, and behind them those of W.
+template <class S> using ring = tile_ring<S::STAGE>;
+template <class S> __device__ char *tiles_of_w(const ring<S> &r) {
+    return r.at() + S::GROUPS * TILE;
+}
 
 // One lane of the last warp: all tiles, in order.
 template <class S>
@@ -94,7 +72,7 @@ __device__ void load_tiles(ring<S> r, const many_product &p, const tile_of_produ
         barrier_expect(at.full[at.stage], S::STAGE);
         for (int i = 0; i < S::BN / 64; i++) {
             const int o = t.col + 64 * i, k = block * TILE_WIDTH;
-            tile_load(at.w() + i * TILE, &p.w, by_output ? o : k, by_output ? k : o,
+            tile_load(tiles_of_w<S>(at) + i * TILE, &p.w, by_output ? o : k, by_output ? k : o,
                       at.full[at.stage]);
         }
     };
@@ -109,25 +87,25 @@ __device__ void load_tiles(ring<S> r, const many_product &p, const tile_of_produ
         if (i >= r.stages) barrier_wait(r.empty[r.stage], r.phase ^ 1);
         if (i >= most) load_w(r, i);
         for (int g = 0; g < S::GROUPS; g++)
-            tile_load(r.x() + g * TILE, &p.x, t.row + 64 * g, i * TILE_WIDTH, r.full[r.stage]);
+            tile_load(r.at() + g * TILE, &p.x, t.row + 64 * g, i * TILE_WIDTH, r.full[r.stage]);
     }
 }
 
 // TB: the tiles of w have k down their rows.
-template <bool TB, class S> __device__ void multiply_all(sums<S> &s, ring<S> r, int steps) {
+template <class S, bool TB> __device__ void multiply_all(sums<S> &s, ring<S> r, int steps) {
     const int group = (int)threadIdx.x / 128;
     const bool first_lane = threadIdx.x % 32 == 0;
     int before = 0;
 #pragma unroll 1
     for (int i = 0; i < steps; i++, r.next()) {
         barrier_wait(r.full[r.stage], r.phase);
-        const tile_side x = {r.x() + group * TILE}, w = {r.w()};
+        const tile_side x = {r.at() + group * TILE}, w = {tiles_of_w<S>(r)};
         products_begin();
 #pragma unroll
         for (int k = 0; k < TILE_WIDTH / 16; k++)
 #pragma unroll
             for (int n = 0; n < S::PIECES; n++)
-                multiply_tiles<false, TB>(s.d[n], side_step(x, k, false),
+                multiply_tiles<false, TB>(s[n], side_step(x, k, false),
                                           side_step({w.at + n * S::WIDE * TILE_PITCH}, k, TB),
                                           i || k);
         products_commit();
@@ -136,17 +114,6 @@ template <bool TB, class S> __device__ void multiply_all(sums<S> &s, ring<S> r, 
         before = r.stage;
     }
     products_wait<0>();
-}
-
-// A lane's sums to where they are taken from in rows.
-template <class S> __device__ void put_sums(float *tile, const sums<S> &s) {
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    float *to = tile + (16 * warp + lane / 4) * S::PITCH + 2 * (lane % 4);
-#pragma unroll
-    for (int n = 0; n < S::BN / 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            *(float2 *)(to + 8 * half * S::PITCH + 8 * n) = s.pair(n, half);
 }
 
 // What becomes of sums. Held in registers, for stores could be to anywhere; and little code, for
@@ -212,33 +179,32 @@ __global__ void __launch_bounds__((shape<BN, GROUPS>::THREADS), (shape<BN, GROUP
 #ifdef HOPPER
     typedef shape<BN, GROUPS> S;
     SHARED_BYTES(shared);
-    const ring<S> r(shared, a.stages);
+    const ring<S> r(shared, shared + a.stages * S::STAGE, a.stages);
     const tile_of_product t = find_tile<S>(a);
     const many_product &p = a.p[t.which];
     if (threadIdx.x == S::CONSUMERS) {
         tile_map_fetch(&p.w);
         tile_map_fetch(&p.x);
-#pragma unroll 1
-        for (int i = 0; i < a.stages; i++) {
-            barrier_init(r.full[i], 1);
-            barrier_init(r.empty[i], S::CONSUMERS / 32);
-        }
-        barriers_ready();
+        r.init(S::CONSUMERS / 32);
     }
     __syncthreads();
     const output<BACK> out(a, p);
     sums<S> mine;
     if (threadIdx.x < S::CONSUMERS) {
         if (p.by_output)
-            multiply_all<false>(mine, r, t.steps);
+            multiply_all<S, false>(mine, r, t.steps);
         else
-            multiply_all<true>(mine, r, t.steps);
+            multiply_all<S, true>(mine, r, t.steps);
     } else if (threadIdx.x == S::CONSUMERS) {
-        load_tiles(r, p, t);
+        load_tiles<S>(r, p, t);
     }
     begin_kernel();
     __syncthreads(); // all tiles were used: sums take their place
-    if (threadIdx.x < S::CONSUMERS) put_sums((float *)shared, mine);
+    if (threadIdx.x < S::CONSUMERS)
+#pragma unroll
+        for (int n = 0; n < S::PIECES; n++)
+            put_sums<S::PITCH>((float *)shared + threadIdx.x / 32 * 16 * S::PITCH + n * S::WIDE,
+                               mine[n]);
     __syncthreads();
     finish_rows<S>((const float *)shared, out, t);
 #else

@@ -52,21 +52,7 @@ __device__ place find_place(const outer_args &a) {
     return t;
 }
 
-struct ring {
-    char *tiles;
-    phase_barrier *full, *empty;
-    int stage = 0;
-    uint32_t phase = 0;
-
-    __device__ explicit ring(char *shared)
-        : tiles(shared), full((phase_barrier *)(shared + STAGES * STAGE)), empty(full + STAGES) {}
-    __device__ char *tile(int i) const { return tiles + stage * STAGE + i * TILE; }
-    __device__ void next() {
-        if (++stage < STAGES) return;
-        stage = 0;
-        phase ^= 1;
-    }
-};
+typedef tile_ring<STAGE> ring; // a stage has a tile of the wide side a group, and the slim one's
 
 // One lane of the last warp.
 __device__ void load_tiles(ring r, const outer &p, const place &t) {
@@ -76,8 +62,8 @@ __device__ void load_tiles(ring r, const outer &p, const place &t) {
         if (i - t.first >= STAGES) barrier_wait(r.empty[r.stage], r.phase ^ 1);
         barrier_expect(full, STAGE);
         for (int g = 0; g < GROUPS; g++)
-            tile_load(r.tile(g), &p.wide, i * BOX_ROWS, t.wide + 64 * g, full);
-        tile_load(r.tile(GROUPS), &p.slim, i * BOX_ROWS, t.slim, full);
+            tile_load(r.at() + g * TILE, &p.wide, i * BOX_ROWS, t.wide + 64 * g, full);
+        tile_load(r.at() + GROUPS * TILE, &p.slim, i * BOX_ROWS, t.slim, full);
     }
 }
 
@@ -89,7 +75,7 @@ __device__ void multiply_all(float (&d)[32], ring r, int steps, bool slim_first)
 #pragma unroll 1
     for (int i = 0; i < steps; i++, r.next()) {
         barrier_wait(r.full[r.stage], r.phase);
-        const char *wide = r.tile(group), *slim = r.tile(GROUPS);
+        const char *wide = r.at() + group * TILE, *slim = r.at() + GROUPS * TILE;
         const tile_side a = {slim_first ? slim : wide}, b = {slim_first ? wide : slim};
         products_begin();
 #pragma unroll
@@ -101,18 +87,6 @@ __device__ void multiply_all(float (&d)[32], ring r, int steps, bool slim_first)
         before = r.stage;
     }
     products_wait<0>();
-}
-
-// A lane's sums into its group's 64 rows.
-__device__ void put_sums(float *tile, const float (&d)[32]) {
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    float *to = tile + (16 * warp + lane / 4) * PITCH + 2 * (lane % 4);
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            *(float2 *)(to + 8 * half * PITCH + 8 * n) =
-                make_float2(d[4 * n + 2 * half], d[4 * n + 2 * half + 1]);
 }
 
 template <int N> __device__ void put(const outer &p, size_t at, several<N> x) {
@@ -155,18 +129,13 @@ __device__ void finish_rows(const float *tile, const outer &p, const place &t) {
 __global__ void __launch_bounds__(THREADS, 2) multiply_outer(const __grid_constant__ outer_args a) {
 #ifdef HOPPER
     SHARED_BYTES(shared);
-    const ring r(shared);
+    const ring r(shared, shared + STAGES * STAGE, STAGES);
     const place t = find_place(a);
     const outer &p = a.p[t.which];
     if (threadIdx.x == CONSUMERS) {
         tile_map_fetch(&p.wide);
         tile_map_fetch(&p.slim);
-#pragma unroll 1
-        for (int i = 0; i < STAGES; i++) {
-            barrier_init(r.full[i], 1);
-            barrier_init(r.empty[i], CONSUMERS / 32);
-        }
-        barriers_ready();
+        r.init(CONSUMERS / 32);
     }
     begin_kernel();
     __syncthreads();
@@ -176,7 +145,8 @@ __global__ void __launch_bounds__(THREADS, 2) multiply_outer(const __grid_consta
     else if (threadIdx.x == CONSUMERS)
         load_tiles(r, p, t);
     __syncthreads(); // all tiles were used: sums take their place
-    if (threadIdx.x < CONSUMERS) put_sums((float *)shared, mine);
+    if (threadIdx.x < CONSUMERS)
+        put_sums<PITCH>((float *)shared + threadIdx.x / 32 * 16 * PITCH, mine);
     cluster_barrier();
     finish_rows((const float *)shared, p, t);
     cluster_barrier(); // nobody goes while another reads
