@@ -38,25 +38,6 @@ static void value_bwd(struct model *m, int layer, struct tensor dh, struct tenso
                     &(struct input_grad){.dx = dh, .dy = dy, .w = w, .y = h, .act = ACT_RELU2}, 1);
 }
 
-// Through the three projections together.
-static void projections_bwd(struct model *m, int layer, struct acts *a, struct grads *g) {
-    static const int of[RKV_COUNT][2] = {
-        [RKV_R] = {P_RECEPTANCE, MIX_R}, [RKV_K] = {P_KEY, MIX_K}, [RKV_V] = {P_VALUE, MIX_V}};
-    struct weight_grad weights[RKV_COUNT];
-    struct input_grad inputs[RKV_COUNT];
-    for (int i = 0; i < RKV_COUNT; i++) {
-        const enum param_id id = (enum param_id)of[i][0];
-        const size_t mix = (size_t)of[i][1];
-        const struct weight *w = model_weight(m, id, layer);
-        const struct tensor dy = tensor_at(g->rkv, (size_t)i);
-        weights[i] =
-            (struct weight_grad){grad_of(m, id, layer), dy, tensor_at(a->m, mix), w, g->more};
-        inputs[i] = (struct input_grad){.dx = tensor_at(g->m, mix), .dy = dy, .w = w};
-    }
-    op_matmul_bwd_w(m->be, weights, RKV_COUNT);
-    op_matmul_bwd_x(m->be, inputs, RKV_COUNT);
-}
-
 // Through all LoRAs y = f(x W₁) W₂ of a layer, what does not wait for each other together. The
 // value's mix feeds the value LoRA too, whose gradient adds to the projection's.
 static void loras_bwd(struct model *m, int layer, struct acts *a, struct grads *g) {
@@ -142,7 +123,11 @@ static void layer_backward(struct model *m, int i, struct acts *a, struct grads 
     op_key_prep_bwd(be, g->rkv, g->lora, i > 0 ? g->v_first : none,
                     vectors_grad(m, P_W0, KEY_COUNT, i), g->u, a->rkv, a->lora,
                     i > 0 ? v_first : none, model_vectors(m, P_W0, KEY_COUNT, i), H);
-    projections_bwd(m, i, a, g);
+    linear_bwd(m, P_RECEPTANCE, i, tensor_at(g->m, MIX_R), dr, tensor_at(a->m, MIX_R), g->more);
+    linear_bwd(m, P_KEY, i, tensor_at(g->m, MIX_K), tensor_at(g->rkv, RKV_K),
+               tensor_at(a->m, MIX_K), g->more);
+    linear_bwd(m, P_VALUE, i, tensor_at(g->m, MIX_V), tensor_at(g->rkv, RKV_V),
+               tensor_at(a->m, MIX_V), g->more);
     loras_bwd(m, i, a, g);
     norm_mix_bwd(m, i, &time_mix, a, g, x, b);
 }

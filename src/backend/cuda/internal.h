@@ -37,7 +37,7 @@ struct cuda {
     int processors;     // multiprocessors
     bool tiles;         // many.cu, large.cu, outer.cu and decode.cu run here
     bool token;         // a token in one launch: not switched off
-    bool large_all;     // large.cu does all that it can, and slim are sides of up to 32
+    bool large_all;     // large.cu does all that it can
     struct mapped {     // what kernels of tiles want to know of matrices, by address
         const void *data;
         size_t rows, cols;

@@ -256,17 +256,13 @@ struct many_list {
     int processors; // multiprocessors of the device
 };
 void k_many(struct queue *s, const struct many_list *list);
-// large.cu: large products of one shape, all of bf16: y = x · W, relu²(x · W), or (x · W) · 2√h.
+// large.cu: one large product, all of bf16: y = relu²(x · W), or (x · W) · 2√h if `slope`.
 struct large_product {
-    struct tile_map x, w, y, h; // as above, but y in STORE_ROWS; (R,O), for LARGE_SLOPE
+    struct tile_map x, w, y, h; // as above, but y in STORE_ROWS; (R,O), if `slope`
+    int R, K, O, by_output, slope;
+    uint32_t reserved[11]; // as above
 };
-enum large_what { LARGE_PLAIN, LARGE_RELU2, LARGE_SLOPE };
-enum { LARGE_MOST = 3 }; // at once
-struct large_list {
-    struct large_product p[LARGE_MOST];
-    int n, R, K, O, by_output, what;
-};
-void k_large(struct queue *s, const struct large_list *list);
+void k_large(struct queue *s, const struct large_product *p);
 // outer.cu: gradients of weights that have a short side, dw = or += wideᵀ · slim, on Hopper.
 struct outer {
     struct tile_map wide, slim; // (R,W), (R,S)

@@ -25,7 +25,7 @@ struct alignas(64) large_args {
 #else
 struct large_args {
 #endif
-    large_list of;
+    large_product p;
 };
 static_assert(sizeof(large_product) % 64 == 0, "as many.cu's");
 
@@ -34,10 +34,7 @@ enum { BM = 64 * GROUPS, BN = 256, CONSUMERS = 32 * WARPS, THREADS = CONSUMERS +
 enum { FEW = 40, MANY = 232 }; // registers: of 168 for all when a block begins
 enum { STAGE = (GROUPS + BN / 64) * TILE, STAGES = 4 };
 enum { PIECE = STORE_ROWS * TILE_PITCH, PIECES = BN / 64, ROOMS = 2 }; // of a warp's outputs
-enum {
-    BARRIERS = STAGES * STAGE + WARPS * ROOMS * PIECE,
-    SHARED = BARRIERS + STAGES * (8 + 8 + 12)
-};
+enum { BARRIERS = STAGES * STAGE + WARPS * ROOMS * PIECE, SHARED = BARRIERS + 3 * STAGES * 8 };
 enum { NEAR_ROWS = 8 };    // tiles of rows that take turns with the same outputs
 enum { SHORT_STEPS = 32 }; // up to which groups go one behind the other
 enum { BEHIND = 1 };       // the barrier of that
@@ -45,9 +42,9 @@ static_assert(SHARED <= 227 << 10, "what a block may have");
 
 #ifdef HOPPER
 
-// Of a cluster's tile, the first element, and whose.
+// Of a cluster's tile, the first element.
 struct place {
-    int row, col, which;
+    int row, col;
 };
 
 struct ring : tile_ring<STAGE> {
@@ -66,19 +63,17 @@ struct ring : tile_ring<STAGE> {
     }
 };
 
-// One product after the other; tiles at work at one time are some eight high and wide.
-__device__ place find_place(const large_list &p, int tile) {
+// Tiles at work at one time are some eight high and wide.
+__device__ place find_place(const large_product &p, int tile) {
     const int all = (p.R + CLUSTER * BM - 1) / (CLUSTER * BM), wide = (p.O + BN - 1) / BN;
-    const int which = tile / (all * wide);
-    tile -= which * all * wide;
     const int first = tile / (NEAR_ROWS * wide) * NEAR_ROWS, at = tile - first * wide;
     const int high = all - first < NEAR_ROWS ? all - first : NEAR_ROWS;
-    return {(first + at % high) * CLUSTER * BM, at / high * BN, which};
+    return {(first + at % high) * CLUSTER * BM, at / high * BN};
 }
-__device__ int tiles_of(const large_list &p) {
-    return p.n * ((p.R + CLUSTER * BM - 1) / (CLUSTER * BM)) * ((p.O + BN - 1) / BN);
+__device__ int tiles_of(const large_product &p) {
+    return (p.R + CLUSTER * BM - 1) / (CLUSTER * BM) * ((p.O + BN - 1) / BN);
 }
-__device__ int steps_of(const large_list &p) {
+__device__ int steps_of(const large_product &p) {
     return (p.K + TILE_WIDTH - 1) / TILE_WIDTH;
 }
 
@@ -95,13 +90,11 @@ __device__ void load_h(ring &r, const large_product &p, int row, int col) {
 }
 
 // One lane: all tiles, in order. TB: those of w have k down their rows.
-template <bool TB, int WHAT> __device__ void load_tiles(ring r, const large_list &list) {
-    const int tiles = tiles_of(list), steps = steps_of(list), rank = cluster_rank();
-    constexpr bool SLOPE = WHAT == LARGE_SLOPE;
+template <bool TB, bool SLOPE> __device__ void load_tiles(ring r, const large_product &p) {
+    const int tiles = tiles_of(p), steps = steps_of(p), rank = cluster_rank();
 #pragma unroll 1
     for (int tile = (int)blockIdx.x / CLUSTER; tile < tiles; tile += (int)gridDim.x / CLUSTER) {
-        const place at = find_place(list, tile);
-        const large_product &p = list.p[at.which];
+        const place at = find_place(p, tile);
         const int row = at.row + rank * BM;
         if (SLOPE) load_h(r, p, row, at.col);
 #pragma unroll 1
@@ -189,12 +182,11 @@ struct writer {
 };
 
 // Sums 64·piece and on, as pairs: f of them, or times the slope that h says.
-template <int ACT>
 __device__ void make_piece(piece_of_h &out, const float (&d)[BN / 2], int piece) {
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         const float *x = &d[32 * piece + 2 * i];
-        out[i / 4][i % 4] = bf16_pair(activate(x[0], ACT), activate(x[1], ACT));
+        out[i / 4][i % 4] = bf16_pair(activate(x[0], A_RELU2), activate(x[1], A_RELU2));
     }
 }
 __device__ void make_piece(piece_of_h &out, const float (&d)[BN / 2], int piece,
@@ -208,9 +200,9 @@ __device__ void make_piece(piece_of_h &out, const float (&d)[BN / 2], int piece,
     }
 }
 
-template <bool TB, int WHAT> __device__ void multiply(ring r, const large_list &list, char *rooms) {
-    const int tiles = tiles_of(list), steps = steps_of(list), rank = cluster_rank();
-    constexpr bool SLOPE = WHAT == LARGE_SLOPE;
+template <bool TB, bool SLOPE>
+__device__ void multiply(ring r, const large_product &p, char *rooms) {
+    const int tiles = tiles_of(p), steps = steps_of(p), rank = cluster_rank();
     const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0), group = warp / 4;
     const bool one_behind = steps > 1 && steps <= SHORT_STEPS;
     bool first = one_behind;
@@ -229,8 +221,8 @@ template <bool TB, int WHAT> __device__ void multiply(ring r, const large_list &
         const int last = multiply_all<TB>(d, r, group, steps, first && !group);
         first = false;
         const place at = r.of[last];
-        const writer out = {&list.p[at.which].y, rooms + warp * ROOMS * PIECE,
-                            at.row + rank * BM + 16 * warp, at.col};
+        const writer out = {&p.y, rooms + warp * ROOMS * PIECE, at.row + rank * BM + 16 * warp,
+                            at.col};
         products_wait<0>();
         r.release(last);
         if constexpr (SLOPE) {
@@ -248,7 +240,7 @@ template <bool TB, int WHAT> __device__ void multiply(ring r, const large_list &
         } else {
 #pragma unroll
             for (int i = 0; i < PIECES; i++) {
-                make_piece<WHAT == LARGE_RELU2 ? A_RELU2 : A_NONE>(piece, d, i);
+                make_piece(piece, d, i);
                 out.put(i, piece);
             }
         }
@@ -258,27 +250,26 @@ template <bool TB, int WHAT> __device__ void multiply(ring r, const large_list &
 
 #endif // HOPPER
 
-template <bool TB, int WHAT>
+template <bool TB, bool SLOPE>
 __global__ void __launch_bounds__(THREADS, 1) multiply_large(const __grid_constant__ large_args a) {
 #ifdef HOPPER
     SHARED_BYTES(shared);
     const ring r(shared);
+    const large_product &p = a.p;
     if (threadIdx.x == CONSUMERS) {
-        for (int i = 0; i < a.of.n; i++) {
-            tile_map_fetch(&a.of.p[i].x);
-            tile_map_fetch(&a.of.p[i].w);
-            tile_map_fetch(&a.of.p[i].y);
-        }
+        tile_map_fetch(&p.x);
+        tile_map_fetch(&p.w);
+        tile_map_fetch(&p.y);
         r.init(CLUSTER * WARPS);
     }
     cluster_barrier(); // nobody copies to where barriers are not there yet
     begin_kernel();
     if (threadIdx.x < CONSUMERS) {
         registers_take<MANY>();
-        multiply<TB, WHAT>(r, a.of, shared + STAGES * STAGE);
+        multiply<TB, SLOPE>(r, p, shared + STAGES * STAGE);
     } else {
         registers_give<FEW>();
-        if (threadIdx.x == CONSUMERS) load_tiles<TB, WHAT>(r, a.of);
+        if (threadIdx.x == CONSUMERS) load_tiles<TB, SLOPE>(r, p);
     }
     __syncwarp();
     cluster_barrier(); // nobody leaves while the other one arrives
@@ -287,25 +278,20 @@ __global__ void __launch_bounds__(THREADS, 1) multiply_large(const __grid_consta
 #endif
 }
 
-template <int WHAT> void start(struct queue *q, const large_args &a) {
-    const unsigned tiles =
-        (unsigned)a.of.n * blocks((size_t)a.of.R, CLUSTER * BM) * blocks((size_t)a.of.O, BN);
+template <bool TB, bool SLOPE> void start(struct queue *q, const large_args &a) {
+    const unsigned tiles = blocks((size_t)a.p.R, CLUSTER * BM) * blocks((size_t)a.p.O, BN);
     const unsigned most = (unsigned)processors() / CLUSTER;
-    const launch_shape shape = {CLUSTER * (tiles < most ? tiles : most), THREADS, SHARED, CLUSTER};
-    if (a.of.by_output)
-        launch_shaped(q, multiply_large<false, WHAT>, shape, a);
-    else
-        launch_shaped(q, multiply_large<true, WHAT>, shape, a);
+    launch_shaped(q, multiply_large<TB, SLOPE>,
+                  {CLUSTER * (tiles < most ? tiles : most), THREADS, SHARED, CLUSTER}, a);
 }
 
 } // namespace
 
-void k_large(struct queue *q, const struct large_list *list) {
+void k_large(struct queue *q, const struct large_product *p) {
     large_args a = {};
-    a.of = *list;
-    switch (list->what) {
-    case LARGE_SLOPE: start<LARGE_SLOPE>(q, a); break;
-    case LARGE_RELU2: start<LARGE_RELU2>(q, a); break;
-    default: start<LARGE_PLAIN>(q, a);
-    }
+    a.p = *p;
+    if (p->by_output)
+        p->slope ? start<false, true>(q, a) : start<false, false>(q, a);
+    else
+        p->slope ? start<true, true>(q, a) : start<true, false>(q, a);
 }

@@ -1,7 +1,7 @@
 // Which kernel does which product. Few rows, and all inputs in f32: our own, a row's bits do not
 // depend on the batch. Many rows of bf16, and gradients of weights: cuBLASLt. On Hopper not several
-// small ones together (many.cu, outer.cu), and not large ones that relu² or its slope comes behind,
-// or several of one shape (large.cu).
+// small ones together (many.cu, outer.cu), and not large ones that relu² or its slope comes behind
+// (large.cu).
 #include "backend/cuda/internal.h"
 
 #include "backend/ops.h"
@@ -76,9 +76,8 @@ static const struct tile_map *map_of(struct cuda *c, struct tensor x, unsigned b
     return &m->map;
 }
 
-static bool is_slim(const struct cuda *c, const struct weight *w) {
-    const size_t most = c->large_all ? 32 : SLIM;
-    return w->in <= most || w->out <= most;
+static bool is_slim(const struct weight *w) {
+    return w->in <= SLIM || w->out <= SLIM;
 }
 
 // What a list of products does together in many.cu: a bit a product. Up to 1,024 rows that is
@@ -94,67 +93,47 @@ static unsigned many_of(const struct cuda *c, const struct product *products, in
     if (c->large_all && n == 1 && products[0].act == ACT_RELU2) return 0;
     for (int i = 0; i < n; i++) {
         flops += 2.0 * (double)R * (double)products[i].w->in * (double)products[i].w->out;
-        if (is_slim(c, products[i].w)) slim |= 1u << i;
+        if (is_slim(products[i].w)) slim |= 1u << i;
     }
-    if (R > 1024 || c->large_all) return slim & (slim - 1) ? slim : 0;
+    if (R > 1024) return slim & (slim - 1) ? slim : 0;
     const bool pays =
         n > 1 ? flops < 40e9 : products[0].act != ACT_NONE && (R <= 128 || flops < 5e9);
     return pays ? ~0u : 0;
 }
 
-// Whether it is faster than cuBLASLt and a pass behind it, which takes as long as 512 more of k, or
-// one by one, where each takes as long as 256 more (measured on an H100): blocks that stay need
-// tiles that fill their turns.
-static bool large_pays(const struct cuda *c, size_t n, size_t R, size_t K, size_t O,
-                       enum large_what what) {
-    enum { SIDE = 256, PASS = 512, ALONE = 256 }; // SIDE: of the tile of two multiprocessors
-    const size_t tiles = n * ((R + SIDE - 1) / SIDE) * ((O + SIDE - 1) / SIDE);
+// Whether it is faster than cuBLASLt and a pass behind it, which takes as long as 512 more of k
+// (measured on an H100): blocks that stay need tiles that fill their turns.
+static bool large_pays(const struct cuda *c, size_t R, size_t K, size_t O) {
+    enum { SIDE = 256, PASS = 512 }; // of the tile of two multiprocessors
+    const size_t tiles = (R + SIDE - 1) / SIDE * ((O + SIDE - 1) / SIDE);
     const size_t pairs = (size_t)c->processors / 2, turns = (tiles + pairs - 1) / pairs;
-    if (what == LARGE_PLAIN && (n == 1 || turns < 4)) return false;
-    return (double)(n * R * O) * (double)(K + (what == LARGE_PLAIN ? ALONE : PASS)) >=
+    return (double)(R * O) * (double)(K + PASS) >=
            (double)(turns * pairs * SIDE * SIDE) * (double)K;
 }
 
-// Of products of one shape, for large.cu.
-struct large_one {
-    struct tensor y, x, h; // as there
-    const struct weight *w;
-};
-static bool is_like(const struct large_one *a, const struct large_one *b) {
-    const struct cuda_weight *v = (const struct cuda_weight *)a->w,
-                             *w = (const struct cuda_weight *)b->w;
-    return a->x.dim[0] == b->x.dim[0] && a->x.dim[1] == b->x.dim[1] && a->y.dim[1] == b->y.dim[1] &&
-           (v->m.so != 1) == (w->m.so != 1);
-}
-
-// Whether it has been done. turned: dx = dy · Wᵀ.
-static bool run_large(struct cuda *c, const struct large_one *of, int n, enum large_what what,
-                      bool turned) {
-    const struct cuda_weight *first = (const struct cuda_weight *)of->w;
-    const size_t R = of->x.dim[0], K = of->x.dim[1], O = of->y.dim[1];
-    struct large_list list = {.n = n,
+// y = relu²(x · W), or with h (x · Wᵀ) · 2√h, in large.cu, if it can be done so.
+static bool run_large(struct cuda *c, struct tensor y, struct tensor x, const struct weight *base,
+                      struct tensor h) {
+    const struct cuda_weight *w = (const struct cuda_weight *)base;
+    const bool slope = tensor_is(h);
+    const size_t R = x.dim[0], K = x.dim[1], O = y.dim[1];
+    const struct tensor all[3] = {x, y, h};
+    struct large_product p = {.w = w->map,
                               .R = (int)R,
                               .K = (int)K,
                               .O = (int)O,
-                              .by_output = (first->m.so != 1) != turned,
-                              .what = (int)what};
-    if (!c->lt || n > LARGE_MOST || (!c->large_all && !large_pays(c, (size_t)n, R, K, O, what)))
+                              .by_output = (w->m.so != 1) != slope,
+                              .slope = slope};
+    struct tile_map *const map[3] = {&p.x, &p.y, &p.h};
+    if (!c->lt || !w->mapped || !is_narrow(base) || (!c->large_all && !large_pays(c, R, K, O)))
         return false;
-    for (int k = 0; k < n; k++) {
-        const struct cuda_weight *w = (const struct cuda_weight *)of[k].w;
-        const struct tensor all[3] = {of[k].x, of[k].y, of[k].h};
-        struct large_product *p = &list.p[k];
-        struct tile_map *const map[3] = {&p->x, &p->y, &p->h};
-        if (!w->mapped || !is_narrow(of[k].w) || !is_like(of, &of[k])) return false;
-        p->w = w->map;
-        for (int i = 0; i < 2 + (what == LARGE_SLOPE); i++) {
-            if (all[i].dtype != DT_BF16) return false;
-            const struct tile_map *m = map_of(c, all[i], i == 1 ? STORE_ROWS : BOX_ROWS);
-            if (!m) return false;
-            *map[i] = *m;
-        }
+    for (int i = 0; i < 2 + slope; i++) {
+        if (all[i].dtype != DT_BF16) return false;
+        const struct tile_map *m = map_of(c, all[i], i == 1 ? STORE_ROWS : BOX_ROWS);
+        if (!m) return false;
+        *map[i] = *m;
     }
-    k_large(c->queue, &list);
+    k_large(c->queue, &p);
     return true;
 }
 
@@ -186,26 +165,8 @@ static bool add_many(struct cuda *c, struct many_list *list, const struct produc
 }
 
 static bool forward_large(struct cuda *c, const struct product *p) {
-    const struct large_one one = {p->y, p->x, tensor_none(), p->w};
-    return p->act == ACT_RELU2 && !tensor_is(p->add) && run_large(c, &one, 1, LARGE_RELU2, false);
-}
-
-// Of products [0,n) those that have nothing but large sides, no function and nothing to be added
-// to, if they are of one shape: a bit a product that has been done.
-static unsigned forward_alike(struct cuda *c, const struct product *products, int n,
-                              unsigned others) {
-    struct large_one list[LARGE_MOST];
-    unsigned done = 0;
-    int count = 0;
-    for (int i = 0; i < n; i++) {
-        const struct product *p = &products[i];
-        if (others >> i & 1 || is_slim(c, p->w)) continue;
-        if (count == LARGE_MOST || !p->x.dim[0] || p->act != ACT_NONE || tensor_is(p->add))
-            return 0;
-        list[count++] = (struct large_one){p->y, p->x, tensor_none(), p->w};
-        done |= 1u << i;
-    }
-    return count > 1 && run_large(c, list, count, LARGE_PLAIN, false) ? done : 0;
+    return p->act == ACT_RELU2 && !tensor_is(p->add) &&
+           run_large(c, p->y, p->x, p->w, tensor_none());
 }
 
 // Whether the product of one row is ffn.value's, four times as deep as wide, of more than 6 MB:
@@ -261,14 +222,13 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
     bool own[MAX_PRODUCTS];
     c->rounded_of = NULL;
     const unsigned together = many_of(c, products, n);
-    const unsigned alike = forward_alike(c, products, n, together);
     size_t bytes = 0, used = 0;
     assert(n <= MAX_PRODUCTS);
     for (int i = 0; i < n; i++) {
         const bool is_many =
             together >> i & 1 && add_many(c, &many, &products[i], false, tensor_none());
-        own[i] = products[i].x.dim[0] && !is_many && !(alike >> i & 1) &&
-                 !forward_large(c, &products[i]) && !forward_lt(c, &products[i]);
+        own[i] = products[i].x.dim[0] && !is_many && !forward_large(c, &products[i]) &&
+                 !forward_lt(c, &products[i]);
         if (own[i]) bytes += own_bytes(&products[i]);
     }
     if (many.n) k_many(c->queue, &many);
@@ -352,33 +312,18 @@ static void input_grad_of(struct cuda *c, const struct input_grad *g) {
     if (!wide_out) k_round_bf16(c->queue, dev(dx), p.y, R * K);
 }
 
-// Whether all are large, of one shape, and have been done.
-static bool backward_alike(struct cuda *c, const struct input_grad *grads, int n) {
-    struct large_one list[LARGE_MOST];
-    if (n < 2 || n > LARGE_MOST || !grads[0].dy.dim[0]) return false;
-    for (int i = 0; i < n; i++) {
-        const struct input_grad *g = &grads[i];
-        if (tensor_is(g->y) || tensor_is(g->add) || is_slim(c, g->w)) return false;
-        list[i] = (struct large_one){g->dx, g->dy, tensor_none(), g->w};
-    }
-    return run_large(c, list, n, LARGE_PLAIN, true);
-}
-
-// Through cuBLASLt each by itself, but slim ones together, and large ones with a slope or of one
-// shape in large.cu.
+// Through cuBLASLt each by itself, but slim ones together, and large ones with a slope in large.cu.
 void cuda_matmul_bwd_x(struct backend *be, const struct input_grad *grads, int n) {
     struct cuda *c = cuda_of(be);
     struct many_list many = {.n = 0};
-    if (backward_alike(c, grads, n)) return;
     for (int i = 0; i < n; i++) {
         const struct input_grad *g = &grads[i];
         const bool slope = tensor_is(g->y);
         const struct product p = {g->dx, g->dy, g->w, g->add, slope ? g->act : ACT_NONE};
         const bool is_many =
-            n > 1 && g->dy.dim[0] && is_slim(c, g->w) && add_many(c, &many, &p, true, g->y);
+            n > 1 && g->dy.dim[0] && is_slim(g->w) && add_many(c, &many, &p, true, g->y);
         if (is_many || !g->dy.dim[0]) continue;
-        const struct large_one one = {g->dx, g->dy, g->y, g->w};
-        if (slope && g->act == ACT_RELU2 && run_large(c, &one, 1, LARGE_SLOPE, true)) continue;
+        if (slope && g->act == ACT_RELU2 && run_large(c, g->dx, g->dy, g->w, g->y)) continue;
         input_grad_of(c, g);
         if (slope)
             k_act_bwd(c->queue, dev(g->dx), dev(g->dx), dev(g->y), g->dx.dtype == DT_BF16,
@@ -458,7 +403,7 @@ static bool add_outer(struct cuda *c, struct outer_list *list, const struct weig
     const bool out_is_slim = w->out <= w->in;
     const struct tensor wide = out_is_slim ? g->x : g->dy, slim = out_is_slim ? g->dy : g->x;
     const struct tile_map *map;
-    if (!c->lt || !c->tiles || !is_narrow(w) || !is_slim(c, w) || !g->x.dim[0] ||
+    if (!c->lt || !c->tiles || !is_narrow(w) || !is_slim(w) || !g->x.dim[0] ||
         g->x.dtype != DT_BF16 || g->dy.dtype != DT_BF16 ||
         (list->n && list->R != (int)g->x.dim[0]) || list->n == MAX_PRODUCTS)
         return false;
