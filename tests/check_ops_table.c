@@ -280,8 +280,8 @@ static void shape_matmul_bwd_x(struct call *c) {
     struct arg *dx = put_rows(c, has_slope(c) ? "dx before f" : "dx",
                               c->aliased && !has_slope(c) ? "+" : "=", (size_t)c->size.C);
     dx->narrow = narrow & 2;
-    // A product may be rounded, and again what it is times the slope.
-    if (has_slope(c) && narrow & 2) dx->rounding = 2.0 / 256;
+    // cuBLASLt may round the product, and the sum again, or what it is times the slope.
+    if (narrow & 2) dx->rounding = 2.0 / 256;
     put_rows(c, "dy", "i", (size_t)c->size.V)->narrow = narrow & 1;
     if (has_slope(c))
         put_rows(c, "y", "i", (size_t)c->size.C)->value = value_activated;
