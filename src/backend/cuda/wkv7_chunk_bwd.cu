@@ -12,7 +12,7 @@
 // Matrices read from shared memory take half of its turns, which is why a warp has 32 rows or
 // columns of whatever it makes. Who only gives arrives and goes on.
 //
-// 16×512 tokens of 12 heads in bf16 take an H100 232 to 235 µs (`rwkv bench kernels`), of which
+// 16×512 tokens of 12 heads in bf16 take an H100 230 µs (`rwkv bench kernels`), of which
 // memory takes 106. What bounds it is how fast instructions are fetched: four ways go through code
 // of their own once a chunk. So what only addresses differ in is a loop in the code too, and what
 // all do is there once (docs/performance.md).
@@ -237,10 +237,7 @@ __device__ void put_decay_gradient(memory<E, NEAR> &s, const wkv7_args &a, size_
 
 template <class E, bool NEAR>
 __device__ void go_reads(memory<E, NEAR> &s, const wkv7_args &a, size_t at, int col0, int turn) {
-    if (col0)
-        triangle(s.ak, s.a, s.k, true);
-    else
-        triangle(s.rb, s.r, s.b, false);
+    triangle(col0 ? s.ak : s.rb, col0 ? s.a : s.r, col0 ? s.k : s.b, col0);
     if constexpr (NEAR) {
         ask_mine(s.once[ONE_DR], a.dr, a, at, col0);
         asked();
