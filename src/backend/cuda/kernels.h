@@ -372,10 +372,20 @@ int k_decode_stretch(int K);     // decode_job.len
 int k_decode_blocks(int device); // one a multiprocessor, all there at once; 0: they cannot be
 void k_decode(struct queue *s, const struct decode_args *a);
 
-// y = bf16(x); y = x as integers with a scale a group gives them back.
+// y = bf16(x), and back.
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);
 void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n);
-void k_round_groups(struct queue *s, float *y, const float *x, size_t R, size_t K, size_t group);
+// y = x as integers with a scale a group gives them back, (R,K); of several at once.
+struct rounding {
+    float *y;
+    const float *x;
+    size_t R, K, group;
+};
+struct rounding_list {
+    struct rounding p[MAX_PRODUCTS];
+    size_t n;
+};
+void k_round_groups(struct queue *s, const struct rounding_list *list);
 // y (K,ld) of type `to` from x of any float type: (O,K) if oi, else (K,O); the rest of ld is zero.
 void k_pack(struct queue *s, void *y, int to, size_t ld, const void *x, int from, size_t K,
             size_t O, bool oi);

@@ -203,11 +203,14 @@ static size_t own_bytes(const struct product *p) {
     return inputs_bytes(p) + (p->y.dtype == DT_BF16 ? whole(tensor_count(p->y) * 4) : 0);
 }
 
-static const float *own_inputs(struct cuda *c, const struct product *p, char *scratch) {
+// Those that are rounded in groups are added to a list.
+static const float *own_inputs(struct cuda *c, const struct product *p, char *scratch,
+                               struct rounding_list *groups) {
     float *x = (float *)(void *)scratch;
     const size_t R = p->x.dim[0], K = p->w->in;
     if (is_integer(p->w))
-        k_round_groups(c->queue, x, dev(p->x), R, K, quant_group(p->w->precision.stored));
+        groups->p[groups->n++] =
+            (struct rounding){x, dev(p->x), R, K, quant_group(p->w->precision.stored)};
     else if (p->x.dtype == DT_BF16)
         k_widen_bf16(c->queue, x, dev(p->x), R * K);
     else
@@ -235,10 +238,19 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
     // Each product's scratch apart, since the launch that reads it comes last.
     char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
     if (bytes && !scratch) return;
+    const float *inputs[MAX_PRODUCTS];
+    struct rounding_list groups = {.n = 0};
+    for (int i = 0; i < n; i++) {
+        if (!own[i]) continue;
+        inputs[i] = own_inputs(c, &products[i], scratch + used, &groups);
+        used += own_bytes(&products[i]);
+    }
+    if (groups.n) k_round_groups(c->queue, &groups);
+    used = 0;
     for (int i = 0; i < n; i++) {
         const struct product *p = &products[i];
         if (!own[i]) continue;
-        struct product_args args = args_of(p, own_inputs(c, p, scratch + used));
+        struct product_args args = args_of(p, inputs[i]);
         const bool narrow = p->y.dtype == DT_BF16;
         if (narrow) {
             args.y = (float *)(void *)(scratch + used + inputs_bytes(p));

@@ -246,18 +246,31 @@ void k_product(struct queue *s, const struct product_args *p) {
 
 // ---- what goes in ------------------------------------------------------------------------------
 
+enum { ROUND_WARPS = 8 };
+struct round_args {
+    rounding_list of;
+    size_t end[MAX_PRODUCTS]; // groups of this one and those before
+};
+__host__ __device__ static size_t groups_of_row(const rounding &p) {
+    return (p.K + p.group - 1) / p.group;
+}
+
 // quant_inputs of backend/quant.h, and back: a warp takes a group. Its products are rounded each by
 // itself, as there.
-static __global__ void round_groups(float *y, const float *x, size_t groups, size_t per_row,
-                                    size_t K, int group) {
+static __global__ void round_groups(const __grid_constant__ round_args a) {
     begin_kernel();
-    const size_t g = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
+    size_t g = blockIdx.x * (size_t)ROUND_WARPS + threadIdx.x / 32;
     const int lane = threadIdx.x & 31;
-    if (g >= groups) return;
-    const size_t row = g / per_row, first = g % per_row * group;
-    const int n = K - first < (size_t)group ? (int)(K - first) : group;
-    x += row * K + first;
-    y += row * K + first;
+    size_t which = 0;
+#pragma unroll
+    for (int i = 0; i < MAX_PRODUCTS; i++) which += g >= a.end[i];
+    if (which >= a.of.n) return;
+    const rounding &p = a.of.p[which];
+    if (which) g -= a.end[which - 1];
+    const size_t per_row = groups_of_row(p), first = g % per_row * p.group;
+    const int n = (int)(p.K - first < p.group ? p.K - first : p.group);
+    const float *const x = p.x + g / per_row * p.K + first;
+    float *const y = p.y + g / per_row * p.K + first;
     float most = 0, blemish = 0;
     for (int i = lane; i < n; i += 32) {
         most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
@@ -276,10 +289,14 @@ static __global__ void round_groups(float *y, const float *x, size_t groups, siz
     }
 }
 
-void k_round_groups(struct queue *s, float *y, const float *x, size_t R, size_t K, size_t group) {
-    const size_t per_row = (K + group - 1) / group, groups = R * per_row;
-    if (groups)
-        LAUNCH(round_groups, blocks(groups, 8), 256, s, y, x, groups, per_row, K, (int)group);
+void k_round_groups(struct queue *s, const struct rounding_list *list) {
+    round_args a = {*list, {}};
+    size_t groups = 0;
+    for (size_t i = 0; i < MAX_PRODUCTS; i++) {
+        if (i < a.of.n) groups += a.of.p[i].R * groups_of_row(a.of.p[i]);
+        a.end[i] = groups;
+    }
+    if (groups) LAUNCH(round_groups, blocks(groups, ROUND_WARPS), 32 * ROUND_WARPS, s, a);
 }
 
 // ---- packing -----------------------------------------------------------------------------------
