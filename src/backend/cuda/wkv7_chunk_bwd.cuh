@@ -386,22 +386,11 @@ __device__ void store_wide(const R &to, const each_pair<raw_pair<E>> &from, int 
                  [&](int m, int n, int half, int i, int) { put_raw_at(to, i, from[m][n][half]); });
 }
 
-// Of bf16 in shared memory eight columns are a piece, and eight rows of those are what lanes
-// exchange at once.
+// Of bf16 in shared memory eight columns are a piece, and eight rows of those go there at once. (To
+// load them so, too, is no faster.)
 __device__ inline int piece_of_lane(int col0) {
     const int lane = now((int)threadIdx.x % WARP);
     return spread(lane & 15, col0 + 8 * (lane >> 4));
-}
-__device__ inline void load_wide(each_pair<raw_pair<uint16_t>> &to, const uint16_t *from,
-                                 int col0) {
-    const int at = piece_of_lane(col0);
-#pragma unroll
-    for (int m = 0; m < WIDE; m++) {
-        uint32_t word[4];
-        load_matrices<false>(word, (const uint32_t *)(from + (at ^ 16 * m)));
-#pragma unroll
-        for (int i = 0; i < 4; i++) to[m][i >> 1][i & 1].bits = word[i];
-    }
 }
 __device__ inline void store_wide(uint16_t *to, const each_pair<raw_pair<uint16_t>> &from,
                                   int col0) {
