@@ -235,8 +235,9 @@ __device__ static inline void tile_load_all(void *to, const tile_map *m, int row
 #endif
 }
 
-// What threads wrote to shared memory is seen by copies of tiles that begin after it.
-__device__ static inline void tile_written() {
+// What threads wrote to shared memory is seen by copies of tiles out of it that begin after this,
+// and what they read from there was read before copies into it.
+__device__ static inline void tile_touched() {
 #ifndef CUDA_EMU
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif

@@ -159,6 +159,18 @@ __device__ void take_h(piece_of_h &h, char *tile) {
     for (int j = 0; j < 4; j++) load_matrices<false>(h[j], rows_at(tile, j));
 }
 
+// 128 columns, which come next in the ring. Lanes read them, and copies come to the same place
+// next: without the fence a copy could be there first, for it goes another way to memory, and what
+// is not h may have no root.
+__device__ void take_half(piece_of_h (&h)[2], ring &r, int group, int warp) {
+    barrier_wait(r.full[r.stage], r.phase);
+    for (int i = 0; i < 2; i++) take_h(h[i], r.h(group) + i * TILE + warp % 4 * PIECE);
+    tile_touched();
+    __syncwarp();
+    r.release(r.stage);
+    r.next();
+}
+
 // A warp's outputs, 64 columns at a time: two pieces have room, one is made while the one before
 // goes out.
 struct writer {
@@ -173,7 +185,7 @@ struct writer {
         __syncwarp();
 #pragma unroll
         for (int j = 0; j < 4; j++) store_matrices(rows_at(to, j), out[j]);
-        tile_written();
+        tile_touched();
         __syncwarp();
         if (!first_lane) return;
         tile_store(y, row, col + 64 * piece, to);
@@ -211,11 +223,7 @@ __device__ void multiply(ring r, const large_product &p, char *rooms) {
     for (int tile = (int)blockIdx.x / CLUSTER; tile < tiles; tile += (int)gridDim.x / CLUSTER) {
         piece_of_h left[SLOPE ? 2 : 1], piece;
         if constexpr (SLOPE) {
-            barrier_wait(r.full[r.stage], r.phase);
-            for (int i = 0; i < 2; i++) take_h(left[i], r.h(group) + i * TILE + warp % 4 * PIECE);
-            __syncwarp();
-            r.release(r.stage);
-            r.next();
+            take_half(left, r, group, warp);
         }
         if (first && group) group_barrier(BEHIND, CONSUMERS);
         const int last = multiply_all<TB>(d, r, group, steps, first && !group);
@@ -227,11 +235,7 @@ __device__ void multiply(ring r, const large_product &p, char *rooms) {
         r.release(last);
         if constexpr (SLOPE) {
             piece_of_h right[2];
-            barrier_wait(r.full[r.stage], r.phase);
-            for (int i = 0; i < 2; i++) take_h(right[i], r.h(group) + i * TILE + warp % 4 * PIECE);
-            __syncwarp();
-            r.release(r.stage);
-            r.next();
+            take_half(right, r, group, warp);
 #pragma unroll
             for (int i = 0; i < PIECES; i++) {
                 make_piece(piece, d, i, i < 2 ? left[i] : right[i - 2]);

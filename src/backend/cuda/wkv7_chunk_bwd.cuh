@@ -394,6 +394,7 @@ __device__ inline int piece_of_lane(int col0) {
 }
 __device__ inline void store_wide(uint16_t *to, const each_pair<raw_pair<uint16_t>> &from,
                                   int col0) {
+    __syncwarp(); // a lane stores where another one may have loaded
     const int at = piece_of_lane(col0);
 #pragma unroll
     for (int m = 0; m < WIDE; m++) {
