@@ -273,11 +273,14 @@ static const struct cli_command grads = {
     .run = run_grads,
 };
 
-static const struct cli_command *const below[] = {&logits, &grads, NULL};
+extern const struct cli_command cmd_verify_repeat;
+
+static const struct cli_command *const below[] = {&logits, &grads, &cmd_verify_repeat, NULL};
 
 const struct cli_command cmd_verify = {
     .name = "verify",
-    .summary = "raw logits and gradients, to compare with other implementations",
-    .help = "Numbers are printed so that they read back exactly.\n",
+    .summary =
+        "raw logits and gradients, to compare with other implementations and with themselves",
+    .help = "Numbers of logits and grads are printed so that they read back exactly.\n",
     .commands = below,
 };

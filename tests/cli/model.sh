@@ -94,6 +94,9 @@ fix="--weights $fixture/w_bf16.safetensors"
     echo '{"idx":[[1,2,3],[1]],"targets":[[2,3,1],[1]]}' >"$dir/batch.json"
     check "ragged batch" 1 "idx[1] has 1 tokens, the first row has 3" \
         $rwkv verify grads $fix --batch "$dir/batch.json" --out "$dir/g.safetensors"
+    check "the same gradients" 0 "5 passes are alike: loss " $rwkv verify repeat $fix --times 5 --batch 2 --tokens 20
+    check "the same gradients, bf16" 0 "5 passes are alike: loss " $rwkv verify repeat $fix --times 5 --dtype bf16
+    check "once is no repetition" 2 "times" $rwkv verify repeat $fix --times 1
     check "another backend" 1 'backend "cuda" is not in this build' $rwkv verify logits $fix --tokens 1 --backend cuda
     check "unknown backend" 2 'there are: cpu, ref, ref64' $rwkv verify logits $fix --tokens 1 --backend cup
 }

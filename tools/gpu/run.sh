@@ -45,7 +45,7 @@ part() { # name limit_s command…
     # Of several figures each has a line.
     local line few=1
     ! grep -qa ' limit' "$OUT/$name.log" || few=8
-    line=$(grep -aE '[0-9]+ passed|tok/s|GFLOP/s|equal|differ|PASSED|FAILED|ERROR SUMMARY|RACECHECK' "$OUT/$name.log" |
+    line=$(grep -aE '[0-9]+ passed|tok/s|GFLOP/s|equal|alike|differ|PASSED|FAILED|ERROR SUMMARY|RACECHECK' "$OUT/$name.log" |
         tail -n $few | cut -c1-170 | sed '2,$s/^/                                              /')
     [ $rc = 0 ] || { failed+=("$name") && line="exit $rc: ${line:-$(tail -n 1 "$OUT/$name.log" | cut -c1-150)}"; }
     rows+=("$(printf '%-4s %-28s %6.1f s  %s' "$([ $rc = 0 ] && echo ok || echo FAIL)" "$name" \
@@ -79,7 +79,16 @@ bench() { # kind options…
     "$rwkv" bench "$kind" --backend cuda "$@"
 }
 
-export -f same_text close_logits bench
+# The gradients of a step of 0.1b, so many times.
+same_gradients() {
+    local w=$OUT/weights.safetensors rc=0
+    "$rwkv" bench weights --size 0.1b "$w" || return 1
+    "$rwkv" verify repeat --weights "$w" --backend cuda --dtype bf16 --batch 16 --tokens 512 --times "$1" || rc=1
+    rm "$w"
+    return $rc
+}
+
+export -f same_text close_logits bench same_gradients
 export rwkv OUT
 function=(bash -c '"$@"' -) # what timeout can start
 
@@ -113,6 +122,7 @@ else
         part large-matmul 60 env RWKV_CUDA_LARGE=all "$here/bin/check_ops" compare matmul --backend cuda --verbose
         part large-matmul_bwd_x 60 env RWKV_CUDA_LARGE=all "$here/bin/check_ops" compare matmul_bwd_x --backend cuda --verbose
         part large-model 120 env RWKV_CUDA_LARGE=all RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
+        part repeat 150 "${function[@]}" same_gradients 2000
         part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
         part logits-bytes28m 60 "${function[@]}" close_logits 1e-3 --weights "$model" --tokens "85 115 105 110 103 33 117 104 102"
         if [ "$DEVICES" -ge 2 ]; then
