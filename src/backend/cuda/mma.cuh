@@ -188,14 +188,6 @@ __device__ static inline frag_of<T::in_two> b_of_turned(const T &t, int row, int
     return load_quarters<true, false>(t, row, col);
 }
 
-// A is also the B of its transpose, and the other way round: only the order of the words differs.
-template <bool IN_TWO> __device__ static inline frag_of<IN_TWO> turned(const frag_of<IN_TWO> &f) {
-    frag_of<IN_TWO> t = f;
-    t.hi[1] = f.hi[2], t.hi[2] = f.hi[1];
-    if constexpr (IN_TWO) t.lo[1] = f.lo[2], t.lo[2] = f.lo[1];
-    return t;
-}
-
 // A sum as the next product's A: it lies in the same lanes.
 __device__ static inline frag a_of_sum(const float (&d)[2][4]) {
     frag f;

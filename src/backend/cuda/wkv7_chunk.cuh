@@ -180,10 +180,6 @@ template <class E> struct inputs {
     alignas(16) float decay[N];   // e^A of the whole chunk
 };
 
-__device__ inline void put(tile<T, N> &to, int t, int col, float2 x) {
-    to.put(t, col, x.x, x.y);
-}
-
 // What lies above the diagonal, or on it too if `strict`, is dropped: it need not be finite.
 __device__ inline void store_lower(tile<T, T> &to, const float (&d)[2][4], bool strict) {
     float kept[2][4];
