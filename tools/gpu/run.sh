@@ -79,11 +79,16 @@ bench() { # kind options…
     "$rwkv" bench "$kind" --backend cuda "$@"
 }
 
-# The gradients of a step of 0.1b, so many times.
-same_gradients() {
-    local w=$OUT/weights.safetensors rc=0
+# The gradients of a step of 0.1b, so many times, by so many programs at once: they interrupt each
+# other, so that what is late comes later still.
+same_gradients() { # times programs
+    local w=$OUT/weights.safetensors rc=0 i jobs=()
     "$rwkv" bench weights --size 0.1b "$w" || return 1
-    "$rwkv" verify repeat --weights "$w" --backend cuda --dtype bf16 --batch 16 --tokens 512 --times "$1" || rc=1
+    for ((i = 0; i < $2; i++)); do
+        "$rwkv" verify repeat --weights "$w" --backend cuda --dtype bf16 --batch 16 --tokens 512 --times "$1" &
+        jobs+=($!)
+    done
+    for i in "${jobs[@]}"; do wait "$i" || rc=1; done
     rm "$w"
     return $rc
 }
@@ -122,7 +127,7 @@ else
         part large-matmul 60 env RWKV_CUDA_LARGE=all "$here/bin/check_ops" compare matmul --backend cuda --verbose
         part large-matmul_bwd_x 60 env RWKV_CUDA_LARGE=all "$here/bin/check_ops" compare matmul_bwd_x --backend cuda --verbose
         part large-model 120 env RWKV_CUDA_LARGE=all RWKV_TEST_BACKEND=cuda "$here/bin/test_model"
-        part repeat 150 "${function[@]}" same_gradients 2000
+        part repeat 150 "${function[@]}" same_gradients 1000 2
         part logits-reverse 30 "${function[@]}" close_logits 1e-3 --weights "$reverse" --tokens "11 1 2 3 4 10 4 3 2 1"
         part logits-bytes28m 60 "${function[@]}" close_logits 1e-3 --weights "$model" --tokens "85 115 105 110 103 33 117 104 102"
         if [ "$DEVICES" -ge 2 ]; then
