@@ -44,6 +44,7 @@ struct fiber {
     unsigned group; // of its next copies
     std::vector<late_work> later[EMU_LATE];
     unsigned later_group[EMU_LATE];
+    std::vector<const char *> touched; // where copies have come, since it last said so
     // What it waits for, so that it is not woken in vain: a meeting's next generation, or a bit.
     const meeting *met;
     const int *expected;
@@ -58,6 +59,7 @@ struct running { // a block; those of a cluster run at once, one only where ther
     uint64_t given[2][MOST_THREADS]; // by the parity of the warp's meetings: nobody is two ahead
     dim3 index;
     char *shared;
+    std::vector<std::pair<const char *, size_t>> filled; // where copies have come
 };
 
 fiber fibers[MOST];
@@ -89,6 +91,7 @@ void body() {
     for (;;) {
         (*job)();
         fibers[current].copies.clear();
+        fibers[current].touched.clear();
         for (const std::vector<late_work> &left : fibers[current].later)
             if (!left.empty()) emu_trap(); // what it reads is gone
         fibers[current].done = true;
@@ -230,7 +233,34 @@ void emu_async_wait(int left) {
     f.copies.erase(f.copies.begin(), f.copies.begin() + (std::ptrdiff_t)n);
 }
 
+void emu_touch(const void *place) {
+    for (const auto &[first, bytes] : mine().filled)
+        if ((size_t)((const char *)place - first) < bytes)
+            return fibers[current].touched.push_back((const char *)place);
+}
+
+void emu_touched() {
+    fibers[current].touched.clear();
+}
+
+// Nobody's accesses to what lies there may still be on their way.
+static void fill_again(const char *to, size_t bytes) {
+    int block = 0;
+    while ((size_t)(to - blocks[block].shared) >= SHARED) block++;
+    for (unsigned i = 0; i < blockDim.x; i++)
+        for (const char *place : fibers[(unsigned)block * blockDim.x + i].touched)
+            if ((size_t)(place - to) < bytes) {
+                std::fprintf(stderr, "a copy comes to where thread %u was, which has not said so\n",
+                             i);
+                emu_trap();
+            }
+    auto &filled = blocks[block].filled;
+    const std::pair<const char *, size_t> here = {to, bytes};
+    if (std::find(filled.begin(), filled.end(), here) == filled.end()) filled.push_back(here);
+}
+
 void emu_bulk_load(void *to, size_t bytes, const std::function<void()> &arrive) {
+    fill_again((const char *)to, bytes);
     std::memset(to, 0xff, bytes);
     arriving.push_back(arrive);
 }
@@ -296,6 +326,7 @@ static void start_block(running &b, unsigned index, int n) {
     b.index = dim3(index % gridDim.x, index / gridDim.x);
     b.alive = n;
     b.block = {};
+    b.filled.clear();
     for (meeting &m : b.groups) m = {};
     for (int w = 0; w * WARP < n; w++) {
         b.alive_in_warp[w] = n - w * WARP < WARP ? n - w * WARP : WARP;

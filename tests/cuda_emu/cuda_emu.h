@@ -70,6 +70,10 @@ void emu_async_wait(int left);
 // Of copies that a barrier announces: from here on what is there is noise, and `arrive` brings it
 // when nobody can go on without it.
 void emu_bulk_load(void *to, size_t bytes, const std::function<void()> &arrive);
+// This thread has read or written a place by itself. Where such copies have come it has to say so
+// before the next one is asked for, or that traps.
+void emu_touch(const void *place);
+void emu_touched();
 // What this thread has asked for and happens as late as it waits, in groups like those copies:
 // stores out of shared memory, products of four warps.
 enum emu_late { EMU_STORES, EMU_PRODUCTS, EMU_LATE };

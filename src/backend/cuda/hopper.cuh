@@ -238,7 +238,9 @@ __device__ static inline void tile_load_all(void *to, const tile_map *m, int row
 // What threads wrote to shared memory is seen by copies of tiles out of it that begin after this,
 // and what they read from there was read before copies into it.
 __device__ static inline void tile_touched() {
-#ifndef CUDA_EMU
+#ifdef CUDA_EMU
+    emu_touched();
+#else
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }

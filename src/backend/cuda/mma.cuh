@@ -104,6 +104,7 @@ template <bool TRANSPOSED>
 __device__ static inline void load_matrices(uint32_t (&to)[4], const uint32_t *row) {
 #ifdef CUDA_EMU
     static const uint32_t *all[EMU_WARPS][32]; // of all lanes
+    emu_touch(row);
     const int warp = emu_warp(), lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
     all[warp][lane] = row;
     __syncwarp();
@@ -136,6 +137,7 @@ __device__ static inline void load_matrices(uint32_t (&to)[4], const uint32_t *r
 __device__ static inline void store_matrices(uint32_t *row, const uint32_t (&from)[4]) {
 #ifdef CUDA_EMU
     static uint32_t *all[EMU_WARPS][32]; // of all lanes
+    emu_touch(row);
     const int warp = emu_warp(), lane = (int)(threadIdx.x & 31), g = lane >> 2, q = lane & 3;
     all[warp][lane] = row;
     __syncwarp();
