@@ -101,6 +101,9 @@ static int repeat_passes(struct repeat *r, long times, struct error *err) {
     long other = 0;
     if (one_pass(r, r->first, err)) return -1;
     for (int i = 0; i < r->params; i++) norm += r->first[i];
+    if (!isfinite(norm) || !isfinite(r->first[r->params]))
+        return fail(err, E_DEVICE, "the first pass has a loss of %g and gradients of %g",
+                    r->first[r->params], sqrt(norm));
     for (long pass = 2; pass <= times; pass++) {
         if (one_pass(r, r->now, err)) return -1;
         bool same = true;
@@ -112,9 +115,6 @@ static int repeat_passes(struct repeat *r, long times, struct error *err) {
                 times, other, (double)pass / (shown - start), tty ? " " : "\n");
     }
     if (tty) fputc('\n', stderr);
-    if (!isfinite(norm) || !isfinite(r->first[r->params]))
-        return fail(err, E_DEVICE, "the first pass has a loss of %g and gradients of %g",
-                    r->first[r->params], sqrt(norm));
     if (other) return fail(err, E_DEVICE, "%ld of %ld passes differ from the first", other, times);
     printf("%ld passes are alike: loss %.9g, gradients %.9g\n", times, r->first[r->params],
            sqrt(norm));
