@@ -121,7 +121,16 @@ static int width_of(const struct decode_args *a, enum decode_part part) {
     return part != DP_LOGITS && 4 * narrow <= 3 * wide ? 16 : 32;
 }
 
-// n pieces of so many bytes to the blocks that have read least so far; each block's are neighbours.
+// Whether block b is to have a piece rather than another one: heads wait for the projections of all
+// blocks, and all blocks for heads, so these go to who has least to project; other pieces to who
+// has read least so far.
+static bool is_freer(const struct decode_block *blocks, const size_t *load, enum decode_part part,
+                     int b, int other) {
+    const int more = blocks[b].count[DP_PROJECT] - blocks[other].count[DP_PROJECT];
+    return part == DP_RECALL && more ? more < 0 : load[b] < load[other];
+}
+
+// n pieces of so many bytes; each block's are neighbours.
 static void deal(struct decode_block *blocks, size_t *load, int grid, enum decode_part part, int n,
                  size_t bytes) {
     for (int b = 0; b < grid; b++) {
@@ -129,12 +138,13 @@ static void deal(struct decode_block *blocks, size_t *load, int grid, enum decod
         load[b] += (size_t)(n / grid) * bytes;
     }
     for (int i = 0; i < n % grid; i++) {
-        int least = -1;
+        int freest = -1;
         for (int b = 0; b < grid; b++)
-            if (blocks[b].count[part] == n / grid && (least < 0 || load[b] < load[least]))
-                least = b;
-        blocks[least].count[part]++;
-        load[least] += bytes;
+            if (blocks[b].count[part] == n / grid &&
+                (freest < 0 || is_freer(blocks, load, part, b, freest)))
+                freest = b;
+        blocks[freest].count[part]++;
+        load[freest] += bytes;
     }
     for (int b = 0, at = 0; b < grid; at += blocks[b++].count[part]) blocks[b].first[part] = at;
 }
@@ -189,43 +199,112 @@ static bool deal_all(struct cuda_decoder *d) {
     return true;
 }
 
+// Slots that a block fills in a layer, at most.
+static int layer_slots(const struct cuda_decoder *d) {
+    const struct decode_args *a = &d->args;
+    int most = 0;
+    for (int b = 0; b < a->grid; b++) {
+        const int32_t *count = d->blocks[b].count;
+        int slots = 0;
+        for (int w = 0; w < DW_LOGITS; w++) {
+            const struct decode_job *j = &a->jobs[w];
+            const int step = j->width == 32 ? 16 : 32;
+            if (w == DW_RECALL)
+                slots += count[j->part] * ((a->ranks + LORA_SLOT - 1) / LORA_SLOT + 1);
+            else if (w != DW_VALUE || !a->lists)
+                slots += count[j->part] * ((j->len + step - 1) / step);
+        }
+        if (slots > most) most = slots;
+    }
+    return most;
+}
+
+// As many as the memory wants for an answer after 0.8 us, 3.3 TB/s: two of each of 132
+// multiprocessors are more. What is asked for beyond that waits in line, and what blocks hand to
+// each other waits behind it. Where the ring has room for a layer, what is waited for are other
+// blocks, not the memory.
+static int flight_of(const struct cuda_decoder *d) {
+    return layer_slots(d) > d->args.slots ? 2 : 1;
+}
+
 // ---- tables ------------------------------------------------------------------------------------
 
 static const uint16_t *data_of(const struct weight *w) {
     return w ? ((const struct cuda_weight *)w)->data : NULL;
 }
 
-static void describe_layer(struct decode_layer *to, const struct decoder_layer *l) {
-    for (int i = 0; i < RKV_COUNT; i++) to->w[DM_R + i] = data_of(l->rkv[i]);
-    to->w[DM_V1] = data_of(l->lora1[LORA_V]);
-    to->w[DM_W1] = data_of(l->lora1[LORA_W]);
-    to->w[DM_A1] = data_of(l->lora1[LORA_A]);
-    to->w[DM_G1] = data_of(l->lora1[LORA_G]);
-    for (int i = 0; i < LORA_COUNT; i++) to->w[DM_W2 + i] = data_of(l->lora2[i]);
-    to->w[DM_OUTPUT] = data_of(l->output);
-    to->w[DM_KEY] = data_of(l->key);
-    to->w[DM_VALUE] = data_of(l->value);
+// Whether slots of the ring can be copied out of w.
+static bool map_slices(struct decode_maps *to, const struct weight *w, const struct decode_job *j) {
+    const struct matrix *m = &((const struct cuda_weight *)w)->m;
+    const size_t len = (size_t)j->len, pitch = m->sk * sizeof(uint16_t);
+    const unsigned width = (unsigned)j->width, box = width == 32 ? 16 : 32;
+    const uint16_t *data = data_of(w), *rest = data + (size_t)j->whole * len * m->sk;
+    return (!j->whole || tile_map_stretches(&to->whole, data, (size_t)j->whole, len, m->sk, pitch,
+                                            box, width)) &&
+           (!j->rest || tile_map_stretches(&to->rest, rest, 1, w->in - (size_t)j->whole * len,
+                                           m->sk, pitch, box, width));
 }
 
-static int pitch_of(const struct weight *w) {
-    return (int)((const struct cuda_weight *)w)->m.sk;
+static bool map_lora(struct decode_maps *to, const struct weight *w) {
+    const size_t pitch = ((const struct cuda_weight *)w)->m.sk * sizeof(uint16_t);
+    return tile_map_make(&to->whole, data_of(w), w->in, w->out, pitch, 16);
+}
+
+static bool map_layer(const struct decode_args *a, struct decode_maps *to,
+                      const struct decoder_layer *l) {
+    const struct weight *const mixed[DM_MIXED] = {
+        [DM_R] = l->rkv[RKV_R],     [DM_K] = l->rkv[RKV_K],     [DM_V] = l->rkv[RKV_V],
+        [DM_V1] = l->lora1[LORA_V], [DM_W1] = l->lora1[LORA_W], [DM_A1] = l->lora1[LORA_A],
+        [DM_G1] = l->lora1[LORA_G]};
+    bool can = map_slices(&to[DM_OUTPUT], l->output, &a->jobs[DW_OUTPUT]) &&
+               map_slices(&to[DM_KEY], l->key, &a->jobs[DW_EXPAND]) &&
+               map_slices(&to[DM_VALUE], l->value, &a->jobs[DW_VALUE]);
+    for (int i = 0; i < DM_MIXED && can; i++)
+        can = !mixed[i] || map_slices(&to[i], mixed[i], &a->jobs[DW_PROJECT]);
+    for (int i = 0; i < LORA_COUNT && can; i++)
+        can = !l->lora2[i] || map_lora(&to[DM_W2 + i], l->lora2[i]);
+    return can;
+}
+
+// (L,DM_COUNT) and the head's; NULL if one cannot be described.
+static struct decode_maps *map_all(const struct decode_args *a, const struct decoder_parts *p) {
+    struct decode_maps *maps = mem_zero((size_t)p->L * DM_COUNT + 1, sizeof *maps);
+    bool can = map_slices(&maps[p->L * DM_COUNT], p->head, &a->jobs[DW_LOGITS]);
+    for (int i = 0; i < p->L && can; i++) can = map_layer(a, &maps[i * DM_COUNT], &p->layers[i]);
+    if (can) return maps;
+    free(maps);
+    return NULL;
 }
 
 static void describe_jobs(struct decode_args *a, const struct decoder_parts *p) {
     const struct decoder_layer *l = &p->layers[0];
     const int C = a->C;
     const struct decode_job jobs[DW_COUNT] = {
-        [DW_PROJECT] = {DP_PROJECT, DM_R, C, 0, 0, dev(l->ln1_w), dev(l->ln1_b), dev(l->mix)},
-        [DW_RECALL] = {DP_RECALL, DM_W2, a->ranks, 0, 0, NULL, NULL, NULL},
-        [DW_OUTPUT] = {DP_STREAM, DM_OUTPUT, C, 0, 0, NULL, NULL, NULL},
-        [DW_EXPAND] = {DP_EXPAND, DM_KEY, C, 0, 0, dev(l->ln2_w), dev(l->ln2_b), dev(l->ffn_mix)},
-        [DW_VALUE] = {DP_STREAM, DM_VALUE, 4 * C, 0, 0, NULL, NULL, NULL},
-        [DW_LOGITS] = {DP_LOGITS, DM_R, C, 0, 0, dev(p->out_w), dev(p->out_b), NULL},
-        [DW_BEGIN] = {DP_STREAM, DM_R, C, 0, 0, dev(p->ln0_w), dev(p->ln0_b), NULL}};
+        [DW_PROJECT] = {.part = DP_PROJECT,
+                        .matrix = DM_R,
+                        .K = C,
+                        .w = dev(l->ln1_w),
+                        .b = dev(l->ln1_b),
+                        .mix = dev(l->mix)},
+        [DW_RECALL] = {.part = DP_RECALL, .matrix = DM_W2, .K = a->ranks},
+        [DW_OUTPUT] = {.part = DP_STREAM, .matrix = DM_OUTPUT, .K = C},
+        [DW_EXPAND] = {.part = DP_EXPAND,
+                       .matrix = DM_KEY,
+                       .K = C,
+                       .w = dev(l->ln2_w),
+                       .b = dev(l->ln2_b),
+                       .mix = dev(l->ffn_mix)},
+        [DW_VALUE] = {.part = DP_STREAM, .matrix = DM_VALUE, .K = 4 * C},
+        [DW_LOGITS] =
+            {.part = DP_LOGITS, .matrix = DM_R, .K = C, .w = dev(p->out_w), .b = dev(p->out_b)},
+        [DW_BEGIN] = {
+            .part = DP_STREAM, .matrix = DM_R, .K = C, .w = dev(p->ln0_w), .b = dev(p->ln0_b)}};
     for (int i = 0; i < DW_COUNT; i++) {
         a->jobs[i] = jobs[i];
         a->jobs[i].len = k_decode_stretch(jobs[i].K);
         a->jobs[i].width = a->width[jobs[i].part];
+        a->jobs[i].whole = jobs[i].K / a->jobs[i].len;
+        a->jobs[i].rest = jobs[i].K % a->jobs[i].len != 0;
     }
 }
 
@@ -244,15 +323,7 @@ static void describe_model(struct cuda_decoder *d, const struct decoder_parts *p
     a->grid = blocks;
     a->eps = (float)p->eps;
     a->embedding = dev(p->embedding);
-    a->head = data_of(p->head);
-    a->head_pitch = pitch_of(p->head);
-    const struct weight *const of[DM_COUNT] = {
-        [DM_R] = l->rkv[RKV_R],     [DM_K] = l->rkv[RKV_K],     [DM_V] = l->rkv[RKV_V],
-        [DM_V1] = l->lora1[LORA_V], [DM_W1] = l->lora1[LORA_W], [DM_A1] = l->lora1[LORA_A],
-        [DM_G1] = l->lora1[LORA_G], [DM_W2] = l->lora2[LORA_W], [DM_A2] = l->lora2[LORA_A],
-        [DM_V2] = l->lora2[LORA_V], [DM_G2] = l->lora2[LORA_G], [DM_OUTPUT] = l->output,
-        [DM_KEY] = l->key,          [DM_VALUE] = l->value};
-    for (int m = 0; m < DM_COUNT; m++) a->pitch[m] = pitch_of(of[m]);
+    a->value_pitch = (int)((const struct cuda_weight *)l->value)->m.sk;
     for (int i = 0; i < LORA_COUNT; i++) {
         a->rank[i] = (int)l->lora1[i]->out;
         a->rank_from[i] = a->ranks;
@@ -269,10 +340,12 @@ static struct tensor numbers(struct carver *c, enum dtype t, size_t n) {
 }
 
 // Where everything lies; the tables go to the device.
-static void lay_out(struct cuda_decoder *d, struct carver *c, const struct decoder_parts *p) {
+static void lay_out(struct cuda_decoder *d, struct carver *c, const struct decoder_parts *p,
+                    const struct decode_maps *maps) {
     struct decode_args *a = &d->args;
-    const size_t C = (size_t)a->C, grid = (size_t)a->grid;
-    const struct tensor layers = numbers(c, DT_U8, (size_t)p->L * sizeof(struct decode_layer));
+    const size_t C = (size_t)a->C, grid = (size_t)a->grid, L = (size_t)p->L;
+    const struct tensor mapped = numbers(c, DT_U8, (L * DM_COUNT + 1) * sizeof *maps);
+    const struct tensor values = numbers(c, DT_U8, L * sizeof(uint16_t *));
     d->dealt = numbers(c, DT_U8, grid * sizeof(struct decode_block));
     d->turns = numbers(c, DT_I32, grid);
     const size_t parts[] = {C, RKV_COUNT * C, (size_t)a->ranks / 2, C / 2, 2 * C};
@@ -286,13 +359,15 @@ static void lay_out(struct cuda_decoder *d, struct carver *c, const struct decod
         *to[i] = at;
         at += (parts[i] + 15) / 16 * 16;
     }
-    a->layers = dev(layers);
+    a->maps = dev(mapped);
+    a->values = dev(values);
     a->blocks = dev(d->dealt);
     a->turns = dev(d->turns);
-    struct decode_layer *table = mem_zero((size_t)p->L, sizeof *table);
-    for (int i = 0; i < p->L; i++) describe_layer(&table[i], &p->layers[i]);
+    const uint16_t **table = mem_zero(L, sizeof *table);
+    for (size_t i = 0; i < L; i++) table[i] = data_of(p->layers[i].value);
     const struct backend_class *class = d->base.be->class;
-    class->upload(d->base.be, layers, table);
+    class->upload(d->base.be, mapped, maps);
+    class->upload(d->base.be, values, table);
     class->upload(d->base.be, d->dealt, d->blocks);
     free(table);
 }
@@ -316,6 +391,7 @@ int cuda_decoder_create(struct decoder **out, struct backend *be, const struct d
     const int blocks = k_decode_blocks(c->id);
     if (!blocks) return 0;
     int rc = 0;
+    struct decode_maps *maps = NULL;
     struct cuda_decoder *d = mem_zero(1, sizeof *d);
     d->base.be = be;
     d->args.lists = c->lt && (p->H * HEAD > DENSE || !c->listed_from);
@@ -323,15 +399,18 @@ int cuda_decoder_create(struct decoder **out, struct backend *be, const struct d
     d->blocks = mem_zero((size_t)d->args.grid, sizeof *d->blocks);
     if (!deal_all(d)) goto out;
     k_decode_lay_out(&d->args, d->most, d->planes);
-    if (d->args.slots < LEAST_SLOTS) goto out;
+    if (d->args.slots < LEAST_SLOTS || !(maps = map_all(&d->args, p))) goto out;
+    d->args.flight = flight_of(d);
     struct carver plan = {0};
-    lay_out(d, &plan, p);
+    lay_out(d, &plan, p, maps);
     rc = -1;
     if (!(d->memory = buffer_create(be, plan.used, err))) goto out;
-    lay_out(d, &(struct carver){.buf = d->memory}, p);
+    lay_out(d, &(struct carver){.buf = d->memory}, p, maps);
+    free(maps);
     *out = &d->base;
     return 0;
 out:
+    free(maps);
     cuda_decoder_destroy(&d->base);
     return rc;
 }

@@ -339,11 +339,15 @@ template <class E, bool LISTS> struct worker {
             group_arrive(id, CONSUMERS);
     }
 
+    // Nothing else is asked for while some of the block's warps wait for rows of ffn.value.
+    __device__ void wait_for_rows(int more) const {
+        if (lane == 0) atomicAdd(&small().reading, more);
+    }
     // This warp's sums of a slice of ffn.value, by list.
     __device__ void add_listed(int layer, const slice &s, const stretch &k, const uint16_t *list,
                                int listed) const {
-        const int pitch = a.pitch[DM_VALUE];
-        const char *w = (const char *)(a.layers[layer].w[DM_VALUE] + (size_t)k.first * pitch + s.o);
+        const int pitch = a.value_pitch;
+        const char *w = (const char *)(a.values[layer] + (size_t)k.first * pitch + s.o);
         add_wanted(part() + warp * SUM_PITCH, list, listed, act(), w, 2 * pitch);
     }
 
@@ -355,6 +359,7 @@ template <class E, bool LISTS> struct worker {
         const bool lists = LISTS && work == DW_VALUE;
         const uint32_t tag = base + 2 * layer + 1;
         uint16_t *const list = (uint16_t *)(shared + a.list_at + warp * a.list_pitch);
+        if (lists) wait_for_rows(1);
         const int listed = lists ? list_wanted(list, act(), k.have) : 0;
 #pragma unroll 1
         for (int i = 0; i < count; i++) {
@@ -365,6 +370,7 @@ template <class E, bool LISTS> struct worker {
             }
             if (lists) {
                 add_listed(layer, s, k, list, listed);
+                if (i + 1 == count) wait_for_rows(-1);
             } else {
                 sums sum = {};
                 const char *x = has ? act() + s.plane * row_pitch(k.len) : small().zeros;
@@ -430,14 +436,14 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode(const __grid_constan
     SHARED_BYTES(shared);
     decode_small &small = *(decode_small *)(shared + a.small_at);
     if (threadIdx.x < sizeof small.zeros / 4) ((uint32_t *)small.zeros)[threadIdx.x] = 0;
-    if (threadIdx.x == 0) small.slot = a.slot[0];
+    if (threadIdx.x == 0) small.slot = a.slot[0], small.reading = 0;
     if (threadIdx.x < sizeof small.block / 4)
         ((uint32_t *)&small.block)[threadIdx.x] =
             ((const uint32_t *)(a.blocks + blockIdx.x))[threadIdx.x];
     if (threadIdx.x == CONSUMERS) {
 #pragma unroll 1
         for (int i = 0; i < a.slots; i++) {
-            barrier_init(small.full[i], FILLERS);
+            barrier_init(small.full[i], 1);
             barrier_init(small.empty[i], WARPS);
         }
         barriers_ready();
@@ -449,15 +455,11 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode(const __grid_constan
     __syncthreads();
     if (threadIdx.x < CONSUMERS)
         worker<E, LISTS>(a, shared).run();
-    else
+    else if (threadIdx.x == CONSUMERS)
         filler(a, shared).run();
 #else
     __trap();
 #endif
-}
-
-int most(int a, int b) {
-    return a > b ? a : b;
 }
 
 } // namespace

@@ -6,18 +6,20 @@
 #include "moments.cuh"
 #include "step.cuh"
 
-// Sixteen warps compute, one for each stretch of k as tensor.cu cuts it; four bring weights.
-enum { WARPS = 16, CONSUMERS = WARPS * 32, FILLING = 4, FILLERS = FILLING * 32 };
-enum { DECODE_THREADS = CONSUMERS + FILLERS };
-enum { PIECE = DECODE_SLOT / WARPS, EACH_FILLS = WARPS / FILLING };
-// Slots that are on their way at a time. 64 KB of each of 132 multiprocessors are three times what
-// the memory's 3.3 TB/s want for an answer after 0.8 us: more would gain nothing.
-enum { FLIGHT = 4 };
+// Sixteen warps compute, one for each stretch of k as tensor.cu cuts it; a thread asks for weights.
+enum { WARPS = 16, CONSUMERS = WARPS * 32, DECODE_THREADS = CONSUMERS + 32 };
+enum { PIECE = DECODE_SLOT / WARPS };
 // Named barriers: all who compute; two that take turns at sums; the four warps that have a head;
 // those that have a norm.
 enum { ALL_MEET = 1, SUMS_MEET, HEAD_MEET = SUMS_MEET + 2, NORM_MEET };
 enum { NORM_WARPS = 8 }; // that have a norm of more than WARP_ROW numbers, as in norm.cu
 
+__host__ __device__ static inline int least(int a, int b) {
+    return a < b ? a : b;
+}
+__host__ __device__ static inline int most(int a, int b) {
+    return a > b ? a : b;
+}
 // k of a stretch, as tensor.cu cuts K into them.
 __host__ __device__ static inline int stretch_of(int K) {
     return (K + 16 * WARPS - 1) / (16 * WARPS) * 16;
@@ -39,6 +41,7 @@ struct decode_small {
     float2 moments;
     float norm_sums[2][NORM_WARPS];
     int slot;
+    int reading; // warps that wait for rows of ffn.value
     decode_block block;
 };
 
@@ -119,10 +122,6 @@ __device__ static inline void receive(two_words (&w)[MOST], const uint64_t *from
     }
 }
 
-__device__ static inline int least(int a, int b) {
-    return a < b ? a : b;
-}
-
 // ---- inputs of products ------------------------------------------------------------------------
 
 // Where a pair lies, in pairs.
@@ -149,7 +148,7 @@ __device__ static inline int piece_place(int row, int piece, bool wide) {
 }
 
 // Second matrices of LoRAs lie in rows of the 64 outputs of a head.
-enum { LORA_PITCH = 128, LORA_ROWS = DECODE_SLOT / LORA_PITCH };
+enum { LORA_PITCH = 128, LORA_ROWS = LORA_SLOT };
 __device__ static inline int lora_place(int row, int piece) {
     return row * LORA_PITCH + ((piece ^ (row & 7)) << 4);
 }
@@ -169,16 +168,17 @@ struct weight_ring {
         at = last ? 0 : at + 1;
         phase ^= last;
     }
-    // A warp that computes: the slot that comes next, and that all its lanes are done with it.
+    // A warp that computes: the slot that comes next.
     __device__ const char *take() {
         barrier_await(small.full[at], phase);
         return slot();
     }
-    __device__ void give(int lane) {
-        if (lane == 0) barrier_arrive(small.empty[at]);
-        next();
-    }
 };
+// All lanes have read what they want of slots: one of them says so afterwards.
+__device__ static inline void slots_read() {
+    tile_touched(); // or copies into them would be there first
+    __syncwarp();
+}
 
 // A slice of a matrix.
 struct slice {
@@ -216,139 +216,98 @@ __device__ static inline bool is_absent(int matrix, int layer) {
 
 // ---- what fills it -----------------------------------------------------------------------------
 
-// Four warps, a quarter of each slot each. They wait for room and for nothing else: weights come in
-// the order in which they are wanted, however long what is wanted of others takes. Most of relu² is
-// zero, but up to 1,024 channels to leave out the rows of value that meet zeros gains nothing (0.1b
-// 4,072 and 4,078 tok/s).
+// One thread. It waits for room, and while others wait for rows of ffn.value, which they want at
+// once: all that comes through the same memory. Weights come in the order in which they are wanted,
+// however long what is wanted of other blocks takes. Most of relu² is zero, but up to 1,024
+// channels to leave out the rows of value that meet zeros gains nothing (0.1b 4,072 and 4,078
+// tok/s).
 struct filler {
     const decode_args &a;
     char *shared;
     const decode_block &b;
     weight_ring ring, come; // what is asked for next; what has come for certain
     int ahead = 0;          // slots between them
-    const int lane, warp;
 
     __device__ filler(const decode_args &a, char *shared)
         : a(a), shared(shared), b(((decode_small *)(shared + a.small_at))->block), ring(shared, a),
-          come(shared, a), lane((int)threadIdx.x & 31), warp((int)(threadIdx.x >> 5) % FILLING) {}
+          come(shared, a) {}
 
-    // With the next slot at most FLIGHT are on their way.
-    __device__ void await_flight() {
-        if (ahead == FLIGHT) {
+    // The next slot, into which so many bytes will come.
+    __device__ phase_barrier &begin(int bytes) {
+        barrier_await(ring.small.empty[ring.at], ring.phase ^ 1);
+        for (int looks = 0; *(volatile int *)&ring.small.reading;) look_again(looks);
+        if (ahead == a.flight) {
             barrier_await(come.small.full[come.at], come.phase);
             come.next();
         } else {
             ahead++;
         }
+        phase_barrier &full = ring.small.full[ring.at];
+        barrier_expect(full, (uint32_t)bytes);
+        return full;
     }
 
-    // The i-th slot of a slice, which begins at w.
-    template <bool WIDE>
-    __device__ void copy_slice(char *to, const char *w, int line, const decode_job &j,
-                               int i) const {
-        enum { PIECES = WIDE ? 4 : 2, ROWS = 32 / PIECES }; // of an instruction
-        const int s0 = warp * EACH_FILLS, k = 2 * ROWS * i + lane / PIECES;
-        const char *from = w + (size_t)(s0 * j.len + k) * (size_t)line + lane % PIECES * 16;
-        const size_t next = (size_t)j.len * (size_t)line, second = (size_t)(ROWS * line);
-        int all = j.K - s0 * j.len; // from this stretch on
-        to += s0 * PIECE + piece_place(lane / PIECES, lane % PIECES, WIDE);
-#pragma unroll
-        for (int s = 0; s < EACH_FILLS; s++) {
-            const int left = least(all, j.len) - k;
-            if (left > 0) async_copy(to + s * PIECE, from);
-            if (left > ROWS) async_copy(to + s * PIECE + PIECE / 2, from + second);
-            from += next;
-            all -= j.len;
-        }
-    }
-
-    // The i-th slot of the second matrices of the LoRAs, 64 outputs of them, one below the other.
-    __device__ void copy_loras(char *to, int layer, int o, int i) const {
-        const int row = lane / 8, piece = lane % 8, end = least(a.ranks - i * LORA_ROWS, LORA_ROWS);
-#pragma unroll 1
-        for (int at = 16 * warp; at < end; at += 16 * FILLING) {
-            const int k = i * LORA_ROWS + at;
-            int l = 0;
-#pragma unroll 1
-            while (l + 1 < DECODE_RANKS && k >= a.rank_from[l + 1]) l++;
-            if (layer == 0 && l == LORA_V) continue;
-            const int pitch = a.pitch[DM_W2 + l];
-            const uint16_t *from = a.layers[layer].w[DM_W2 + l] +
-                                   (size_t)(k - a.rank_from[l] + row) * (size_t)pitch + o +
-                                   piece * 8;
-#pragma unroll 1
-            for (int r = at + row; r < at + 16; r += 4, from += 4 * pitch)
-                async_copy(to + lora_place(r, piece), from);
-        }
-    }
-
-    __device__ void copy_bytes(char *to, const char *from, int bytes) const {
-#pragma unroll 1
-        for (int at = ((int)threadIdx.x - CONSUMERS) * 16; at < bytes; at += FILLERS * 16)
-            async_copy(to + at, from + at);
-    }
-
-    // What comes in a row: a slice; or of a head the second matrices, and then its state.
-    struct load {
-        int slots;
-        const char *w; // a slice's, and bytes of a row of the matrix
-        int line;
-        const char *state; // NULL with w: LoRAs
-    };
-    __device__ load of_slice(int work, int layer, const decode_job &j, int i) const {
+    __device__ void bring_slice(const decode_job &j, int layer, int i) {
         const slice s = slice_of(a, shared, j, i);
-        if (is_absent(s.matrix, layer)) return {};
-        const bool last = work == DW_LOGITS;
-        const int wide = j.width == 32, each = wide ? 16 : 32;
-        const uint16_t *w = last ? a.head : a.layers[layer].w[s.matrix];
-        return {(j.len + each - 1) >> (wide ? 4 : 5), (const char *)(w + s.o),
-                2 * (last ? a.head_pitch : a.pitch[s.matrix]), nullptr};
-    }
-    __device__ load of_loras() const {
-        return {(a.ranks + LORA_ROWS - 1) / LORA_ROWS, nullptr, 0, nullptr};
-    }
-    __device__ load of_state(int layer, int h) const {
-        const size_t state = ((size_t)layer * a.S + a.slot[0]) * a.H + h;
-        return {1, nullptr, 0, (const char *)a.wkv + state * state_bytes()};
-    }
-    __device__ int state_bytes() const {
-        return N * N * (a.half ? 2 : 4);
+        if (is_absent(s.matrix, layer)) return;
+        const decode_maps *m = a.maps + layer * DM_COUNT + s.matrix;
+        const int step = j.width == 32 ? 16 : 32, bytes = (j.whole + j.rest) * PIECE;
+#pragma unroll 1
+        for (int k = 0; k < j.len; k += step) {
+            phase_barrier &full = begin(bytes);
+            if (j.whole) stretches_load(ring.slot(), &m->whole, k, s.o, full);
+            if (j.rest) stretches_load(ring.slot() + j.whole * PIECE, &m->rest, k, s.o, full);
+            ring.next();
+        }
     }
 
-    // The i-th slot of a load. h: the head.
-    __device__ void fill(const load &l, const decode_job &j, int layer, int h, int i) {
-        barrier_await(ring.small.empty[ring.at], ring.phase ^ 1);
-        await_flight();
-        char *to = ring.slot();
-        if (l.w && j.width == 32)
-            copy_slice<true>(to, l.w, l.line, j, i);
-        else if (l.w)
-            copy_slice<false>(to, l.w, l.line, j, i);
-        else if (l.state)
-            copy_bytes(to, l.state, state_bytes());
-        else
-            copy_loras(to, layer, h * N, i);
-        async_arrive(ring.small.full[ring.at]);
+    // A head's second matrices of LoRAs, one below the other.
+    __device__ void bring_loras(int layer, int h) {
+        const int absent = a.rank_from[LORA_V], end = layer ? absent : absent + a.rank[LORA_V];
+        const decode_maps *maps = a.maps + layer * DM_COUNT + DM_W2;
+        int lora = 0;
+#pragma unroll 1
+        for (int k0 = 0; k0 < a.ranks; k0 += LORA_ROWS) {
+            const int stop = least(a.ranks, k0 + LORA_ROWS);
+            const int none = most(least(stop, end) - most(k0, absent), 0);
+            phase_barrier &full = begin((stop - k0 - none) * LORA_PITCH);
+#pragma unroll 1
+            for (int k = k0; k < stop; k += 16) {
+                while (lora + 1 < DECODE_RANKS && k >= a.rank_from[lora + 1]) lora++;
+                if (k >= absent && k < end) continue;
+                tile_load(ring.slot() + (k - k0) * LORA_PITCH, &maps[lora].whole,
+                          k - a.rank_from[lora], h * N, full);
+            }
+            ring.next();
+        }
+    }
+
+    __device__ void bring_state(int layer, int h) {
+        const int bytes = N * N * (a.half ? 2 : 4);
+        const size_t state = ((size_t)layer * a.S + a.slot[0]) * a.H + h;
+        phase_barrier &full = begin(bytes);
+        bytes_load(ring.slot(), (const char *)a.wkv + state * bytes, (uint32_t)bytes, full);
         ring.next();
     }
 
-    // All that the block reads in a step, in order. Every slot is filled here.
+    // All that the block reads in a step, in order.
     __device__ void run() {
         int layer = 0;
 #pragma unroll 1
         for (int work = DW_PROJECT;; go_on(work, layer, a.L)) {
             const decode_job &j = a.jobs[work];
-            const bool recall = work == DW_RECALL, unwanted = work == DW_LOGITS && !a.logits;
+            const bool unwanted = work == DW_LOGITS && !a.logits;
             const bool listed = work == DW_VALUE && a.lists; // who computes reads it
-            const int count = unwanted || listed ? 0 : b.count[j.part], loads = recall ? 2 : 1;
+            const int count = unwanted || listed ? 0 : b.count[j.part];
 #pragma unroll 1
-            for (int i = 0; i < loads * count; i++) {
-                const int h = b.first[DP_RECALL] + i / 2; // if there is one
-                const load l = !recall ? of_slice(work, layer, j, i)
-                               : i % 2 ? of_state(layer, h)
-                                       : of_loras();
-#pragma unroll 1
-                for (int n = 0; n < l.slots; n++) fill(l, j, layer, h, n);
+            for (int i = 0; i < count; i++) {
+                if (work != DW_RECALL) {
+                    bring_slice(j, layer, i);
+                    continue;
+                }
+                const int h = b.first[DP_RECALL] + i;
+                bring_loras(layer, h);
+                bring_state(layer, h);
             }
             if (work == DW_LOGITS) return;
         }
@@ -403,17 +362,22 @@ __device__ static inline void multiply_slice(sums &sum, weight_ring &ring, const
 #pragma unroll 1
     for (int have = k.have, left = k.len; left > 0; left -= 2 * STEP, have -= 2 * STEP) {
         slot_lanes<WIDE> a, b;
+        const bool both = left > STEP;
         phase_barrier &done = ring.small.empty[ring.at];
         a.take(ring.take() + place, second, from);
         from += further;
         ring.next();
-        if (left > STEP) b.take(ring.take() + place, second, from);
-        a.multiply(sum, have);
+        phase_barrier &done_too = ring.small.empty[ring.at];
+        if (both) {
+            b.take(ring.take() + place, second, from);
+            from += further;
+            ring.next();
+        }
+        slots_read();
         if (lane == 0) barrier_arrive(done);
-        if (left <= STEP) break;
-        b.multiply(sum, have - STEP);
-        from += further;
-        ring.give(lane);
+        if (lane == 0 && both) barrier_arrive(done_too);
+        a.multiply(sum, have);
+        if (both) b.multiply(sum, have - STEP);
     }
 }
 

@@ -114,7 +114,9 @@ template <class E> struct recalls {
                         for (int e = 0; e < 4; e++) sum[e] = 0;
                     }
                 }
-            ring.give(lane);
+            slots_read();
+            if (lane == 0) barrier_arrive(ring.small.empty[ring.at]);
+            ring.next();
         }
         if (lane % 4) return;
         float *to = room().lora[lora] + 16 * slab + lane / 4;
@@ -154,7 +156,7 @@ template <class E> struct recalls {
         four_meet();
         S.take(state);
         S.go_on(mine.step, state_of(layer, h));
-        __syncwarp();
+        slots_read();
         if (lane == 0) barrier_arrive(read);
         four_meet();
         if (warp != KEYS) return;

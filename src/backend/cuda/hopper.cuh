@@ -1,5 +1,5 @@
 // Hopper's asynchronous machinery (sm_90a): copies that a barrier in shared memory announces,
-// of tiles of matrices or 16 bytes a thread, products of four warps straight out of shared memory,
+// of tiles of matrices, products of four warps straight out of shared memory,
 // and clusters of blocks that see each other's. Kernels that use it have a body under HOPPER only.
 //
 // A tile lies in shared memory in rows of 128 bytes, 64 bf16, at a multiple of 1024; of each
@@ -142,31 +142,6 @@ __device__ static inline void barrier_arrive_at(phase_barrier &b, int rank) {
 #endif
 }
 
-// ---- 16 bytes at a time ------------------------------------------------------------------------
-
-// From global to shared memory, past the first-level cache and the registers. The lines' other
-// halves come to the second-level cache with them: a neighbour wants those.
-__device__ static inline void async_copy(void *to, const void *from) {
-#ifdef CUDA_EMU
-    emu_async_copy(to, from, 16);
-#else
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_at(to)),
-                 "l"(from)
-                 : "memory");
-#endif
-}
-
-// Arrives, for one of those who are expected, when all that this thread has asked for has come.
-__device__ static inline void async_arrive(phase_barrier &b) {
-#ifdef CUDA_EMU
-    emu_async_wait(-1);
-    barrier_arrive(b);
-#else
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_at(&b))
-                 : "memory");
-#endif
-}
-
 // ---- tiles -------------------------------------------------------------------------------------
 
 #ifdef CUDA_EMU
@@ -231,6 +206,64 @@ __device__ static inline void tile_load_all(void *to, const tile_map *m, int row
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                  ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_at(to)),
                  "l"(m), "r"(col), "r"(row), "r"(shared_at(&b)), "h"((uint16_t)((1 << BLOCKS) - 1))
+                 : "memory");
+#endif
+}
+
+#ifdef CUDA_EMU
+// In rows of so many bytes, 32 or 64, pieces of 16 are interchanged so that eight rows have all
+// places.
+static inline char *emu_swizzled_row(const char *at, size_t row) {
+    const uintptr_t u = (uintptr_t)at;
+    return (char *)(u ^ ((u >> 7 & (row / 16 - 1)) << 4));
+}
+static inline void emu_stretches_arrive(char *to, const tile_map *m, int row, int col,
+                                        phase_barrier &b) {
+    const uint64_t len = m->opaque[1], cols = m->opaque[2], pitch = m->opaque[3];
+    const size_t box = m->opaque[4], n = m->opaque[5], width = m->opaque[6];
+    for (size_t i = 0; i < n; i++)
+        for (size_t r = 0; r < box; r++)
+            for (size_t c = 0; c < width; c++) {
+                uint16_t x = 0;
+                if ((uint64_t)row + r < len && (uint64_t)col + c < cols)
+                    x = *(const uint16_t *)((const char *)m->opaque[0] +
+                                            (i * len + (uint64_t)row + r) * pitch +
+                                            ((uint64_t)col + c) * 2);
+                *(uint16_t *)emu_swizzled_row(to + ((i * box + r) * width + c) * 2, 2 * width) = x;
+            }
+    emu_of(b).bytes -= (int32_t)(n * box * width * 2);
+    emu_advance(emu_of(b));
+}
+#endif
+
+// Rows from `row` on of all stretches (tile_map_stretches), columns from col on, to a multiple of
+// 1024; what lies outside is zero.
+__device__ static inline void stretches_load(void *to, const tile_map *m, int row, int col,
+                                             phase_barrier &b) {
+#ifdef CUDA_EMU
+    emu_bulk_load(to, m->opaque[4] * m->opaque[5] * m->opaque[6] * 2,
+                  [=, &b] { emu_stretches_arrive((char *)to, m, row, col, b); });
+#else
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_at(to)),
+                 "l"(m), "r"(col), "r"(row), "r"(0), "r"(shared_at(&b))
+                 : "memory");
+#endif
+}
+
+// So many bytes as they lie, a multiple of 16.
+__device__ static inline void bytes_load(void *to, const void *from, uint32_t bytes,
+                                         phase_barrier &b) {
+#ifdef CUDA_EMU
+    emu_bulk_load(to, bytes, [=, &b] {
+        memcpy(to, from, bytes);
+        emu_of(b).bytes -= (int32_t)bytes;
+        emu_advance(emu_of(b));
+    });
+#else
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(shared_at(to)),
+                 "l"(from), "r"(bytes), "r"(shared_at(&b))
                  : "memory");
 #endif
 }

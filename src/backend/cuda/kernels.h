@@ -236,9 +236,13 @@ void k_product(struct queue *s, const struct product_args *p);
 struct tile_map {
     uint64_t opaque[16];
 };
-// Whether it can be.
+// Whether it can be. pitch: bytes from row to row.
 bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch,
                    unsigned box);
+// The same where rows are cut into n stretches of len, one below the other, and a copy takes `box`
+// rows and `width` columns, 16 or 32, of each: in shared memory (n,box,width).
+bool tile_map_stretches(struct tile_map *m, const void *data, size_t n, size_t len, size_t cols,
+                        size_t pitch, unsigned box, unsigned width);
 enum { BOX_ROWS = 64, STORE_ROWS = 16 }; // of what is copied in, and out
 enum { SLIM = 256 }; // a side of a matrix up to which moving it is what takes time
 struct many_product {
@@ -317,13 +321,16 @@ enum decode_work {
 struct decode_job {
     int part, matrix;  // whose outputs; the first matrix
     int K, len, width; // k, all and of a warp's stretch; outputs of a slice
+    int whole, rest;   // stretches that have all of len; whether one has less
     // The norm before, of layer 0 where there are several: NULL if there is none. mix: NULL, or
     // all.
     const float *w, *b, *mix;
 };
 enum { DECODE_PLANES = 4 }; // mixes that a block wants, at most
-struct decode_layer {
-    const uint16_t *w[DM_COUNT]; // bf16 (K, pitch)
+// How slots of the ring are copied out of a matrix, bf16 (K,pitch): the stretches that are whole,
+// and what K leaves for one more. Second matrices of LoRAs: 16 rows of 64 outputs, and nothing.
+struct decode_maps {
+    struct tile_map whole, rest;
 };
 struct decode_block {
     int32_t first[DP_COUNT], count[DP_COUNT]; // its pieces
@@ -333,14 +340,15 @@ struct decode_block {
 };
 struct decode_args {
     // Of the model.
-    const struct decode_layer *layers;
+    const struct decode_maps *maps;    // (L,DM_COUNT), and one more: the head
+    const uint16_t *const *values;     // ffn.value of each layer, bf16 (4C,value_pitch)
     const struct decode_block *blocks; // one a block
     struct decode_job jobs[DW_COUNT];
     // Layer 0's, and how many numbers further on the next one's are: these, and the norms' and
     // mixes.
     const float *key_vecs, *read_vecs;
     size_t layer_stride;
-    const uint16_t *embedding, *head;
+    const uint16_t *embedding;
     // What blocks hand to each other, decode.cuh says how; and how often they have, one a block.
     uint64_t *x, *rkv, *hidden, *o, *h;
     uint32_t *turns;
@@ -352,10 +360,11 @@ struct decode_args {
     float *logits; // NULL: not wanted
     int L, C, H, V, S, num_drawn;
     int rank[DECODE_RANKS], rank_from[DECODE_RANKS], ranks; // LoRAs side by side: begins; all
-    int pitch[DM_COUNT], head_pitch;                        // numbers in a row of a matrix
+    int value_pitch;                                        // numbers in a row
     int first_slice[DM_MIXED + 1];
     int width[DP_COUNT]; // outputs of a slice, 16 or 32
     int half;            // the state is f16
+    int flight;          // slots that are on their way to a block at a time
     int lists;           // of ffn.value only rows are read that are wanted
     float eps;
     // Shared memory: slots of the ring, and where the rest begins, in bytes; act_pitch: what a warp
@@ -365,6 +374,7 @@ struct decode_args {
     int grid;
 };
 enum { DECODE_SLOT = 16 << 10, DECODE_SLOTS = 12, DECODE_SHARED = 227 << 10 };
+enum { LORA_SLOT = DECODE_SLOT / 128 }; // rows of a LoRA's second matrix in a slot
 // Bytes of shared memory that a block wants, and where; the ring takes what is left. most_pieces:
 // of each part in a block.
 void k_decode_lay_out(struct decode_args *a, const int *most_pieces, int most_planes);
@@ -375,17 +385,6 @@ void k_decode(struct queue *s, const struct decode_args *a);
 // y = bf16(x), and back.
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);
 void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n);
-// y = x as integers with a scale a group gives them back, (R,K); of several at once.
-struct rounding {
-    float *y;
-    const float *x;
-    size_t R, K, group;
-};
-struct rounding_list {
-    struct rounding p[MAX_PRODUCTS];
-    size_t n;
-};
-void k_round_groups(struct queue *s, const struct rounding_list *list);
 // y (K,ld) of type `to` from x of any float type: (O,K) if oi, else (K,O); the rest of ld is zero.
 void k_pack(struct queue *s, void *y, int to, size_t ld, const void *x, int from, size_t K,
             size_t O, bool oi);

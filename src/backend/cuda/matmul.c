@@ -5,7 +5,6 @@
 #include "backend/cuda/internal.h"
 
 #include "backend/ops.h"
-#include "backend/quant.h"
 
 #include <assert.h>
 
@@ -192,29 +191,20 @@ static struct product_args args_of(const struct product *p, const float *x) {
                                  .fixed = !w->trained};
 }
 
-// What our own kernels cannot take or give as it is goes through scratch: integers' inputs are
-// rounded in groups, bf16 inputs become f32 again, and bf16 results are f32 first: rounded before
-// f, as they are by the library.
+// What our own kernels cannot take or give as it is goes through scratch: bf16 inputs become f32
+// again, and bf16 results are f32 first: rounded before f, as they are by the library.
 static size_t inputs_bytes(const struct product *p) {
-    return is_integer(p->w) || p->x.dtype == DT_BF16 ? whole(tensor_count(p->x) * 4) : 0;
+    return p->x.dtype == DT_BF16 ? whole(tensor_count(p->x) * 4) : 0;
 }
 
 static size_t own_bytes(const struct product *p) {
     return inputs_bytes(p) + (p->y.dtype == DT_BF16 ? whole(tensor_count(p->y) * 4) : 0);
 }
 
-// Those that are rounded in groups are added to a list.
-static const float *own_inputs(struct cuda *c, const struct product *p, char *scratch,
-                               struct rounding_list *groups) {
+static const float *own_inputs(struct cuda *c, const struct product *p, char *scratch) {
+    if (p->x.dtype != DT_BF16) return dev(p->x);
     float *x = (float *)(void *)scratch;
-    const size_t R = p->x.dim[0], K = p->w->in;
-    if (is_integer(p->w))
-        groups->p[groups->n++] =
-            (struct rounding){x, dev(p->x), R, K, quant_group(p->w->precision.stored)};
-    else if (p->x.dtype == DT_BF16)
-        k_widen_bf16(c->queue, x, dev(p->x), R * K);
-    else
-        return dev(p->x);
+    k_widen_bf16(c->queue, x, dev(p->x), tensor_count(p->x));
     return x;
 }
 
@@ -239,13 +229,11 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
     char *scratch = bytes ? cuda_scratch(c, bytes) : NULL;
     if (bytes && !scratch) return;
     const float *inputs[MAX_PRODUCTS];
-    struct rounding_list groups = {.n = 0};
     for (int i = 0; i < n; i++) {
         if (!own[i]) continue;
-        inputs[i] = own_inputs(c, &products[i], scratch + used, &groups);
+        inputs[i] = own_inputs(c, &products[i], scratch + used);
         used += own_bytes(&products[i]);
     }
-    if (groups.n) k_round_groups(c->queue, &groups);
     used = 0;
     for (int i = 0; i < n; i++) {
         const struct product *p = &products[i];

@@ -244,61 +244,6 @@ void k_product(struct queue *s, const struct product_args *p) {
         LAUNCH(tile<4>, dim3(blocks(p->O, 64), blocks(p->R, 64)), TILE_THREADS, s, *p);
 }
 
-// ---- what goes in ------------------------------------------------------------------------------
-
-enum { ROUND_WARPS = 8 };
-struct round_args {
-    rounding_list of;
-    size_t end[MAX_PRODUCTS]; // groups of this one and those before
-};
-__host__ __device__ static size_t groups_of_row(const rounding &p) {
-    return (p.K + p.group - 1) / p.group;
-}
-
-// quant_inputs of backend/quant.h, and back: a warp takes a group. Its products are rounded each by
-// itself, as there.
-static __global__ void round_groups(const __grid_constant__ round_args a) {
-    begin_kernel();
-    size_t g = blockIdx.x * (size_t)ROUND_WARPS + threadIdx.x / 32;
-    const int lane = threadIdx.x & 31;
-    size_t which = 0;
-#pragma unroll
-    for (int i = 0; i < MAX_PRODUCTS; i++) which += g >= a.end[i];
-    if (which >= a.of.n) return;
-    const rounding &p = a.of.p[which];
-    if (which) g -= a.end[which - 1];
-    const size_t per_row = groups_of_row(p), first = g % per_row * p.group;
-    const int n = (int)(p.K - first < p.group ? p.K - first : p.group);
-    const float *const x = p.x + g / per_row * p.K + first;
-    float *const y = p.y + g / per_row * p.K + first;
-    float most = 0, blemish = 0;
-    for (int i = lane; i < n; i += 32) {
-        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-        blemish += x[i] * 0.0f;
-    }
-    for (int d = 16; d; d >>= 1) {
-        const float other = __shfl_xor_sync(0xffffffffu, most, d);
-        most = other > most ? other : most;
-    }
-    blemish = warp_sum(blemish);
-    const float twice = most > 0 ? 254.0f / most : 0, scale = __fadd_rn(most / 127.0f, blemish);
-    for (int i = lane; i < n; i += 32) {
-        const float t = __fmul_rn(x[i], twice), low = t >= -254 ? t : -254;
-        const int h = (int)(low > 254 ? 254 : low), q = (h + (h < 0 ? -1 : 1)) / 2;
-        y[i] = scale * (float)q;
-    }
-}
-
-void k_round_groups(struct queue *s, const struct rounding_list *list) {
-    round_args a = {*list, {}};
-    size_t groups = 0;
-    for (size_t i = 0; i < MAX_PRODUCTS; i++) {
-        if (i < a.of.n) groups += a.of.p[i].R * groups_of_row(a.of.p[i]);
-        a.end[i] = groups;
-    }
-    if (groups) LAUNCH(round_groups, blocks(groups, ROUND_WARPS), 32 * ROUND_WARPS, s, a);
-}
-
 // ---- packing -----------------------------------------------------------------------------------
 
 enum { PACK = 32, PACK_ROWS = 8 };

@@ -9,6 +9,10 @@
 // rounded to bf16; 3: nothing is lost). So a weight is read once for all rows, straight into the
 // registers it is used from, and how many rows there are changes no bit of any.
 //
+// Integers meet inputs that are integers (backend/quant.h), of up to seven bits: bf16 holds these
+// and the weights, f32 the sum of a group, exactly. Every block makes them again of what it reads,
+// five instructions a number, for a launch that does it costs more.
+//
 // Bound by memory: on an H100 at 3 TB/s 768 × 65536 in bf16 is 33 µs, 4096 × 16384 45 µs, and
 // 768 × 768 0.4 µs, less than the way there and back: all of it is asked for at once, by many
 // blocks of few outputs.
@@ -78,6 +82,30 @@ __device__ static inline float4 inputs(const float *x, int left, bool whole) {
                        left > 3 ? x[3] : 0);
 }
 
+// Of four numbers: those that are neighbours, as a product takes them.
+__device__ static inline uint2 bf16_pairs(float4 x) {
+    return uint2{bf16_pair(x.x, x.y), bf16_pair(x.z, x.w)};
+}
+
+// |x| · by to the nearest integer, at most 127, halves up, with x's sign, of two numbers.
+__device__ static inline uint32_t integer_pair(float x, float y, float by) {
+#ifdef CUDA_EMU
+    const auto of = [=](float x) {
+        const double q = (double)(fabsf(x) * by) + 0.5;
+        return (x < 0 ? -1.0f : 1.0f) * (q < 127 ? (float)(int)q : 127.0f);
+    };
+    return bf16_pair(of(x), of(y));
+#else
+    // Up to 2^22 a step is a half: bits 1 and up are the integer.
+    const uint32_t a = __float_as_uint(__fadd_rz(fabsf(x) * by, 4194304.5f)),
+                   b = __float_as_uint(__fadd_rz(fabsf(y) * by, 4194304.5f));
+    const uint32_t big = (a >> 1 & 0x7f) | (b << 15 & 0x7f0000) | 0x43004300u; // 128 + integer
+    uint32_t q;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(q) : "r"(big), "r"(0x3f803f80), "r"(0xc300c300));
+    return q | (__byte_perm(__float_as_uint(x), __float_as_uint(y), 0x7632) & 0x80008000u);
+#endif
+}
+
 // One row with more k than outputs: SPARSE reads only the weights that meet something that is not
 // zero, DEEP has asked for all of them before it knows.
 enum { ANY_KIND, DEEP_KIND, SPARSE_KIND };
@@ -118,23 +146,22 @@ template <int TYPE, int VEC, int TILES, int PARTS, int KIND> struct few {
     step asked_for[AHEAD];
     sums acc;
 
-    __device__ static void multiply(sums &d, const step &a_side, const float4 (&b_side)[TILES],
-                                    bool zero) {
-        uint32_t b[PARTS][TILES][2];
+    using b_sides = uint2[PARTS][TILES];
+    // A step's inputs as bf16, and what is left of them.
+    __device__ static void split(b_sides &b, const float4 (&x)[TILES], bool zero) {
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
-            float4 r = zero ? make_float4(0, 0, 0, 0) : b_side[n];
+            float4 r = zero ? make_float4(0, 0, 0, 0) : x[n];
 #pragma unroll
             for (int part = 0; part < PARTS; part++) {
-                const uint32_t lo = bf16_pair(r.x, r.y), hi = bf16_pair(r.z, r.w);
-                b[part][n][0] = lo;
-                b[part][n][1] = hi;
-                r = make_float4(r.x - __uint_as_float(lo << 16),
-                                r.y - __uint_as_float(lo & 0xffff0000u),
-                                r.z - __uint_as_float(hi << 16),
-                                r.w - __uint_as_float(hi & 0xffff0000u));
+                const uint2 q = b[part][n] = bf16_pairs(r);
+                r = make_float4(r.x - bf16_low(q.x), r.y - bf16_high(q.x), r.z - bf16_low(q.y),
+                                r.w - bf16_high(q.y));
             }
         }
+    }
+
+    __device__ static void multiply(sums &d, const step &a_side, const b_sides &b) {
 #pragma unroll
         for (int v = 0; v < VEC / 2; v++) {
             uint32_t a[4];
@@ -142,56 +169,115 @@ template <int TYPE, int VEC, int TILES, int PARTS, int KIND> struct few {
 #pragma unroll
             for (int part = PARTS - 1; part >= 0; part--)
 #pragma unroll
-                for (int n = 0; n < TILES; n++) mma(d[v][n], a, b[part][n][0], b[part][n][1]);
+                for (int n = 0; n < TILES; n++) mma(d[v][n], a, b[part][n].x, b[part][n].y);
         }
     }
 
-    // Asks for the weights of the next AHEAD steps. Sparse: of those whose input is not zero.
-    __device__ void ask(const product_args &p, const float4 (*b_side)[TILES]) {
+    // Asks for the weights of the next AHEAD steps. Sparse: of those whose input is not zero, as
+    // is_zero(step, which of four) has it.
+    template <class F> __device__ void ask(const product_args &p, const F &is_zero) {
         const uint32_t pitch = (uint32_t)p.w.sk * (TYPE == T_BF16 ? 2 : 1);
 #pragma unroll
         for (int s = 0; s < AHEAD; s++) {
             bool wanted[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) wanted[i] = s < steps && left - s * STEP > i;
-            if constexpr (SPARSE) { // NaN is wanted
-                const float4 r = b_side[s][0];
-                wanted[0] = r.x != 0, wanted[1] = r.y != 0, wanted[2] = r.z != 0,
-                wanted[3] = r.w != 0;
-            }
+            for (int i = 0; i < 4; i++)
+                wanted[i] = SPARSE ? !is_zero(s, i) : s < steps && left - s * STEP > i;
             asked_for[s].load(w + (uint64_t)pitch * (uint32_t)(s * STEP_ROWS), pitch, wanted);
         }
         w += (uint64_t)pitch * (AHEAD * STEP_ROWS);
         asked = true;
     }
 
+    // The inputs of step s from here.
+    __device__ float4 inputs_of(int n, int s) const {
+        return inputs(x[n] + s * STEP, has[n] && s < steps ? left - s * STEP : 0, whole);
+    }
+
     // The next AHEAD steps, or what is left of them.
-    __device__ void add_steps(sums &sum, const product_args &p) {
+    __device__ void add_steps(const product_args &p) {
         float4 b_side[AHEAD][TILES];
 #pragma unroll
         for (int s = 0; s < AHEAD; s++)
 #pragma unroll
-            for (int n = 0; n < TILES; n++)
-                b_side[s][n] =
-                    inputs(x[n] + s * STEP, has[n] && s < steps ? left - s * STEP : 0, whole);
-        if (!asked) ask(p, b_side);
+            for (int n = 0; n < TILES; n++) b_side[s][n] = inputs_of(n, s);
+        if (!asked)
+            ask(p, [&](int s, int i) { // NaN is not
+                const float4 r = b_side[s][0];
+                return (i == 0 ? r.x : i == 1 ? r.y : i == 2 ? r.z : r.w) == 0;
+            });
         asked = false;
 #pragma unroll
-        for (int s = 0; s < AHEAD; s++)
-            if (s < steps)
-                multiply(sum, asked_for[s], b_side[s], SPARSE && (threadIdx.x & 31) >= 4);
+        for (int s = 0; s < AHEAD; s++) {
+            if (s >= steps) continue;
+            b_sides b;
+            split(b, b_side[s], SPARSE && (threadIdx.x & 31) >= 4);
+            multiply(acc, asked_for[s], b);
+        }
 #pragma unroll
         for (int n = 0; n < TILES; n++) x[n] += AHEAD * STEP;
         left -= AHEAD * STEP;
         steps -= AHEAD;
     }
 
+    // Integers: the inputs of a group as such, and what gives them back.
+    __device__ float quantise(b_sides (&b)[GROUP], int n) const {
+        float4 r[GROUP];
+        float most = 0, blemish = 0; // not a number where one is not
+        const auto look = [&](float x) {
+            most = fabsf(x) > most ? fabsf(x) : most;
+            blemish += x * 0.0f;
+        };
+#pragma unroll
+        for (int s = 0; s < GROUP; s++) {
+            r[s] = inputs_of(n, s);
+            look(r[s].x), look(r[s].y), look(r[s].z), look(r[s].w);
+        }
+#pragma unroll
+        for (int d = 1; d < 4; d *= 2) { // lanes of a row
+            const float other = __shfl_xor_sync(0xffffffffu, most, d);
+            most = other > most ? other : most;
+            blemish += __shfl_xor_sync(0xffffffffu, blemish, d);
+        }
+        const float by = most > 0 ? 254.0f / most * 0.5f : 0;
+#pragma unroll
+        for (int s = 0; s < GROUP; s++)
+            b[s][0][n] = uint2{integer_pair(r[s].x, r[s].y, by), integer_pair(r[s].z, r[s].w, by)};
+        return __fadd_rn(most / 127.0f, blemish);
+    }
+
     // Integers: the next group.
     __device__ void add_group(const product_args &p) {
+        static_assert(PARTS == 1 || TYPE == T_BF16, "integers are exact");
+        const int lane = threadIdx.x & 31;
+        b_sides b[GROUP];
+        float2 by[TILES]; // of this lane's two rows of sums
+#pragma unroll
+        for (int n = 0; n < TILES; n++) {
+            const float mine = quantise(b, n);
+            by[n].x = __shfl_sync(0xffffffffu, mine, 8 * (lane & 3));
+            by[n].y = __shfl_sync(0xffffffffu, mine, 8 * (lane & 3) + 4);
+        }
         sums sum;
         clear(sum);
 #pragma unroll
-        for (int s = 0; s < GROUP; s += AHEAD) add_steps(sum, p);
+        for (int s0 = 0; s0 < GROUP; s0 += AHEAD) {
+            if (!asked)
+                ask(p, [&](int s, int i) {
+                    const uint2 q = b[s0 + s][0][0];
+                    return ((i < 2 ? q.x : q.y) & (i & 1 ? 0x7fff0000u : 0x7fffu)) == 0;
+                });
+            asked = false;
+#pragma unroll
+            for (int s = 0; s < AHEAD; s++) {
+                if (SPARSE && lane >= 4) b[s0 + s][0][0] = uint2{0, 0};
+                if (s < steps) multiply(sum, asked_for[s], b[s0 + s]);
+            }
+            left -= AHEAD * STEP;
+            steps -= AHEAD;
+        }
+#pragma unroll
+        for (int n = 0; n < TILES; n++) x[n] += GROUP * STEP;
 #pragma unroll
         for (int v = 0; v < VEC / 2; v++) {
             const float2 each = *(const float2 *)(scale + 2 * v);
@@ -199,7 +285,8 @@ template <int TYPE, int VEC, int TILES, int PARTS, int KIND> struct few {
             for (int n = 0; n < TILES; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    acc[v][n][e] = fmaf(e < 2 ? each.x : each.y, sum[v][n][e], acc[v][n][e]);
+                    acc[v][n][e] = fmaf((e < 2 ? each.x : each.y) * (e & 1 ? by[n].y : by[n].x),
+                                        sum[v][n][e], acc[v][n][e]);
         }
         scale += p.w.sk;
     }
@@ -232,12 +319,12 @@ template <int TYPE, int VEC, int TILES, int PARTS, int KIND> struct few {
         }
         asked = false;
         // While the kernel before this one still runs, where it can't have written them.
-        if (!SPARSE && p.fixed) ask(p, nullptr);
+        if (!SPARSE && p.fixed) ask(p, [](int, int) { return false; });
     }
 
     __device__ void add_stretch(const product_args &p) {
         if constexpr (TYPE == T_BF16)
-            while (steps > 0) add_steps(acc, p);
+            while (steps > 0) add_steps(p);
         else
             while (steps > 0) add_group(p);
     }
@@ -342,8 +429,8 @@ template <int TYPE, int PARTS> static void start_kind(struct queue *s, const pro
 
 void start_tensor(struct queue *s, const product_list &list) {
     switch (list.p[0].w.type) {
-    case T_INT8: return start_kind<T_INT8, 3>(s, list);
-    case T_INT4: return start_kind<T_INT4, 3>(s, list);
+    case T_INT8: return start_kind<T_INT8, 1>(s, list);
+    case T_INT4: return start_kind<T_INT4, 1>(s, list);
     default: list.p[0].narrow ? start_kind<T_BF16, 1>(s, list) : start_kind<T_BF16, 3>(s, list);
     }
 }

@@ -9,6 +9,12 @@ bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t col
     *m = (struct tile_map){{(uintptr_t)data, rows, cols, pitch, box}};
     return true;
 }
+bool tile_map_stretches(struct tile_map *m, const void *data, size_t n, size_t len, size_t cols,
+                        size_t pitch, unsigned box, unsigned width) {
+    if ((uintptr_t)data % 16 || pitch % 16 || !n || !len || !cols) return false;
+    *m = (struct tile_map){{(uintptr_t)data, len, cols, pitch, box, n, width}};
+    return true;
+}
 #else
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -38,18 +44,35 @@ static encode_function *find_encode(void) {
     return f;
 }
 
-bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch,
-                   unsigned box) {
+// A map of boxes out of n times len rows of cols numbers, whose rows lie pitch bytes apart. A box's
+// rows are as long as the swizzle.
+static bool make(struct tile_map *m, const void *data, const cuuint64_t dims[3], size_t pitch,
+                 const cuuint32_t box[3], int rank, CUtensorMapSwizzle swizzle,
+                 CUtensorMapL2promotion together) {
     encode_function *encode = find_encode();
     CUtensorMap map; // wants 64 bytes of alignment
-    if (!encode || (uintptr_t)data % 16 || pitch % 16 || !rows || !cols) return false;
-    if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)(uintptr_t)data,
-               (cuuint64_t[]){cols, rows}, (cuuint64_t[]){pitch}, (cuuint32_t[]){64, box},
-               (cuuint32_t[]){1, 1}, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+    if (!encode || (uintptr_t)data % 16 || pitch % 16 || !dims[0] || !dims[1] || !dims[2])
+        return false;
+    if (encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, (void *)(uintptr_t)data,
+               dims, (cuuint64_t[]){pitch, pitch * dims[1]}, box, (cuuint32_t[]){1, 1, 1},
+               CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, together,
                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
         return false;
     memcpy(m, &map, sizeof *m);
     return true;
+}
+
+bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch,
+                   unsigned box) {
+    return make(m, data, (cuuint64_t[]){cols, rows, 1}, pitch, (cuuint32_t[]){64, box, 1}, 2,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
+}
+
+bool tile_map_stretches(struct tile_map *m, const void *data, size_t n, size_t len, size_t cols,
+                        size_t pitch, unsigned box, unsigned width) {
+    return make(m, data, (cuuint64_t[]){cols, len, n}, pitch,
+                (cuuint32_t[]){width, box, (cuuint32_t)n}, 3,
+                width == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_32B,
+                CU_TENSOR_MAP_L2_PROMOTION_NONE);
 }
 #endif
