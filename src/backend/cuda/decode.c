@@ -233,16 +233,20 @@ static const uint16_t *data_of(const struct weight *w) {
     return w ? ((const struct cuda_weight *)w)->data : NULL;
 }
 
-// Whether slots of the ring can be copied out of w.
-static bool map_slices(struct decode_maps *to, const struct weight *w, const struct decode_job *j) {
+// Whether slots of the ring can be copied out of w. Whole lines make 0.1b and 0.4b 5 and 3 % faster
+// on an H100, and 1.5b 2 % slower.
+static bool map_slices(const struct decode_args *a, struct decode_maps *to, const struct weight *w,
+                       enum decode_work work) {
+    const struct decode_job *j = &a->jobs[work];
+    const bool lines = a->C <= DENSE;
     const struct matrix *m = &((const struct cuda_weight *)w)->m;
     const size_t len = (size_t)j->len, pitch = m->sk * sizeof(uint16_t);
     const unsigned width = (unsigned)j->width, box = width == 32 ? 16 : 32;
     const uint16_t *data = data_of(w), *rest = data + (size_t)j->whole * len * m->sk;
     return (!j->whole || tile_map_stretches(&to->whole, data, (size_t)j->whole, len, m->sk, pitch,
-                                            box, width)) &&
+                                            box, width, lines)) &&
            (!j->rest || tile_map_stretches(&to->rest, rest, 1, w->in - (size_t)j->whole * len,
-                                           m->sk, pitch, box, width));
+                                           m->sk, pitch, box, width, lines));
 }
 
 static bool map_lora(struct decode_maps *to, const struct weight *w) {
@@ -256,11 +260,11 @@ static bool map_layer(const struct decode_args *a, struct decode_maps *to,
         [DM_R] = l->rkv[RKV_R],     [DM_K] = l->rkv[RKV_K],     [DM_V] = l->rkv[RKV_V],
         [DM_V1] = l->lora1[LORA_V], [DM_W1] = l->lora1[LORA_W], [DM_A1] = l->lora1[LORA_A],
         [DM_G1] = l->lora1[LORA_G]};
-    bool can = map_slices(&to[DM_OUTPUT], l->output, &a->jobs[DW_OUTPUT]) &&
-               map_slices(&to[DM_KEY], l->key, &a->jobs[DW_EXPAND]) &&
-               map_slices(&to[DM_VALUE], l->value, &a->jobs[DW_VALUE]);
+    bool can = map_slices(a, &to[DM_OUTPUT], l->output, DW_OUTPUT) &&
+               map_slices(a, &to[DM_KEY], l->key, DW_EXPAND) &&
+               map_slices(a, &to[DM_VALUE], l->value, DW_VALUE);
     for (int i = 0; i < DM_MIXED && can; i++)
-        can = !mixed[i] || map_slices(&to[i], mixed[i], &a->jobs[DW_PROJECT]);
+        can = !mixed[i] || map_slices(a, &to[i], mixed[i], DW_PROJECT);
     for (int i = 0; i < LORA_COUNT && can; i++)
         can = !l->lora2[i] || map_lora(&to[DM_W2 + i], l->lora2[i]);
     return can;
@@ -269,7 +273,7 @@ static bool map_layer(const struct decode_args *a, struct decode_maps *to,
 // (L,DM_COUNT) and the head's; NULL if one cannot be described.
 static struct decode_maps *map_all(const struct decode_args *a, const struct decoder_parts *p) {
     struct decode_maps *maps = mem_zero((size_t)p->L * DM_COUNT + 1, sizeof *maps);
-    bool can = map_slices(&maps[p->L * DM_COUNT], p->head, &a->jobs[DW_LOGITS]);
+    bool can = map_slices(a, &maps[p->L * DM_COUNT], p->head, DW_LOGITS);
     for (int i = 0; i < p->L && can; i++) can = map_layer(a, &maps[i * DM_COUNT], &p->layers[i]);
     if (can) return maps;
     free(maps);

@@ -18,11 +18,11 @@
 // row. What a work takes is how many instructions come one after the other, 5 clocks each: code is
 // short, and everything is there once.
 //
-// H100, bf16, tok/s, op by op and in one launch: 0.1b 3,419 and 4,072, 0.4b 1,413 and 1,837, 1.5b,
-// where the rows of ffn.value that are wanted are read apart (decode_listed.cuh), 813 and 851 with
-// most of relu² zero, 714 and 718 with half of it. Rows together (0.1b, 2, 4, 8 of them: 6,778 and
-// 5,837, 12,984 and 10,172, 24,156 and 17,476) and wider models (2.9b 382 and 333, 7.2b 192 and
-// 126) lost, and go op by op.
+// H100, bf16, tok/s, op by op and in one launch: 0.1b 3,419 and 4,272, 0.4b 1,413 and 1,992, 1.5b,
+// where the rows of ffn.value that are wanted are read apart (decode_listed.cuh), 821 and 951 with
+// most of relu² zero, 714 and 797 with half of it. Rows together (0.1b, 2, 4, 8 of them: 6,778 and
+// 5,837, 12,984 and 10,172, 24,156 and 17,476) and wider models (2.9b 424 and 373, 7.2b 231 and
+// 136) lost, and go op by op.
 #include "decode_listed.cuh"
 #include "decode_recall.cuh"
 

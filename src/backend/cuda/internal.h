@@ -110,7 +110,8 @@ size_t cuda_weight_bytes(const struct backend *be, size_t rows, size_t cols, str
 
 struct cuda_weight {
     struct weight base;
-    void *data; // packed, our own memory; NULL: trained, and read where it is
+    void *data;    // packed, our own memory; NULL: trained, and read where it is
+    float *scales; // of integers, behind them; NULL: there are none
     size_t bytes;
     struct tensor rounded; // trained and bf16: the caller's
     struct matrix m;

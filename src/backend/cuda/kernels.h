@@ -240,9 +240,10 @@ struct tile_map {
 bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t cols, size_t pitch,
                    unsigned box);
 // The same where rows are cut into n stretches of len, one below the other, and a copy takes `box`
-// rows and `width` columns, 16 or 32, of each: in shared memory (n,box,width).
+// rows and `width` columns, 16 or 32, of each: in shared memory (n,box,width). lines: whole lines
+// of 128 bytes come to the second-level cache, for a neighbour will want the rest.
 bool tile_map_stretches(struct tile_map *m, const void *data, size_t n, size_t len, size_t cols,
-                        size_t pitch, unsigned box, unsigned width);
+                        size_t pitch, unsigned box, unsigned width, bool lines);
 enum { BOX_ROWS = 64, STORE_ROWS = 16 }; // of what is copied in, and out
 enum { SLIM = 256 }; // a side of a matrix up to which moving it is what takes time
 struct many_product {
@@ -388,6 +389,10 @@ void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n);
 // y (K,ld) of type `to` from x of any float type: (O,K) if oi, else (K,O); the rest of ld is zero.
 void k_pack(struct queue *s, void *y, int to, size_t ld, const void *x, int from, size_t K,
             size_t O, bool oi);
+// The same as integers (backend/quant.h): y (K,ld), two k a byte for DT_INT4; K is padded to whole
+// groups. scales (groups,ld).
+void k_quantise(struct queue *s, void *y, float *scales, int to, size_t ld, const void *x, int from,
+                size_t K, size_t O, bool oi);
 
 #ifdef __cplusplus
 }

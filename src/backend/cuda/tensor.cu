@@ -125,7 +125,7 @@ template <int TYPE, int VEC, int TILES, int PARTS, int KIND> struct few {
     enum {
         THREADS = STRETCHES * 32,
         // Two blocks share a multiprocessor where 64 registers a thread are enough.
-        BLOCKS = TILES == 1 && KIND == ANY_KIND && (TYPE == T_BF16 || VEC == 4) ? 2 : 1,
+        BLOCKS = TILES == 1 && KIND == ANY_KIND && TYPE == T_BF16 ? 2 : 1,
         AHEAD = steps_ahead(TYPE, VEC, TILES, KIND),
         GROUP = (int)group_of(TYPE) / STEP, // steps
         STEP_ROWS = TYPE == T_INT4 ? STEP / 2 : STEP,

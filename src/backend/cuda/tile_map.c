@@ -10,7 +10,8 @@ bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t col
     return true;
 }
 bool tile_map_stretches(struct tile_map *m, const void *data, size_t n, size_t len, size_t cols,
-                        size_t pitch, unsigned box, unsigned width) {
+                        size_t pitch, unsigned box, unsigned width, bool lines) {
+    (void)lines;
     if ((uintptr_t)data % 16 || pitch % 16 || !n || !len || !cols) return false;
     *m = (struct tile_map){{(uintptr_t)data, len, cols, pitch, box, n, width}};
     return true;
@@ -69,10 +70,10 @@ bool tile_map_make(struct tile_map *m, const void *data, size_t rows, size_t col
 }
 
 bool tile_map_stretches(struct tile_map *m, const void *data, size_t n, size_t len, size_t cols,
-                        size_t pitch, unsigned box, unsigned width) {
+                        size_t pitch, unsigned box, unsigned width, bool lines) {
     return make(m, data, (cuuint64_t[]){cols, len, n}, pitch,
                 (cuuint32_t[]){width, box, (cuuint32_t)n}, 3,
                 width == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_32B,
-                CU_TENSOR_MAP_L2_PROMOTION_NONE);
+                lines ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_NONE);
 }
 #endif

@@ -36,52 +36,6 @@ size_t cuda_weight_bytes(const struct backend *be, size_t rows, size_t cols, str
     return a > b ? a : b;
 }
 
-// ---- integers ----------------------------------------------------------------------------------
-
-// One output's column of K numbers into its place.
-static void quantise_column(uint8_t *to, float *scales, const float *x, size_t K, size_t ld,
-                            size_t o, enum dtype t) {
-    const size_t group = quant_group(t);
-    for (size_t k = 0; k < K; k += group) {
-        float part[QUANT_MAX_GROUP] = {0};
-        uint8_t q[QUANT_MAX_GROUP];
-        const size_t n = K - k < group ? K - k : group;
-        memcpy(part, x + k, n * sizeof *part);
-        scales[k / group * ld + o] = quant_weights(q, part, group, t);
-        for (size_t i = 0; i < group; i++)
-            if (t == DT_INT8)
-                to[(k + i) * ld + o] = q[i];
-            else if (i % 2 == 0)
-                to[(k + i) / 2 * ld + o] = (uint8_t)(q[i] | q[i + 1] << 4);
-    }
-}
-
-// Made by the processor, whose integers all backends share.
-static void pack_integers(struct cuda *c, struct cuda_weight *w, struct tensor src) {
-    const size_t K = w->base.in, O = w->base.out, count = K * O, ld = w->m.sk;
-    const bool oi = w->base.layout == WEIGHT_OUT_IN;
-    const enum dtype t = w->base.precision.stored;
-    size_t scale_bytes;
-    const size_t bytes = packed_bytes(K, O, t, &scale_bytes);
-    void *raw = mem_alloc(tensor_bytes(src));
-    float *x = mem_alloc(count * sizeof *x), *column = mem_alloc(K * sizeof *column);
-    char *packed = mem_zero(bytes + scale_bytes, 1);
-    c->base.class->download(&c->base, raw, src);
-    dtype_convert(x, DT_F32, raw, src.dtype, count);
-    for (size_t o = 0; o < O; o++) {
-        for (size_t k = 0; k < K; k++) column[k] = oi ? x[o * K + k] : x[k * O + o];
-        quantise_column((uint8_t *)packed, (float *)(void *)(packed + bytes), column, K, ld, o, t);
-    }
-    cuda_failed(c,
-                cudaMemcpyAsync(w->data, packed, bytes + scale_bytes, cudaMemcpyHostToDevice,
-                                c->stream),
-                "copying a weight");
-    free(raw);
-    free(x);
-    free(column);
-    free(packed);
-}
-
 // ---- the weight --------------------------------------------------------------------------------
 
 void cuda_weight_refresh(struct backend *be, struct weight *base, struct tensor src) {
@@ -96,12 +50,15 @@ void cuda_weight_refresh(struct backend *be, struct weight *base, struct tensor 
         k_copy(c->queue, dev(w->rounded), (int)t, dev(src), (int)src.dtype, tensor_count(src));
     } else if (!w->data) {
         return; // no memory: said at sync
-    } else if (t == DT_F32 || t == DT_BF16) {
-        k_pack(c->queue, w->data, (int)t, w->m.sk, dev(src), (int)src.dtype, base->in, base->out,
-               base->layout == WEIGHT_OUT_IN);
-        queue_settle(c->queue); // products take a weight to be there before they are (fixed)
     } else {
-        pack_integers(c, w, src);
+        const bool oi = base->layout == WEIGHT_OUT_IN;
+        if (t == DT_F32 || t == DT_BF16)
+            k_pack(c->queue, w->data, (int)t, w->m.sk, dev(src), (int)src.dtype, base->in,
+                   base->out, oi);
+        else
+            k_quantise(c->queue, w->data, w->scales, (int)t, w->m.sk, dev(src), (int)src.dtype,
+                       base->in, base->out, oi);
+        queue_settle(c->queue); // products take a weight to be there before they are (fixed)
     }
 }
 
@@ -134,7 +91,7 @@ struct weight *cuda_weight_create(struct backend *be, struct tensor src, struct 
         if (cuda_failed(c, cudaMalloc(&data, w->bytes + scales), "memory for a weight"))
             data = NULL;
         w->m.data = w->data = data;
-        w->m.scale = scales ? (const float *)(const void *)((char *)data + w->bytes) : NULL;
+        w->m.scale = w->scales = scales && data ? (float *)(void *)((char *)data + w->bytes) : NULL;
     }
     const size_t rows = w->m.so == 1 ? K : O, cols = w->m.so == 1 ? O : K,
                  ld = w->m.so == 1 ? w->m.sk : w->m.so;
