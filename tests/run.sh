@@ -5,6 +5,7 @@
 # A cmocka program counts its tests. Any other counts by a line "N passed, N failed[, N skipped]" of
 # its own, else as one test by its exit code (77: skipped). What a program prints is shown when it
 # fails, and its lines that begin with SKIP always: a missing input is never silent.
+# CHECK_OPS_BACKEND: check_ops judges this backend alone.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 export BUILD=${BUILD:-build}
@@ -59,7 +60,7 @@ for source in tests/test_*.c; do
     wanted "$name" "$@" && run "$name" "$BUILD/tests/$name"
 done
 if [ -x "$BUILD/tests/check_ops" ] && wanted check_ops "$@"; then
-    run check_ops "$BUILD/tests/check_ops" compare
+    run check_ops "$BUILD/tests/check_ops" compare ${CHECK_OPS_BACKEND:+--backend "$CHECK_OPS_BACKEND"}
 fi
 for script in tests/cli/*.sh tests/http/*.sh tests/http/conformance.py tests/http/page.py tests/faults/*.py; do
     [ -e "$script" ] || continue

@@ -188,6 +188,7 @@ static void the_size_that_was_asked_for(void **unused) {
     for (int half = 0; half < 2; half++) expect_same(asked, half, STEPS);
 }
 
+// L C V: that size. NAME, with asterisks: only those tests.
 int main(int argc, char **argv) {
     const struct CMUnitTest one[] = {cmocka_unit_test(the_size_that_was_asked_for)};
     const struct CMUnitTest tests[] = {
@@ -199,5 +200,6 @@ int main(int argc, char **argv) {
         asked = sizes(atoi(argv[1]), atoi(argv[2]), atoi(argv[3]));
         return cmocka_run_group_tests(one, NULL, NULL);
     }
+    if (argc == 2) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
