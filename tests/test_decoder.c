@@ -161,7 +161,7 @@ static void ranks_of_all_kinds(void **unused) {
     (void)unused;
     struct dims d = sizes(2, 320, 47);
     d.Dw = 48, d.Da = 16, d.Dv = 32, d.Dg = 272;
-    expect_same(d, false, 4);
+    expect_same(d, false, STEPS);
 }
 
 // 13 stretches of 48 channels, and one of 16.

@@ -208,11 +208,10 @@ static int layer_slots(const struct cuda_decoder *d) {
         int slots = 0;
         for (int w = 0; w < DW_LOGITS; w++) {
             const struct decode_job *j = &a->jobs[w];
-            const int step = j->width == 32 ? 16 : 32;
             if (w == DW_RECALL)
                 slots += count[j->part] * ((a->ranks + LORA_SLOT - 1) / LORA_SLOT + 1);
             else if (w != DW_VALUE || !a->lists)
-                slots += count[j->part] * ((j->len + step - 1) / step);
+                slots += count[j->part] * ((j->len + j->step - 1) / j->step);
         }
         if (slots > most) most = slots;
     }
@@ -241,7 +240,7 @@ static bool map_slices(const struct decode_args *a, struct decode_maps *to, cons
     const bool lines = a->C <= DENSE;
     const struct matrix *m = &((const struct cuda_weight *)w)->m;
     const size_t len = (size_t)j->len, pitch = m->sk * sizeof(uint16_t);
-    const unsigned width = (unsigned)j->width, box = width == 32 ? 16 : 32;
+    const unsigned width = (unsigned)j->width, box = (unsigned)j->step;
     const uint16_t *data = data_of(w), *rest = data + (size_t)j->whole * len * m->sk;
     return (!j->whole || tile_map_stretches(&to->whole, data, (size_t)j->whole, len, m->sk, pitch,
                                             box, width, lines)) &&
@@ -307,6 +306,7 @@ static void describe_jobs(struct decode_args *a, const struct decoder_parts *p) 
         a->jobs[i] = jobs[i];
         a->jobs[i].len = k_decode_stretch(jobs[i].K);
         a->jobs[i].width = a->width[jobs[i].part];
+        a->jobs[i].step = a->jobs[i].width == 32 ? 16 : 32;
         a->jobs[i].whole = jobs[i].K / a->jobs[i].len;
         a->jobs[i].rest = jobs[i].K % a->jobs[i].len != 0;
     }

@@ -251,9 +251,9 @@ struct filler {
         const slice s = slice_of(a, shared, j, i);
         if (is_absent(s.matrix, layer)) return;
         const decode_maps *m = a.maps + layer * DM_COUNT + s.matrix;
-        const int step = j.width == 32 ? 16 : 32, bytes = (j.whole + j.rest) * PIECE;
+        const int bytes = (j.whole + j.rest) * PIECE;
 #pragma unroll 1
-        for (int k = 0; k < j.len; k += step) {
+        for (int k = 0; k < j.len; k += j.step) {
             phase_barrier &full = begin(bytes);
             if (j.whole) stretches_load(ring.slot(), &m->whole, k, s.o, full);
             if (j.rest) stretches_load(ring.slot() + j.whole * PIECE, &m->rest, k, s.o, full);

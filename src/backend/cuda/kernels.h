@@ -322,6 +322,7 @@ enum decode_work {
 struct decode_job {
     int part, matrix;  // whose outputs; the first matrix
     int K, len, width; // k, all and of a warp's stretch; outputs of a slice
+    int step;          // k of each stretch that a slot of the ring takes
     int whole, rest;   // stretches that have all of len; whether one has less
     // The norm before, of layer 0 where there are several: NULL if there is none. mix: NULL, or
     // all.
@@ -386,6 +387,7 @@ void k_decode(struct queue *s, const struct decode_args *a);
 // y = bf16(x), and back.
 void k_round_bf16(struct queue *s, uint16_t *y, const float *x, size_t n);
 void k_widen_bf16(struct queue *s, float *y, const uint16_t *x, size_t n);
+// ---- pack.cu
 // y (K,ld) of type `to` from x of any float type: (O,K) if oi, else (K,O); the rest of ld is zero.
 void k_pack(struct queue *s, void *y, int to, size_t ld, const void *x, int from, size_t K,
             size_t O, bool oi);

@@ -9,7 +9,6 @@
 
 #include <assert.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { PAD = 64 }; // outputs: 128 bytes of bf16
 
