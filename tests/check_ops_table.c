@@ -806,6 +806,8 @@ static const struct size product_sizes[] = {
     {13, 100, 1, 70}, {25, 64, 1, 96}, {100, 17, 1, 33}, {2, 259, 1, 64},
     {13, 2051, 1, 9}, {1, 256, 1, 64}, {66, 40, 1, 88},  {17, 520, 1, 24},
     {66, 200, 1, 17}, {257, 8, 1, 16}, {9, 72, 1, 328},  END};
+// Rows that go in tiles whatever the weights are.
+static const struct size device_product_sizes[] = {{200, 270, 1, 24}, END};
 static const struct size loss_sizes[] = {{1, 1, 1, 1},    {0, 1, 1, 7},
                                          {3, 1, 1, 7},    {17, 1, 1, 1001},
                                          {5, 1, 1, 4099}, {3, 1, 1, 4104},
@@ -852,8 +854,9 @@ const struct op_case op_cases[] = {
      .can_alias = true, .tolerance = 3e-7},
     {NAMED(shift_mix_bwd), .sizes = span_sizes, .bench = rows_bench, .variants = 4,
      .can_bare = true, .tolerance = 1e-6, .forward = "shift_mix"},
-    {NAMED(matmul), .bench_variants = 0x155u, .sizes = product_sizes, .bench = product_bench,
-     .variants = MATMULS, .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 4e-6,
+    {NAMED(matmul), .bench_variants = 0x155u, .sizes = product_sizes,
+     .device_sizes = device_product_sizes, .bench = product_bench, .variants = MATMULS,
+     .rowwise = true, .can_bare = true, .can_alias = true, .tolerance = 4e-6,
      .flops = flops_matmul},
     {NAMED(matmul_bwd_x), .bench_variants = 0x11u, .sizes = product_sizes, .bench = product_bench,
      .variants = INPUT_GRADS, .rowwise = true, .can_bare = true, .can_alias = true,

@@ -228,6 +228,25 @@ template <class T> __device__ inline T warp_sum(T x) {
     return x;
 }
 
+__device__ static inline uint32_t larger(uint32_t x, uint32_t y) {
+    return x > y ? x : y;
+}
+__device__ static inline uint32_t warp_max(uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffffu, x);
+#else
+    for (int d = 16; d; d >>= 1) x = larger(x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+#endif
+}
+__device__ static inline int warp_add(int x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(0xffffffffu, x);
+#else
+    return warp_sum(x);
+#endif
+}
+
 // Of a block of whole warps; all threads get it. Ends with everybody past the scratch.
 template <class T, int WARPS> __device__ inline T block_sum(T x, T *scratch) {
     x = warp_sum(x);

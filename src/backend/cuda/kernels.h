@@ -217,6 +217,7 @@ struct product_args {
     int act;     // enum act
     bool narrow; // x is rounded to bf16 first, and so is w if it is f32
     bool fixed;  // w was there long before: it may be read before the queue comes here
+    void *scratch; // k_integers_scratch bytes at 16, or NULL: inputs as integers
 };
 enum { MAX_PRODUCTS = 8, SKINNY_ROWS = 16 };
 struct product_list {
@@ -227,6 +228,8 @@ struct product_list {
 void k_skinny(struct queue *s, const struct product_list *list);
 // listed.cu: one row that is mostly zero, in an order of its own. Whether it can be done so.
 bool k_listed(struct queue *s, const struct product_args *p);
+// Bytes that many rows of integers want; 0: they do without.
+size_t k_integers_scratch(const struct product_args *p);
 // Any number of rows and any strides. The same bits as k_skinny gives.
 void k_product(struct queue *s, const struct product_args *p);
 

@@ -197,8 +197,13 @@ static size_t inputs_bytes(const struct product *p) {
     return p->x.dtype == DT_BF16 ? whole(tensor_count(p->x) * 4) : 0;
 }
 
+static size_t outputs_bytes(const struct product *p) {
+    return p->y.dtype == DT_BF16 ? whole(tensor_count(p->y) * 4) : 0;
+}
+
 static size_t own_bytes(const struct product *p) {
-    return inputs_bytes(p) + (p->y.dtype == DT_BF16 ? whole(tensor_count(p->y) * 4) : 0);
+    const struct product_args args = args_of(p, NULL);
+    return inputs_bytes(p) + outputs_bytes(p) + whole(k_integers_scratch(&args));
 }
 
 static const float *own_inputs(struct cuda *c, const struct product *p, char *scratch) {
@@ -244,6 +249,8 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
             args.y = (float *)(void *)(scratch + used + inputs_bytes(p));
             args.act = ACT_NONE;
         }
+        if (k_integers_scratch(&args))
+            args.scratch = scratch + used + inputs_bytes(p) + outputs_bytes(p);
         used += own_bytes(p);
         const bool fits = !list.n || list.p[0].R == args.R;
         if (listing_pays(c, &args) && k_listed(c->queue, &args)) {

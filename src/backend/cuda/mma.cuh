@@ -98,6 +98,35 @@ __device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_
 #endif
 }
 
+// d (16,8) += A (16,32) · B (32,8) of integers, bytes without and with a sign: four k a word, and
+// 16 further on as many.
+__device__ static inline void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef CUDA_EMU
+    static uint32_t all_a[EMU_WARPS][32][4], all_b[EMU_WARPS][32][2]; // of all lanes
+    const int warp = emu_warp(), lane = (int)threadIdx.x & 31, g = lane >> 2;
+    for (int i = 0; i < 4; i++) all_a[warp][lane][i] = a[i];
+    all_b[warp][lane][0] = b0;
+    all_b[warp][lane][1] = b1;
+    __syncwarp();
+    for (int e = 0; e < 4; e++) {
+        const int column = 2 * (lane & 3) + (e & 1);
+        for (int from = 0; from < 4; from++)
+            for (int half = 0; half < 2; half++) {
+                const uint32_t u = all_a[warp][4 * g + from][2 * half + (e >> 1)];
+                const uint32_t v = all_b[warp][4 * column + from][half];
+                for (int byte = 0; byte < 32; byte += 8)
+                    d[e] += (int)(u >> byte & 0xff) * (int)(int8_t)(v >> byte);
+            }
+    }
+    __syncwarp();
+#else
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
 // Four 8 × 8 matrices; lane 8m + r brings the address of row r of matrix m. Lane 4g + q gets row g,
 // columns 2q and 2q + 1 of each; transposed: column g, rows 2q and 2q + 1.
 template <bool TRANSPOSED>

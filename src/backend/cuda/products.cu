@@ -19,6 +19,10 @@ static bool is_packed(const product_args &p) {
            (uintptr_t)p.w.data % 16 == 0;
 }
 
+static void start_packed(struct queue *s, const product_list &list) {
+    list.p[0].w.type == T_BF16 ? start_tensor(s, list) : start_integers(s, list);
+}
+
 // ---- FMA: few rows -----------------------------------------------------------------------------
 
 enum { SEGMENTS = 64 };
@@ -153,7 +157,7 @@ void k_skinny(struct queue *s, const struct product_list *list) {
             done |= 1u << j;
         }
         if (!kind.n || !first.R) continue;
-        first.w.type == T_F32 ? start_fma(s, kind) : start_tensor(s, kind);
+        first.w.type == T_F32 ? start_fma(s, kind) : start_packed(s, kind);
     }
 }
 
@@ -236,7 +240,7 @@ template <int T> static __global__ void __launch_bounds__(TILE_THREADS) tile(pro
 
 void k_product(struct queue *s, const struct product_args *p) {
     if (!p->R || !p->O) return;
-    if (is_packed(*p)) return start_tensor(s, product_list{{*p}, 1});
+    if (is_packed(*p)) return start_packed(s, product_list{{*p}, 1});
     // Large tiles where there are enough of them to fill the device.
     if ((size_t)blocks(p->R, 128) * blocks(p->O, 128) >= 128)
         LAUNCH(tile<8>, dim3(blocks(p->O, 128), blocks(p->R, 128)), TILE_THREADS, s, *p);

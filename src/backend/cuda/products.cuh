@@ -11,7 +11,7 @@ struct launch_list {
     int stretch[MAX_PRODUCTS]; // of k, what a warp takes
 };
 
-__device__ static int product_of_block(const launch_list &a) {
+__device__ static inline int product_of_block(const launch_list &a) {
     int which = 0;
 #pragma unroll
     for (int i = 1; i < MAX_PRODUCTS; i++) which += (int)blockIdx.x >= a.first_block[i];
@@ -19,7 +19,7 @@ __device__ static int product_of_block(const launch_list &a) {
 }
 
 // The number of blocks, each of `width` outputs of one product.
-static int lay_out_blocks(launch_list *a, const product_list *list, int width) {
+static inline int lay_out_blocks(launch_list *a, const product_list *list, int width) {
     int grid = 0;
     a->list = *list;
     for (int i = 0; i < MAX_PRODUCTS; i++) {
@@ -29,5 +29,10 @@ static int lay_out_blocks(launch_list *a, const product_list *list, int width) {
     return grid;
 }
 
-// tensor.cu: products of one kind on tensor cores, of bf16, int8 or int4 as is_packed wants them.
+// tensor.cu, integers.cu: products of one kind on tensor cores, packed as is_packed wants them.
 void start_tensor(struct queue *s, const product_list &list);
+void start_integers(struct queue *s, const product_list &list);
+// integers_many.cu: inputs become integers in p.scratch, which the other takes from there, and
+// integers.cu if it is there.
+void start_making_integers(struct queue *s, const product_args &p);
+void start_many_integers(struct queue *s, const product_args &p);
