@@ -653,10 +653,13 @@ static void half_states_stay_near(void **unused) {
     assert_true(f32 > 0 && f32 < 1e-3 && bf16 > 0 && bf16 < 1e-2);
 }
 
-// NAME, with asterisks: only those tests.
+// NAME, with asterisks: only those tests; -NAME: all but those.
 int main(int argc, char **argv) {
     json_init();
-    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 1 && argv[1][0] == '-')
+        cmocka_set_skip_filter(argv[1] + 1);
+    else if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     if (!mkdtemp(temp_dir)) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(our_own_fixture_agrees),
