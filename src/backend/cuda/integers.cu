@@ -154,27 +154,19 @@ template <int TYPE, int VEC, int TILES, int KIND> struct few {
         left_x -= GROUP;
     }
     __device__ void take_together(integers &in, const float (&r)[EACH]) {
+        constexpr uint32_t own = EACH == 2 ? 0xffffu : 0xffu; // a lane's bytes
         const int lane = threadIdx.x & 31;
-        const bool odd = lane & 1;
-        uint32_t most = magnitude(r[0]);
-        if (EACH == 2) most = larger(most, magnitude(r[EACH - 1]));
-        most = warp_max(most);
+        const float first = r[0], last = r[EACH - 1];
+        const uint32_t most = warp_max(larger(magnitude(first), magnitude(last)));
         const float by = steps_of(most), step = step_of(most);
-        uint32_t word = 0; // of this lane's, in the lowest bytes
-        word = EACH == 2 ? __byte_perm(integer_of(r[0], by), integer_of(r[EACH - 1], by), 0x40)
-                         : integer_of(r[0], by);
-        word = with_signs(word & (EACH == 2 ? 0x7f7fu : 0x7fu),
-                          signs(r[0], r[EACH - 1]) & (EACH == 2 ? 0xffffu : 0xffu)) &
-               (EACH == 2 ? 0xffffu : 0xffu);
+        uint32_t word = __byte_perm(integer_of(first, by), integer_of(last, by), 0x40);
+        word = with_signs(word & 0x7f7fu & own, signs(first, last) & own) & own;
         const int sum = warp_add(sum_of_bytes(word, 0));
-        // With the neighbours', until it is four.
-        if (EACH == 1) {
-            const uint32_t other = __shfl_xor_sync(0xffffffffu, word, 1);
-            word = odd ? other | word << 8 : word | other << 8;
+#pragma unroll
+        for (int have = EACH, d = 1; have < 4; have *= 2, d *= 2) { // with the neighbours'
+            const uint32_t other = __shfl_xor_sync(0xffffffffu, word, d);
+            word = lane & d ? other | word << 8 * have : word | other << 8 * have;
         }
-        const int pair = EACH == 2 ? 1 : 2;
-        const uint32_t other = __shfl_xor_sync(0xffffffffu, word, pair);
-        word = lane & pair ? __byte_perm(other, word, 0x5410) : __byte_perm(word, other, 0x5410);
 #pragma unroll
         for (int s = 0; s < STEPS; s++)
             in.b[s][0] = __shfl_sync(0xffffffffu, word, (4 * s + (lane & 3)) * (4 / EACH));
