@@ -75,7 +75,7 @@ def completions_whole_and_stream():
 
 @case
 def reasoning_effort_is_taken():
-    a = client.chat.completions.create(model="tiny", messages=HI, max_tokens=9, reasoning_effort="high", logit_bias=NO_END)
+    a = client.chat.completions.create(model="tiny", messages=HI, max_tokens=40, reasoning_effort="high", seed=1, logit_bias=NO_END)
     assert a.choices[0].message.reasoning_content
 
 @case
