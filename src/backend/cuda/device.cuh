@@ -232,18 +232,18 @@ __device__ static inline uint32_t larger(uint32_t x, uint32_t y) {
     return x > y ? x : y;
 }
 __device__ static inline uint32_t warp_max(uint32_t x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    return __reduce_max_sync(0xffffffffu, x);
-#else
+#ifdef CUDA_EMU
     for (int d = 16; d; d >>= 1) x = larger(x, __shfl_xor_sync(0xffffffffu, x, d));
     return x;
+#else
+    return __reduce_max_sync(0xffffffffu, x);
 #endif
 }
 __device__ static inline int warp_add(int x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    return __reduce_add_sync(0xffffffffu, x);
-#else
+#ifdef CUDA_EMU
     return warp_sum(x);
+#else
+    return __reduce_add_sync(0xffffffffu, x);
 #endif
 }
 

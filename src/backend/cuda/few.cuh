@@ -86,6 +86,20 @@ template <int VEC, int TILES> struct few_sums {
     }
 };
 
+// A block's part of a launch, by FEW of VEC and TILES: what needs no inputs before the kernel ahead
+// has ended, then the rest.
+template <class FEW, int VEC, int TILES>
+__device__ static inline void multiply_part(const launch_list &a) {
+    const int which = product_of_block(a);
+    const product_args &p = a.list.p[which];
+    const size_t row0 = blockIdx.y * (size_t)(TILES * TILE_ROWS);
+    const size_t o0 = (blockIdx.x - a.first_block[which]) * (size_t)(8 * VEC);
+    FEW all;
+    all.begin(p, a.stretch[which], row0, o0);
+    begin_kernel();
+    all.run(p, a.stretch[which], row0, o0);
+}
+
 // Up to 8·VEC outputs of a product are a block's.
 static inline dim3 few_blocks(launch_list *a, const product_list &list, int vec, int tiles,
                               int unit) {

@@ -304,14 +304,7 @@ template <int TYPE, int VEC, int TILES, int KIND> struct few {
 template <int TYPE, int VEC, int TILES, int KIND>
 __global__ void __launch_bounds__(FEW_THREADS, few<TYPE, VEC, TILES, KIND>::BLOCKS)
     multiply_integers(launch_list a) {
-    const int which = product_of_block(a);
-    const product_args &p = a.list.p[which];
-    const size_t row0 = blockIdx.y * (size_t)(TILES * TILE_ROWS);
-    const size_t o0 = (blockIdx.x - a.first_block[which]) * (size_t)(8 * VEC);
-    few<TYPE, VEC, TILES, KIND> all;
-    all.begin(p, a.stretch[which], row0, o0);
-    begin_kernel();
-    all.run(p, a.stretch[which], row0, o0);
+    multiply_part<few<TYPE, VEC, TILES, KIND>, VEC, TILES>(a);
 }
 
 template <int TYPE, int VEC, int TILES, int KIND>
@@ -324,8 +317,7 @@ void start(struct queue *s, const product_list &list) {
 // Narrow blocks where there are few outputs: all multiprocessors have something to read.
 template <int TYPE, int TILES, int KIND>
 void start_width(struct queue *s, const product_list &list) {
-    size_t outputs = 0;
-    for (int i = 0; i < list.n; i++) outputs += list.p[i].O;
+    const size_t outputs = outputs_of(list);
     if (outputs >= 12288)
         start<TYPE, 8, TILES, KIND>(s, list);
     else

@@ -67,9 +67,10 @@ template <int ROWS, int COLS> struct tile<ROWS, COLS, false> {
 
 // ---- the instructions --------------------------------------------------------------------------
 
-// d (16,8) += A (16,16) · B (16,8)
-__device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef CUDA_EMU
+// For each number e of a lane's sum: f(e, word of A, word of B) for the words that meet in it.
+template <class F>
+static inline void emu_words(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const F &f) {
     static uint32_t all_a[EMU_WARPS][32][4], all_b[EMU_WARPS][32][2]; // of all lanes
     const int warp = emu_warp(), lane = (int)threadIdx.x & 31, g = lane >> 2;
     for (int i = 0; i < 4; i++) all_a[warp][lane][i] = a[i];
@@ -78,18 +79,24 @@ __device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_
     __syncwarp();
     for (int e = 0; e < 4; e++) {
         const int column = 2 * (lane & 3) + (e & 1);
-        double sum = 0;
         for (int from = 0; from < 4; from++)
-            for (int half = 0; half < 2; half++) { // k of 2·from + {0, 1} and 8 more
-                const uint32_t u = all_a[warp][4 * g + from][2 * half + (e >> 1)];
-                const uint32_t v = all_b[warp][4 * column + from][half];
-                sum += (double)bf16_value((uint16_t)u) * (double)bf16_value((uint16_t)v);
-                sum += (double)bf16_value((uint16_t)(u >> 16)) *
-                       (double)bf16_value((uint16_t)(v >> 16));
-            }
-        d[e] = (float)((double)d[e] + sum);
+            for (int half = 0; half < 2; half++) // k of this lane's first words, and of its second
+                f(e, all_a[warp][4 * g + from][2 * half + (e >> 1)],
+                  all_b[warp][4 * column + from][half]);
     }
     __syncwarp();
+}
+#endif
+
+// d (16,8) += A (16,16) · B (16,8)
+__device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef CUDA_EMU
+    double sum[4] = {};
+    emu_words(a, b0, b1, [&](int e, uint32_t u, uint32_t v) {
+        sum[e] += (double)bf16_value((uint16_t)u) * (double)bf16_value((uint16_t)v);
+        sum[e] += (double)bf16_value((uint16_t)(u >> 16)) * (double)bf16_value((uint16_t)(v >> 16));
+    });
+    for (int e = 0; e < 4; e++) d[e] = (float)((double)d[e] + sum[e]);
 #else
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
         "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -102,23 +109,10 @@ __device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_
 // 16 further on as many.
 __device__ static inline void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef CUDA_EMU
-    static uint32_t all_a[EMU_WARPS][32][4], all_b[EMU_WARPS][32][2]; // of all lanes
-    const int warp = emu_warp(), lane = (int)threadIdx.x & 31, g = lane >> 2;
-    for (int i = 0; i < 4; i++) all_a[warp][lane][i] = a[i];
-    all_b[warp][lane][0] = b0;
-    all_b[warp][lane][1] = b1;
-    __syncwarp();
-    for (int e = 0; e < 4; e++) {
-        const int column = 2 * (lane & 3) + (e & 1);
-        for (int from = 0; from < 4; from++)
-            for (int half = 0; half < 2; half++) {
-                const uint32_t u = all_a[warp][4 * g + from][2 * half + (e >> 1)];
-                const uint32_t v = all_b[warp][4 * column + from][half];
-                for (int byte = 0; byte < 32; byte += 8)
-                    d[e] += (int)(u >> byte & 0xff) * (int)(int8_t)(v >> byte);
-            }
-    }
-    __syncwarp();
+    emu_words(a, b0, b1, [&](int e, uint32_t u, uint32_t v) {
+        for (int byte = 0; byte < 32; byte += 8)
+            d[e] += (int)(u >> byte & 0xff) * (int)(int8_t)(v >> byte);
+    });
 #else
     asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, "
         "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -126,9 +126,7 @@ template <int ROWS, int COLS> static void start_skinny(struct queue *s, const pr
 
 static void start_fma(struct queue *s, const product_list &list) {
     const size_t R = list.p[0].R;
-    size_t outputs = 0;
-    for (int i = 0; i < list.n; i++) outputs += list.p[i].O;
-    const bool wide = outputs >= 8192; // enough blocks of the larger kind
+    const bool wide = outputs_of(list) >= 8192; // enough blocks of the larger kind
     if (R == 1)
         wide ? start_skinny<1, 32>(s, list) : start_skinny<1, 16>(s, list);
     else if (R == 2)

@@ -18,6 +18,12 @@ __device__ static inline int product_of_block(const launch_list &a) {
     return which;
 }
 
+static inline size_t outputs_of(const product_list &list) {
+    size_t outputs = 0;
+    for (int i = 0; i < list.n; i++) outputs += list.p[i].O;
+    return outputs;
+}
+
 // The number of blocks, each of `width` outputs of one product.
 static inline int lay_out_blocks(launch_list *a, const product_list *list, int width) {
     int grid = 0;

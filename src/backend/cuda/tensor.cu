@@ -169,14 +169,7 @@ template <int VEC, int TILES, int PARTS, int KIND> struct few {
 template <int VEC, int TILES, int PARTS, int KIND>
 static __global__ void __launch_bounds__(FEW_THREADS, few<VEC, TILES, PARTS, KIND>::BLOCKS)
     multiply_few(launch_list a) {
-    const int which = product_of_block(a);
-    const product_args &p = a.list.p[which];
-    const size_t row0 = blockIdx.y * (size_t)(TILES * TILE_ROWS);
-    const size_t o0 = (blockIdx.x - a.first_block[which]) * (size_t)(8 * VEC);
-    few<VEC, TILES, PARTS, KIND> all;
-    all.begin(p, a.stretch[which], row0, o0);
-    begin_kernel();
-    all.run(p, a.stretch[which], row0, o0);
+    multiply_part<few<VEC, TILES, PARTS, KIND>, VEC, TILES>(a);
 }
 
 template <int VEC, int TILES, int PARTS, int KIND = ANY_KIND>
@@ -188,8 +181,7 @@ static void start_few(struct queue *s, const product_list &list) {
 
 // Narrow blocks where there are few outputs: all multiprocessors have something to read.
 template <int TILES, int PARTS> static void start_width(struct queue *s, const product_list &list) {
-    size_t outputs = 0;
-    for (int i = 0; i < list.n; i++) outputs += list.p[i].O;
+    const size_t outputs = outputs_of(list);
     if (outputs >= 12288)
         start_few<8, TILES, PARTS>(s, list);
     else if (outputs >= 4096)
