@@ -192,7 +192,7 @@ test:
 	@$(MAKE) --no-print-directory run-tests
 
 run-tests: all $(TESTS) $(if $(CHECK_OPS),$(BUILD)/tests/check_ops)
-	@BUILD=$(BUILD) tests/run.sh
+	@BUILD=$(BUILD) tests/run.sh $(NAMES)
 
 check:
 	@tests/check.sh

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs every test program of $BUILD and every script of tests/{cli,http,faults}, and ends with
-# the line "N passed, N failed, N skipped". Usage: [BUILD=dir] tests/run.sh [NAME…]   (no name: all)
+# the line "N passed, N failed, N skipped". Usage: [BUILD=dir] tests/run.sh [NAME…]
+# No name: all. -NAME: all but this one.
 #
 # A cmocka program counts its tests. Any other counts by a line "N passed, N failed[, N skipped]" of
 # its own, else as one test by its exit code (77: skipped). What a program prints is shown when it
@@ -52,7 +53,7 @@ wanted() { # name: whether it was asked for
     shift
     [ $# = 0 ] && return 0
     for want; do [ "$want" = "$name" ] && return 0; done
-    return 1
+    [ "${1#-}" != "$1" ] && [ "$1" != "-$name" ]
 }
 
 for source in tests/test_*.c; do
