@@ -17,17 +17,19 @@ enum { ROUNDS = 1 }; // an emulated device draws slowly
 #else
 enum { ROUNDS = 40 };
 #endif
-enum { V = 61, ROWS = 500 }; // 20000 draws a setting
+enum { V = 61, ROWS = 500 };               // 20000 draws a setting
+enum { LARGE_V = 20096, LARGE_ROWS = 16 }; // or less, by some that are no multiple of anything
 
 // Tensors for one batch of rows; penalties are one slot's, or absent.
 struct table {
     struct backend *be;
+    size_t V;
     struct buffer *buf;
     struct tensor token, logits, rows, penalties;
 };
 
-static struct table table_open(struct backend *be, size_t rows, bool penalised) {
-    struct table t = {.be = be};
+static struct table table_open(struct backend *be, size_t rows, size_t words, bool penalised) {
+    struct table t = {.be = be, .V = words};
     struct carver plan = {0};
     for (int pass = 0; pass < 2; pass++) {
         struct error err;
@@ -35,9 +37,9 @@ static struct table table_open(struct backend *be, size_t rows, bool penalised) 
         if (pass && !t.buf) die("%s", err.msg);
         plan = (struct carver){.buf = t.buf};
         t.token = carve(&plan, DT_I32, 1, (size_t[]){rows});
-        t.logits = carve(&plan, be->real, 2, (size_t[]){rows, V});
+        t.logits = carve(&plan, be->real, 2, (size_t[]){rows, words});
         t.rows = carve(&plan, DT_U8, 2, (size_t[]){rows, sizeof(struct sample_row)});
-        t.penalties = carve(&plan, DT_U8, 2, (size_t[]){1, sample_penalty_bytes(V)});
+        t.penalties = carve(&plan, DT_U8, 2, (size_t[]){1, sample_penalty_bytes(words)});
     }
     if (!penalised) t.penalties = tensor_none();
     return t;
@@ -47,12 +49,12 @@ static struct table table_open(struct backend *be, size_t rows, bool penalised) 
 static void table_draw(struct table *t, int32_t *token, const float *logits, struct sample_row row,
                        size_t rows, uint64_t first) {
     struct sample_row *all = mem_alloc(rows * sizeof *all);
-    char *x = mem_alloc(rows * V * dtype_size(t->be->real));
-    const size_t line = V * dtype_size(t->be->real);
+    const size_t line = t->V * dtype_size(t->be->real);
+    char *x = mem_alloc(rows * line);
     for (size_t r = 0; r < rows; r++) {
         all[r] = row;
         all[r].position = first + r;
-        dtype_convert(x + r * line, t->be->real, logits, DT_F32, V);
+        dtype_convert(x + r * line, t->be->real, logits, DT_F32, t->V);
     }
     t->be->class->upload(t->be, t->rows, all);
     t->be->class->upload(t->be, t->logits, x);
@@ -137,7 +139,7 @@ static void some_logits(float x[V], uint64_t seed) {
 
 static void check_distribution(struct tally *t, struct backend *be, struct backend *ref,
                                const char *name) {
-    struct table here = table_open(be, ROWS, false), there = table_open(ref, ROWS, false);
+    struct table here = table_open(be, ROWS, V, false), there = table_open(ref, ROWS, V, false);
     for (size_t s = 0; s < sizeof settings / sizeof settings[0]; s++) {
         struct sample_row row = settings[s].row;
         float x[V];
@@ -170,7 +172,7 @@ static void check_distribution(struct tally *t, struct backend *be, struct backe
 // ---- corners -----------------------------------------------------------------------------------
 
 static void check_corners(struct tally *t, struct backend *be, const char *name) {
-    struct table table = table_open(be, 1, false);
+    struct table table = table_open(be, 1, V, false);
     const struct {
         const char *law;
         float x[4]; // the others are -5
@@ -211,7 +213,7 @@ static void check_corners(struct tally *t, struct backend *be, const char *name)
 
 // Accumulators over 300 tokens beside the rule, with decay and without.
 static void check_penalties(struct tally *t, struct backend *be, const char *name, float decay) {
-    struct table table = table_open(be, 1, true);
+    struct table table = table_open(be, 1, V, true);
     struct sample_row row = {.temperature = 1,
                              .top_p = 1,
                              .presence = 0.5f,
@@ -256,12 +258,100 @@ static void check_penalties(struct tally *t, struct backend *be, const char *nam
     buffer_destroy(table.buf);
 }
 
+// A large vocabulary whose tokens are equally probable, or nearly so: the cut lies among more of
+// them than have room, at any number of bits. As ref draws.
+static void check_large(struct tally *t, struct backend *be, struct backend *ref, const char *name,
+                        int words) {
+    const struct {
+        const char *name;
+        float spread; // of the logits; 0: four of five tokens are 0.001 below the fifth
+        struct sample_row row;
+    } cases[] = {
+        {"top_k among the best", 0, {.top_p = 1, .top_k = 2000}},
+        {"top_k among the rest", 0, {.top_p = 1, .top_k = 9000}},
+        {"top_p among the best", 0, {.top_p = 0.15f}},
+        {"top_p among the rest", 0, {.top_p = 0.7f}},
+        {"top_p of nearly all", 0.5f, {.top_p = 0.99f}},
+        {"top_p within top_k", 0.5f, {.top_p = 0.9f, .top_k = 6000}},
+        {"top_p of few", 3, {.top_p = 0.9f}},
+        {"top_k of few, top_p, min_p", 3, {.top_p = 0.95f, .top_k = 50, .min_p = 0.02f}},
+        {"top_k of more than have a probability",
+         3,
+         {.temperature = 0.02f, .top_p = 0.9f, .top_k = 9000}},
+        {"plain", 0.5f, {.top_p = 1}},
+    };
+    struct table here = table_open(be, LARGE_ROWS, (size_t)words, false),
+                 there = table_open(ref, LARGE_ROWS, (size_t)words, false);
+    float *x = mem_alloc(LARGE_V * sizeof *x);
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        struct sample_row row = cases[c].row;
+        int32_t token[LARGE_ROWS], wanted[LARGE_ROWS];
+        int differ = 0;
+        for (int i = 0; i < words; i++)
+            x[i] = cases[c].spread != 0 ? cases[c].spread * (float)rng_normal(c, 1, (uint64_t)i)
+                                        : (i % 5 ? -0.001f : 0);
+        if (row.temperature == 0) row.temperature = 1;
+        row.seed = 7 + c;
+        table_draw(&here, token, x, row, LARGE_ROWS, 0);
+        table_draw(&there, wanted, x, row, LARGE_ROWS, 0);
+        for (int r = 0; r < LARGE_ROWS; r++) differ += token[r] != wanted[r];
+        tally_one(t, !differ, "sample %s: of %d tokens, %s: %d of %d draws are others than ref's",
+                  name, words, cases[c].name, differ, LARGE_ROWS);
+    }
+    free(x);
+    buffer_destroy(here.buf);
+    buffer_destroy(there.buf);
+}
+
+// What tokens here and there in a large vocabulary owe, as ref has it.
+static void check_large_penalties(struct tally *t, struct backend *be, struct backend *ref,
+                                  const char *name, int words) {
+    enum { DRAWS = 50 };
+    const struct sample_row row = {.temperature = 1,
+                                   .top_p = 1,
+                                   .presence = 2,
+                                   .frequency = 1,
+                                   .penalty_decay = 0.9f,
+                                   .seed = 5};
+    const size_t bytes = sample_penalty_bytes((size_t)words);
+    struct table here = table_open(be, 1, (size_t)words, true),
+                 there = table_open(ref, 1, (size_t)words, true);
+    float *x = mem_zero(LARGE_V, sizeof *x), *owed = mem_zero(1, bytes),
+          *other = mem_zero(1, bytes);
+    int differ = 0;
+    double worst = 0;
+    be->class->upload(be, here.penalties, owed);
+    ref->class->upload(ref, there.penalties, owed);
+    for (uint64_t at = 0; at < DRAWS; at++) {
+        int32_t token, wanted;
+        table_draw(&here, &token, x, row, 1, at);
+        table_draw(&there, &wanted, x, row, 1, at);
+        differ += token != wanted;
+    }
+    be->class->download(be, owed, here.penalties);
+    ref->class->download(ref, other, there.penalties);
+    for (int i = 0; i < words; i++) worst = fmax(worst, fabs((double)owed[i] - (double)other[i]));
+    tally_one(t, !differ && worst < 1e-5,
+              "sample %s: of %d tokens, penalties: %d of %d draws are others than ref's, they owe "
+              "%g more or less",
+              name, words, differ, DRAWS, worst);
+    free(x);
+    free(owed);
+    free(other);
+    buffer_destroy(here.buf);
+    buffer_destroy(there.buf);
+}
+
 static void check_backend(struct tally *t, struct backend *be, struct backend *ref,
                           const char *name) {
     check_distribution(t, be, ref, name);
     check_corners(t, be, name);
     check_penalties(t, be, name, 1);
     check_penalties(t, be, name, 0.9f);
+    for (int words = LARGE_V; words > LARGE_V - 100; words -= 85) {
+        check_large(t, be, ref, name, words);
+        check_large_penalties(t, be, ref, name, words);
+    }
 }
 
 void check_sample(struct tally *t) {

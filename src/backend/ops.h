@@ -242,7 +242,8 @@ struct ops {
                  struct tensor target, float scale, bool l2wrap);
     // token (O) i32, drawn from logits (O,V) (left changed) as rows (O) struct sample_row in u8
     // (O, sizeof) say. penalties (S, sample_penalty_bytes(V)) u8, or absent; updated with the
-    // token. biases (S,B) struct sample_bias in u8 (S, B sizeof), or absent where no row has any.
+    // token: V f32 accumulators, then V bits, whose token has been generated; no other's
+    // accumulator is anything but 0. biases (S,B) struct sample_bias in u8 (S, B sizeof), or absent where no row has any.
     void (*sample)(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,
                    struct tensor penalties, struct tensor biases);
 

@@ -34,6 +34,7 @@ static inline float4 make_float4(float x, float y, float z, float w) {
 
 #define __global__
 #define __device__
+#define __noinline__
 #define __host__
 #define __shared__ static
 #define __launch_bounds__(...)

@@ -2,6 +2,7 @@
 # The served engine beside the engine alone, on one machine: random weights of a size, a server, the
 # load generator, and a line a case. Usage: tools/gpu/serve.sh [STREAMS:TOKENS:REQUESTS…]
 # Answers have TOKENS tokens, prompts 32. RWKV: the program. BACKEND, SIZE, DTYPE: cuda, 0.1b, bf16.
+# TEMPERATURE (0) and EXTRA, as ',"top_p":0.9', are of the requests; MODEL, as 'paragraph_len = 512', of the server.
 set -eu
 rwkv=${RWKV:-build/rwkv} backend=${BACKEND:-cuda} size=${SIZE:-0.1b} dtype=${DTYPE:-bf16}
 cases=("$@")
@@ -37,6 +38,7 @@ tokenizer_vocab_path = "../vocab.txt"
 dtype = "$dtype"
 max_batch_size = $most
 max_context_len = 8192
+${MODEL:-}
 END
 
 # The engine alone first: one batch, no sampling, no prompts.
@@ -60,7 +62,8 @@ for c in "${cases[@]}"; do
     IFS=: read -r B tokens requests <<<"$c"
     # Token 0 ends a document: random weights draw it now and then.
     "$rwkv" bench serve --base-url "http://127.0.0.1:$port" --model m --concurrency "$B" --num-requests "$requests" \
-        --warmup "$B" --input-tokens 32 --output-tokens "$tokens" --extra-body '{"logit_bias":{"0":-100}}' \
+        --warmup "$B" --input-tokens 32 --output-tokens "$tokens" --temperature "${TEMPERATURE:-0}" \
+        --extra-body "{\"logit_bias\":{\"0\":-100}${EXTRA:-}}" \
         --output-json "$dir/out.json" --report-dir "$dir/report" >"$dir/bench.log" 2>&1 || { cat "$dir/bench.log" && exit 1; }
     awk -v B="$B" -v tokens="$tokens" -v alone="${alone[$B]}" -v what="$size $dtype" '
         /output tokens\/s/ { for (i = 2; i <= NF; i++) if ($i == "output") out = $(i - 1); else if ($i == "total") all = $(i - 1) }
