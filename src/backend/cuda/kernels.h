@@ -224,7 +224,8 @@ struct product_list {
     struct product_args p[MAX_PRODUCTS];
     int n;
 };
-// Up to SKINNY_ROWS rows, any of n products together; W has so = 1 and rows of whole 16 bytes.
+// Up to SKINNY_ROWS rows, or any number of bf16, any of n products together, all of as many rows; W
+// has so = 1 and rows of whole 16 bytes.
 void k_skinny(struct queue *s, const struct product_list *list);
 // listed.cu: one row that is mostly zero, in an order of its own. Whether it can be done so.
 bool k_listed(struct queue *s, const struct product_args *p);

@@ -255,8 +255,8 @@ void cuda_matmul(struct backend *be, const struct product *products, int n) {
         const bool fits = !list.n || list.p[0].R == args.R;
         if (listing_pays(c, &args) && k_listed(c->queue, &args)) {
             // It is done.
-        } else if (args.R <= SKINNY_ROWS && args.w.so == 1 && args.w.sk % 4 == 0 && fits &&
-                   !p->w->trained && !narrow)
+        } else if ((args.R <= SKINNY_ROWS || args.w.type == DT_BF16) && args.w.so == 1 &&
+                   args.w.sk % 4 == 0 && fits && !p->w->trained && !narrow)
             list.p[list.n++] = args;
         else
             k_product(c->queue, &args);

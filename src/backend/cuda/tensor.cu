@@ -39,7 +39,7 @@ enum { ANY_KIND, DEEP_KIND, SPARSE_KIND };
 // How many steps' weights are asked for before the first is used.
 static constexpr int steps_ahead(int vec, int tiles, int kind) {
     if (kind == DEEP_KIND) return 12; // all there are in the 3072 of 0.1b
-    if (tiles == 4) return 1;
+    if (tiles == 4) return vec == 4 ? 2 : 1;
     if (kind == SPARSE_KIND) return vec == 2 ? 6 : 4;
     if (vec == 8) return tiles;
     return tiles == 2 ? 2 : vec == 2 ? 4 : 3;
@@ -49,7 +49,7 @@ template <int VEC, int TILES, int PARTS, int KIND> struct few {
     static constexpr bool SPARSE = KIND == SPARSE_KIND;
     enum {
         // Two blocks share a multiprocessor where 64 registers a thread are enough.
-        BLOCKS = TILES == 1 && KIND == ANY_KIND ? 2 : 1,
+        BLOCKS = (TILES == 1 || VEC == 2) && KIND == ANY_KIND ? 2 : 1,
         AHEAD = steps_ahead(VEC, TILES, KIND),
     };
     using step = weights<VEC>;
@@ -179,9 +179,9 @@ static void start_few(struct queue *s, const product_list &list) {
     LAUNCH((multiply_few<VEC, TILES, PARTS, KIND>), grid, FEW_THREADS, s, a);
 }
 
-// Narrow blocks where there are few outputs: all multiprocessors have something to read.
+// Narrow blocks where there are few of them: all multiprocessors have something to read.
 template <int TILES, int PARTS> static void start_width(struct queue *s, const product_list &list) {
-    const size_t outputs = outputs_of(list);
+    const size_t outputs = outputs_of(list) * blocks(list.p[0].R, (size_t)(TILES * TILE_ROWS));
     if (outputs >= 12288)
         start_few<8, TILES, PARTS>(s, list);
     else if (outputs >= 4096)
@@ -212,7 +212,7 @@ template <int PARTS> static void start_kind(struct queue *s, const product_list 
     else if (p.R <= 2 * TILE_ROWS)
         start_width<2, PARTS>(s, list);
     else
-        start_few<8, 4, PARTS>(s, list);
+        start_width<4, PARTS>(s, list);
 }
 
 void start_tensor(struct queue *s, const product_list &list) {
