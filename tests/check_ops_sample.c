@@ -264,7 +264,7 @@ static void check_large(struct tally *t, struct backend *be, struct backend *ref
                         int words) {
     const struct {
         const char *name;
-        float spread; // of the logits; 0: four of five tokens are 0.001 below the fifth
+        float spread; // of the logits; 0: three of four tokens are 0.001 below the fourth
         struct sample_row row;
     } cases[] = {
         {"top_k among the best", 0, {.top_p = 1, .top_k = 2000}},
@@ -273,7 +273,10 @@ static void check_large(struct tally *t, struct backend *be, struct backend *ref
         {"top_p among the rest", 0, {.top_p = 0.7f}},
         {"top_p of nearly all", 0.5f, {.top_p = 0.99f}},
         {"top_p within top_k", 0.5f, {.top_p = 0.9f, .top_k = 6000}},
+        {"top_p of some", 2, {.top_p = 0.7f}},
         {"top_p of few", 3, {.top_p = 0.9f}},
+        {"top_p of very few", 4, {.top_p = 0.5f}},
+        {"top_k of hundreds", 3, {.top_p = 1, .top_k = 400}},
         {"top_k of few, top_p, min_p", 3, {.top_p = 0.95f, .top_k = 50, .min_p = 0.02f}},
         {"top_k of more than have a probability",
          3,
@@ -289,7 +292,7 @@ static void check_large(struct tally *t, struct backend *be, struct backend *ref
         int differ = 0;
         for (int i = 0; i < words; i++)
             x[i] = cases[c].spread != 0 ? cases[c].spread * (float)rng_normal(c, 1, (uint64_t)i)
-                                        : (i % 5 ? -0.001f : 0);
+                                        : (i % 4 ? -0.001f : 0);
         if (row.temperature == 0) row.temperature = 1;
         row.seed = 7 + c;
         table_draw(&here, token, x, row, LARGE_ROWS, 0);

@@ -10,27 +10,26 @@ constexpr float LIST_SCALE = 274877906944.0f; // 2^38
 
 typedef unsigned long long word;
 
-struct lists { // of a block, in shared memory
-    uint64_t entry[LISTED], first[FIRST];
-};
 
-// The least of the largest of groups of threads. Of 65,536 numbers without order some 1,500 are not
-// less than `low`, of groups of two, and 600 not less than `high`, of groups of four. -inf, and NaN,
-// which is what a thread with nothing has, are no group's.
+// The least of the largest of groups of threads, of two, four and eight. Of 65,536 numbers without
+// order some 1,500, 600 and 300 are not less. -inf, and NaN, which is what a thread with nothing has,
+// are no group's.
+enum { BOUNDS = 3 };
 struct bounds {
-    float low, high;
+    float of[BOUNDS];
 };
 
 __device__ static bounds find_bounds(float largest, bounds *scratch) {
     const int lane = threadIdx.x & 31;
+    bounds b;
     float x = largest > -INFINITY ? largest : NAN;
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-    bounds b = {x, fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2))};
+#pragma unroll
+    for (int i = 0; i < BOUNDS; i++) b.of[i] = x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1 << i));
     for (int round = 0; round < 2; round++) {
-        for (int d = 16; d; d >>= 1) {
-            b.low = fminf(b.low, __shfl_xor_sync(0xffffffffu, b.low, d));
-            b.high = fminf(b.high, __shfl_xor_sync(0xffffffffu, b.high, d));
-        }
+#pragma unroll
+        for (int i = 0; i < BOUNDS; i++)
+            for (int d = 16; d; d >>= 1)
+                b.of[i] = fminf(b.of[i], __shfl_xor_sync(0xffffffffu, b.of[i], d));
         if (round) break;
         if (lane == 0) scratch[threadIdx.x >> 5] = b;
         __syncthreads();
@@ -39,6 +38,11 @@ __device__ static bounds find_bounds(float largest, bounds *scratch) {
     __syncthreads();
     return b;
 }
+
+struct lists { // of a block, in shared memory
+    uint64_t entry[LISTED], first[FIRST];
+    struct bounds bounds[WARPS];
+};
 
 // Lists all tokens from a probability on that is more than 0, in any order. Returns how many there
 // are, LISTED of which at most are listed. *mass: the thread's share of all probabilities, in an
@@ -180,23 +184,26 @@ __device__ static int draw_from(uint64_t *entry, int n, bool all, const sample_r
     return at < keep && left.all ? (int)~(uint32_t)(entry[at] >> 32) : fallback;
 }
 
-// Of a whole row: first from the most probable FIRST or less, then from all that can be listed.
+// Of a whole row: from the most probable FIRST or less, and if those are not enough from more of them.
 template <class R>
 __device__ static int draw_listed(lists &l, const R &r, softmax p, float largest,
                                   const sample_row &row, double *scratch, int fallback) {
     const float least_of_all = __uint_as_float(1);
-    const bounds b = find_bounds(largest, (bounds *)scratch);
-    const float low = fmaxf(p(b.low), least_of_all), high = fmaxf(p(b.high), least_of_all);
+    const bounds b = find_bounds(largest, l.bounds);
+    float least = fmaxf(p(b.of[0]), least_of_all);
     double share = 0;
-    const int n = list(l.entry, r, p, low, &share);
+    const int n = list(l.entry, r, p, least, &share);
     if (n > LISTED) return -1;
     const word goal = goal_of(row.top_p, sum_before(share, scratch).all * LIST_SCALE);
-    const int few = copy_first(l.first, l.entry, n, high);
     int token = -1;
 #pragma unroll 1
-    for (int round = few > FIRST; round < 2 && token < 0; round++)
-        token = draw_from(round ? l.entry : l.first, round ? n : few,
-                          (round ? low : high) == least_of_all, row, r.V, goal, (word *)scratch,
-                          fallback);
+    for (int i = BOUNDS; i-- && token < 0;) {
+        uint64_t *const some = i ? l.first : l.entry;
+        least = fmaxf(p(i == 2 ? b.of[2] : i == 1 ? b.of[1] : b.of[0]), least_of_all);
+        const int here = i ? copy_first(l.first, l.entry, n, least) : n;
+        if (i == 0 || here <= FIRST)
+            token = draw_from(some, here, least == least_of_all, row, r.V, goal, (word *)scratch,
+                              fallback);
+    }
     return token;
 }

@@ -39,7 +39,7 @@ enum { ANY_KIND, DEEP_KIND, SPARSE_KIND };
 // How many steps' weights are asked for before the first is used.
 static constexpr int steps_ahead(int vec, int tiles, int kind) {
     if (kind == DEEP_KIND) return 12; // all there are in the 3072 of 0.1b
-    if (tiles == 4) return vec == 4 ? 2 : 1;
+    if (tiles == 4) return vec == 8 ? 1 : vec == 4 ? 2 : 3;
     if (kind == SPARSE_KIND) return vec == 2 ? 6 : 4;
     if (vec == 8) return tiles;
     return tiles == 2 ? 2 : vec == 2 ? 4 : 3;
@@ -49,7 +49,7 @@ template <int VEC, int TILES, int PARTS, int KIND> struct few {
     static constexpr bool SPARSE = KIND == SPARSE_KIND;
     enum {
         // Two blocks share a multiprocessor where 64 registers a thread are enough.
-        BLOCKS = (TILES == 1 || VEC == 2) && KIND == ANY_KIND ? 2 : 1,
+        BLOCKS = (TILES == 1 || (TILES == 2 && VEC == 2)) && KIND == ANY_KIND ? 2 : 1,
         AHEAD = steps_ahead(VEC, TILES, KIND),
     };
     using step = weights<VEC>;
