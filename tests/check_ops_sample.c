@@ -351,9 +351,10 @@ static void check_backend(struct tally *t, struct backend *be, struct backend *r
     check_corners(t, be, name);
     check_penalties(t, be, name, 1);
     check_penalties(t, be, name, 0.9f);
-    for (int words = LARGE_V; words > LARGE_V - 100; words -= 85) {
-        check_large(t, be, ref, name, words);
-        check_large_penalties(t, be, ref, name, words);
+    static const int words[] = {LARGE_V, LARGE_V - 85};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        check_large(t, be, ref, name, words[i]);
+        check_large_penalties(t, be, ref, name, words[i]);
     }
 }
 

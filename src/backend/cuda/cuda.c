@@ -18,7 +18,7 @@ _Static_assert(DT_F64 == 1 && DT_F32 == 2 && DT_BF16 == 3 && DT_F16 == 4 && DT_I
 _Static_assert(ACT_TANH == 0 && ACT_SIGMOID == 1 && ACT_RELU2 == 2 && ACT_NONE == 3,
                "activations of device.cuh");
 _Static_assert(STATE_CELL == 64, "STATE_CELL of device.cuh");
-_Static_assert(sizeof(struct sample_row) == 64, "sample_row of sample.cu");
+_Static_assert(sizeof(struct sample_row) == 64, "sample_row of sample.cuh");
 
 // ---- trouble -----------------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     if (row.temperature > 0 && row.top_k != 1) {
         // Near 0 the temperature has no reciprocal: 0 · inf would be NaN where the maximum is.
         const softmax p = {max.value, fminf(1.0f / row.temperature, 3.40282347e38f)};
-        const bool cuts = (row.top_k > 0 && row.top_k < V) || row.top_p < 1;
+        const bool cuts = cuts_to_k(row, V) || row.top_p < 1;
         chosen = cuts ? draw_listed(room.listed, r, p, mine.value, row, scratch, max.index) : -1;
         if (chosen < 0) {
             drawing<row_of<PLAIN>> d = {r, false, p, 0, 0, V};

@@ -23,6 +23,11 @@ struct sample_bias {
     float value;
 };
 
+// Whether top_k keeps less than all.
+__device__ static inline bool cuts_to_k(const sample_row &row, int V) {
+    return row.top_k > 0 && row.top_k < V;
+}
+
 // rng_uniform of base/rng.h, stream 0: Philox 4x32-10.
 __device__ static __noinline__ double uniform(uint64_t seed, uint64_t index) {
     uint32_t x[4] = {(uint32_t)index, (uint32_t)(index >> 32), 0, 0};

@@ -159,7 +159,7 @@ __device__ static int reach(const uint64_t *entry, int n, int shift, word passed
 // or all that have a probability; -1: it is not. goal: what top_p wants, without top_k.
 __device__ static int draw_from(uint64_t *entry, int n, bool all, const sample_row &row, int V,
                                 word goal, word *scratch, int fallback) {
-    const bool has_k = row.top_k > 0 && row.top_k < V;
+    const bool has_k = cuts_to_k(row, V);
     if (n == 0 || (has_k && n < row.top_k && !all)) return -1;
     if (!has_k && weigh(entry, n, 32, scratch).all < goal) return -1;
     sort(entry, n);
@@ -190,20 +190,21 @@ __device__ static int draw_listed(lists &l, const R &r, softmax p, float largest
                                   const sample_row &row, double *scratch, int fallback) {
     const float least_of_all = __uint_as_float(1);
     const bounds b = find_bounds(largest, l.bounds);
-    float least = fmaxf(p(b.of[0]), least_of_all);
+    const auto least_of = [&](int i) {
+        return fmaxf(p(i == 2 ? b.of[2] : i == 1 ? b.of[1] : b.of[0]), least_of_all);
+    };
     double share = 0;
-    const int n = list(l.entry, r, p, least, &share);
+    const int n = list(l.entry, r, p, least_of(0), &share);
     if (n > LISTED) return -1;
     const word goal = goal_of(row.top_p, sum_before(share, scratch).all * LIST_SCALE);
     int token = -1;
 #pragma unroll 1
     for (int i = BOUNDS; i-- && token < 0;) {
-        uint64_t *const some = i ? l.first : l.entry;
-        least = fmaxf(p(i == 2 ? b.of[2] : i == 1 ? b.of[1] : b.of[0]), least_of_all);
+        const float least = least_of(i);
         const int here = i ? copy_first(l.first, l.entry, n, least) : n;
         if (i == 0 || here <= FIRST)
-            token = draw_from(some, here, least == least_of_all, row, r.V, goal, (word *)scratch,
-                              fallback);
+            token = draw_from(i ? l.first : l.entry, here, least == least_of_all, row, r.V, goal,
+                              (word *)scratch, fallback);
     }
     return token;
 }

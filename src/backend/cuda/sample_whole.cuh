@@ -141,7 +141,7 @@ __device__ static cut truncate(const finder<R> &f, const sample_row &row) {
     const uint64_t never = ~(uint64_t)0;
     cut keep = {0, f.r.V, f.r.V};
     uint64_t all = 0;
-    if (row.top_k > 0 && row.top_k < f.r.V) {
+    if (cuts_to_k(row, f.r.V)) {
         const edge t = find_edge(f, row.top_k, never);
         keep = {t.bits, row.top_k - t.above, t.equal};
         all = t.mass_above + (uint64_t)keep.equals * units(__uint_as_float(t.bits), f.s.units);
@@ -196,10 +196,10 @@ __device__ static int limit_of(const R &r, uint32_t bits, int equals, int *count
     };
     r.for_each_four([&](int, const four &v, int s, bool last) {
         seen += equal_in(v);
-        if (!last && (s * r.pieces + r.pieces) * PIECE <= r.V) return;
+        if (!last) return;
         const int sum = warp_sum(seen);
-        if (lane == 0 && s < THREADS) counts[s] = sum;
-        if (last) seen = 0;
+        if (lane == 0) counts[s] = sum;
+        seen = 0;
     });
     __syncthreads();
     const int mine = counts[threadIdx.x], passed = sum_before(mine, scratch).before;
@@ -275,10 +275,10 @@ __device__ static int draw(const drawing<R> &d, const sample_row &row, double *s
     __syncthreads();
     d.r.for_each_four([&](int id, const four &v, int s, bool end) {
         sum += sum_of(d, v, id);
-        if (!end && (s * d.r.pieces + d.r.pieces) * PIECE <= d.r.V) return;
+        if (!end) return;
         const double whole = warp_sum(sum);
-        if (lane == 0 && s < THREADS) sums[s] = whole;
-        if (end) sum = 0;
+        if (lane == 0) sums[s] = whole;
+        sum = 0;
     });
     __syncthreads();
     const double mine = sums[segment];
