@@ -125,34 +125,37 @@ out:
     return rc;
 }
 
-// B prompts of `tokens` each at once; logits of each one's last token.
+// B prompts of `tokens` each at once, and as many sequences as write a token meanwhile; logits of
+// each one's last token.
 static int bench_prefill(struct bench *b, struct error *err) {
-    const int B = b->batch, T = b->tokens;
+    const int B = b->batch, T = b->tokens, writers = (int)cli_int(b->args, "writers");
+    const int all = writers + B, R = writers + B * T; // sequences, rows
     struct run *run = NULL;
     struct feed *feed = NULL;
     struct state *state = NULL;
-    struct span *spans = mem_zero((size_t)B, sizeof *spans);
-    int32_t *tokens = random_tokens((size_t)B * (size_t)T, b->dims.V),
-            *rows = mem_zero((size_t)B, sizeof *rows);
+    struct span *spans = mem_zero((size_t)all, sizeof *spans);
+    int32_t *tokens = random_tokens((size_t)R, b->dims.V),
+            *rows = mem_zero((size_t)all, sizeof *rows);
     int rc = -1;
-    if (run_create(&run, b->model, (struct run_limits){B * T, B, B, 0, RUN_INFER}, err) ||
-        feed_create(&feed, b->be, (struct feed_limits){B * T, B, B}, err) ||
-        state_create(&state, b->model, B, err))
+    if (run_create(&run, b->model, (struct run_limits){R, all, all, 0, RUN_INFER}, err) ||
+        feed_create(&feed, b->be, (struct feed_limits){R, all, all}, err) ||
+        state_create(&state, b->model, all, err))
         goto out;
-    for (int i = 0; i < B; i++) {
-        spans[i] = (struct span){.first = i * T, .len = T, .slot = i};
-        rows[i] = i * T + T - 1;
+    for (int i = 0, row = 0; i < all; i++) {
+        spans[i] = (struct span){.first = row, .len = i < B ? T : 1, .slot = i};
+        row += spans[i].len;
+        rows[i] = row - 1;
     }
     for (int r = -1; r < b->repeat; r++) {
         const double start = clock_s();
-        feed_set(feed, spans, B, tokens, rows, B, NULL);
+        feed_set(feed, spans, all, tokens, rows, all, NULL);
         model_forward(b->model, run, feed, state);
         if (b->be->class->sync(b->be, err)) goto out;
         note(b, r, clock_s() - start);
     }
-    b->work = (double)B * T;
-    b->flops = 2 * matrix_params(&b->dims, false) * b->work + 2.0 * b->dims.V * b->dims.C * B;
-    b->bytes = weight_bytes(b, true);
+    b->work = R;
+    b->flops = 2 * matrix_params(&b->dims, false) * b->work + 2.0 * b->dims.V * b->dims.C * all;
+    b->bytes = weight_bytes(b, true) + 2.0 * (double)state_bytes(b->model, writers);
     rc = 0;
 out:
     run_destroy(run);
@@ -426,7 +429,14 @@ static int run_weights(const struct cli_args *args, struct error *err) {
         OPTION_DTYPE, OPTION_THREADS
 
 static const struct cli_option decode_options[] = {BENCH_OPTIONS("32"), OPTION_STATE_DTYPE, {0}};
-static const struct cli_option prefill_options[] = {BENCH_OPTIONS("512"), OPTION_STATE_DTYPE, {0}};
+static const struct cli_option prefill_options[] = {
+    BENCH_OPTIONS("512"),
+    OPTION_STATE_DTYPE,
+    {"writers", "N", .fallback = "0", .type = CLI_INT, .min = 0, .max = 65536,
+     .help = "sequences that write a token in the same step, as a server has them; their tokens "
+             "count too"},
+    {0},
+};
 static const struct cli_option train_options[] = {
     BENCH_OPTIONS("512"),
     {"grad-checkpoint", .type = CLI_FLAG, .help = "compute layers again on the way back"},

@@ -367,29 +367,30 @@ static int run_in_pieces(const struct call *whole, const struct run *all, struct
 
 static void law_spans(struct tally *t, const struct op_case *op, struct backend *be, const char *in,
                       const char *out) {
-    enum { NO_SAVED = 1, HALF = 3 }; // variants of wkv7
+    enum { ANY = 1, HALF = 3, NARROW = 4 }; // variants of wkv7; of others the first
     static const struct {
-        int tokens;
-        bool half, exact;
+        int tokens, variant;
+        bool exact;
         const char *law;
-    } pieces[] = {{0, false, false, "spans together = alone"},
-                  {1, false, false, "spans whole = token by token"},
-                  {7, false, false, "spans whole = in pieces of 7 with carried state"},
-                  {16, false, false, "spans whole = in pieces of 16 with carried state"},
-                  {0, true, false, "spans together = alone, f16 states"},
-                  {STATE_CELL, true, false, "spans whole = in cells with carried f16 state"},
-                  {STATE_CELL, true, true, "the same token by token"}};
+    } pieces[] = {{0, ANY, false, "spans together = alone"},
+                  {1, ANY, false, "spans whole = token by token"},
+                  {7, ANY, false, "spans whole = in pieces of 7 with carried state"},
+                  {16, ANY, false, "spans whole = in pieces of 16 with carried state"},
+                  {0, HALF, false, "spans together = alone, f16 states"},
+                  {STATE_CELL, HALF, false, "spans whole = in cells with carried f16 state"},
+                  {STATE_CELL, HALF, true, "the same token by token"},
+                  {0, NARROW, false, "spans together = alone, bf16"},
+                  {1, NARROW, false, "spans whole = token by token, bf16"}};
     struct call *whole = mem_alloc(sizeof *whole);
     for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++) {
         const bool states = strcmp(op->name, "wkv7") == 0;
         char what[256] = "";
         int rc = 0;
-        if (pieces[p].half && !states) continue;
+        if (pieces[p].variant != ANY && !states) continue;
         struct size size;
         for (int i = 0; !rc && (size = size_at(op, i, be)).R >= 0; i++) {
             struct run all;
-            const int variant = !states ? 0 : pieces[p].half ? HALF : NO_SAVED;
-            call_init(whole, op, size, variant, FILL_RANDOM, false, false);
+            call_init(whole, op, size, states ? pieces[p].variant : 0, FILL_RANDOM, false, false);
             whole->exact =
                 states && (pieces[p].exact || pieces[p].tokens % be->class->wkv7_grain(be, size.N));
             run_open(&all, whole, be);

@@ -32,15 +32,17 @@ void call_set_spans(struct call *c, const struct span *spans, int n) {
     }
 }
 
-// Spans of uneven lengths, or of one row, in mixed-up slots, more slots than spans.
+// Spans of uneven lengths and at last of one row, or all of one row, in mixed-up slots, more slots
+// than spans.
 static void cut_spans(struct call *c) {
     static const int lengths[] = {1, 17, 2, 16, 3, 33, 5, 64};
     const bool single = c->op->singles >> c->variant & 1;
+    const int R = c->size.R, ends = R > 128 ? R : R - R / 4; // the uneven ones
     struct span spans[MAX_SPANS];
     int n = 0;
-    for (int first = 0; first < c->size.R; n++) {
-        int len = single ? 1 : c->size.R > 128 ? 128 : lengths[n % 8];
-        if (len > c->size.R - first) len = c->size.R - first;
+    for (int first = 0; first < R; n++) {
+        int len = single || first >= ends ? 1 : R > 128 ? 128 : lengths[n % 8];
+        if (first < ends && len > ends - first) len = ends - first;
         spans[n] = (struct span){.first = first, .len = len};
         first += len;
     }

@@ -401,9 +401,10 @@ static void put_wkv_inputs(struct call *c, bool narrow) {
 }
 
 // Variants: for training; without what it saves; for training in bf16; f16 states, if they can hold
-// what is read behind a cell's end.
+// what is read behind a cell's end; without what it saves in bf16.
 static void shape_wkv7(struct call *c) {
-    const bool narrow = c->variant == 2, trains = c->variant == 0 || narrow;
+    const bool narrow = c->variant == 2 || c->variant == 4,
+               trains = c->variant % 2 == 0 && c->variant < 4;
     const bool half = c->variant == 3 && (c->fill != FILL_HUGE || c->size.R <= STATE_CELL);
     put_rows(c, "y", "=", (size_t)c->size.C)->narrow = narrow;
     if (c->bare)
@@ -874,7 +875,7 @@ const struct op_case op_cases[] = {
      .variants = 2, .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
     {NAMED(wkv7), .sizes = head_sizes, .device_sizes = device_head_sizes, .tensor_cores = 2e-5,
-     .bench = rows_bench, .variants = 4, .can_bare = true, .can_alias = true, .tolerance = 5e-6,
+     .bench = rows_bench, .variants = 5, .can_bare = true, .can_alias = true, .tolerance = 5e-6,
      .flops = flops_wkv7},
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
      .bench = rows_bench, .variants = 2, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",

@@ -79,7 +79,10 @@ struct precision precision_parse(const char *name) {
 
 void batch_count(struct batch *b, const struct span *spans, int n) {
     b->spans = n;
-    b->shortest = b->longest = n ? spans[0].len : 0;
+    b->singles = 0;
+    while (b->singles < n && spans[n - 1 - b->singles].len == 1) b->singles++;
+    n -= b->singles;
+    b->shortest = b->longest = n ? spans[0].len : 1;
     for (int i = 1; i < n; i++) {
         if (spans[i].len < b->shortest) b->shortest = spans[i].len;
         if (spans[i].len > b->longest) b->longest = spans[i].len;

@@ -19,8 +19,9 @@ int room_paragraph(const struct backend *be, struct engine_limits l) {
 
 struct room_limits room_limits(const struct backend *be, struct engine_limits l, int slots) {
     const int prompts = room_paragraph(be, l);
-    return (struct room_limits){.rows = batch_rows(be, slots + prompts),
-                                .spans = batch_rows(be, slots) + 1, // all padding may be one span
+    const int rows = batch_rows(be, slots + prompts);
+    return (struct room_limits){.rows = rows,
+                                .spans = rows, // each row of padding is one
                                 .outs = batch_rows(be, slots) + SCHED_CELL};
 }
 

@@ -358,13 +358,15 @@ static void fill_up(struct slots *s, struct lists *l, int rows, int len, int out
     l->samples = outs;
 }
 
-// Fills the lists from the plan. Rows of logits stand in this order: samplers, then prompts that
-// want all their logits.
+// Fills the lists from the plan, sequences of a single row at the end, where they are quickest.
+// Rows of logits stand in this order: samplers, then prompts that want all their logits.
 static void gather(struct slots *s, struct lists *l, struct step *step) {
     for (int i = 0; i < s->num_seqs; i++)
-        if (s->take[i]) put_rows(s, l, step, s->order[i], s->take[i]);
+        if (s->take[i] > 1) put_rows(s, l, step, s->order[i], s->take[i]);
+    for (int i = 0; i < s->num_seqs; i++)
+        if (s->take[i] == 1) put_rows(s, l, step, s->order[i], 1);
     const int rows = batch_rows(s->model->be, l->rows), outs = batch_rows(s->model->be, l->outs);
-    fill_up(s, l, rows, l->spans == l->rows ? 1 : rows - l->rows, outs);
+    fill_up(s, l, rows, 1, outs);
     for (int i = 0; i < step->num_readings; i++) {
         struct reading *r = &step->readings[i];
         r->out = l->outs;
@@ -533,7 +535,7 @@ int slots_warm(struct slots *s, struct error *err) {
     const struct room_limits most = room_limits(be, s->limits, s->room.slots);
     if (!be->class->round_rows) return 0;
     for (int n = 1; n <= MOST && n <= most.rows; n = batch_rows(be, n + 1)) {
-        const bool single = n < most.spans;
+        const bool single = n <= batch_rows(be, s->room.slots);
         for (int i = 0; i < (single ? TIMES : 1); i++) {
             struct lists l = {0};
             fill_up(s, &l, n, single ? 1 : n, single ? n : 1);

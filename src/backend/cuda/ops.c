@@ -123,6 +123,7 @@ static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tenso
                               .C = r.dim[1],
                               .spans = b->spans,
                               .H = H,
+                              .singles = b->singles,
                               .shortest = b->shortest,
                               .longest = b->longest,
                               .exact = b->exact,

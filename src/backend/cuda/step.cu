@@ -8,6 +8,13 @@
 
 // A block has one head of one row. Bound by reading and writing the state, 32 KB, or 16 in f16: 256
 // sequences of 12 heads take 34 us, or 17, at 3 TB/s, which wants many blocks a multiprocessor.
+template <class E> constexpr int step_blocks = sizeof(E) == 2 ? 7 : 6;
+
+// Asks for a state, by all threads.
+template <class E> __device__ static void prefetch_state(const E *state) {
+    constexpr int LINES = N * N * (int)sizeof(E) / 128;
+    if (threadIdx.x < LINES) prefetch((const char *)state + threadIdx.x * 128);
+}
 
 // Warp 0: what comes before the recurrence.
 template <class T>
@@ -32,16 +39,14 @@ __device__ static void prepare_row(step_room &room, const recall_args &p, size_t
 }
 
 template <class T, class E>
-static __global__ void __launch_bounds__(STEP_THREADS, sizeof(E) == 2 ? 7 : 6)
-    recall(recall_args p) {
+static __global__ void __launch_bounds__(STEP_THREADS, step_blocks<E>) recall(recall_args p) {
     __shared__ step_room room;
     const int tid = threadIdx.x;
     const int *span = p.span + 4 * blockIdx.y;
     const size_t token = (size_t)span[0], h = blockIdx.x * (size_t)N;
     E *state = (E *)p.state + ((size_t)span[2] * p.H + blockIdx.x) * N * N;
-    constexpr int LINES = N * N * (int)sizeof(E) / 128, // of a state, of parameters
-        HALVES = 2 * (KEY_COUNT + READ_COUNT);
-    if (tid < LINES) prefetch((const char *)state + tid * 128);
+    constexpr int HALVES = 2 * (KEY_COUNT + READ_COUNT); // of lines of parameters
+    prefetch_state(state);
     if (tid < HALVES) {
         const float *vecs = tid < 2 * KEY_COUNT ? p.key_vecs : p.read_vecs - KEY_COUNT * p.C;
         prefetch(vecs + tid / 2 * p.C + h + tid % 2 * 32);
@@ -84,4 +89,60 @@ bool k_recall(struct queue *s, const struct recall_args *p) {
     else
         start_recall<float>(s, *p);
     return true;
+}
+
+// ---- the recurrence alone ----------------------------------------------------------------------
+
+// Rows that write among others that read a prompt: what comes before and after has all rows.
+template <class T, class E>
+static __global__ void __launch_bounds__(STEP_THREADS, step_blocks<E>) one_token(wkv7_args a) {
+    __shared__ step_room room;
+    const int *span = a.span + 4 * (a.spans + blockIdx.y);
+    const size_t plane = a.R * a.C, at = span[0] * a.C + blockIdx.x * (size_t)N;
+    const size_t state = ((size_t)span[2] * a.H + blockIdx.x) * N * N;
+    prefetch_state((const E *)a.state_in + state);
+    begin_kernel();
+    state_lanes<E> S;
+    S.take((const E *)a.state_in + state);
+    if (threadIdx.x < 32) {
+        constexpr int VEC = 2, NL = 1;
+        const T *u = (const T *)a.u + at;
+        TAKE(w, u + U_W * plane);
+        TAKE(r, (const T *)a.r + at);
+        TAKE(k, u + U_K * plane);
+        TAKE(v, u + U_V * plane);
+        TAKE(x, u + U_A * plane);
+        TAKE(b, u + U_B * plane);
+        put_decay<T>(room, w);
+        put_keys<T>(room, r, k, x, b);
+        put_values<T>(room, v);
+    }
+    __syncthreads();
+    S.meet_a(room);
+    __syncthreads();
+    S.go_on(room, (E *)a.state_out + state);
+    __syncthreads();
+    if (threadIdx.x < 32) sum_token<T>(room).give((T *)a.y + at, N);
+}
+
+bool wkv7_steps(const wkv7_args &a) {
+    const uintptr_t all = (uintptr_t)a.y | (uintptr_t)a.r | (uintptr_t)a.u | (uintptr_t)a.state_in |
+                          (uintptr_t)a.state_out;
+    return a.singles && a.C == (size_t)a.H * N && a.y && a.state_in && a.state_out && !a.saved &&
+           all % 8 == 0;
+}
+
+template <class T> static void start_step(struct queue *s, const wkv7_args &a) {
+    const dim3 grid(a.H, a.singles);
+    if (a.half)
+        LAUNCH((one_token<T, uint16_t>), grid, STEP_THREADS, s, a);
+    else
+        LAUNCH((one_token<T, float>), grid, STEP_THREADS, s, a);
+}
+
+void wkv7_step(struct queue *s, const wkv7_args &a) {
+    if (a.narrow)
+        start_step<uint16_t>(s, a);
+    else
+        start_step<float>(s, a);
 }

@@ -166,15 +166,17 @@ template <class E> struct state_lanes {
     }
 };
 
-// Then warp 0: y, gated.
+// Then warp 0: y.
+template <class T> __device__ static lanes sum_token(const step_room &room) {
+    const float2 sum = sum_of(room.part[1], state_row());
+    return {{stored<T>(sum.x), stored<T>(sum.y)}};
+}
+
+// The same, gated.
 template <class T>
-__device__ static lanes read_token(step_room &room, const lanes &g, const read_lanes &with) {
+__device__ static lanes read_token(const step_room &room, const lanes &g, const read_lanes &with) {
     constexpr int VEC = 2, NL = 1;
-    float *now = room.part[0][0]; // nobody reads it any more
-    *(float2 *)&now[state_row()] = sum_of(room.part[1], state_row());
-    __syncwarp();
-    TAKE(y, now);
-    EACH(i) y[i] = stored<T>(y[i]);
+    lanes y = sum_token<T>(room);
     TAKE(r, room.vec[V_R]);
     TAKE(k, room.vec[U_K]);
     TAKE(v, room.vec[U_V]);

@@ -288,9 +288,15 @@ static void forward(struct queue *s, const struct wkv7_args &a, int N) {
     LAUNCH((wkv7_forward<NJ, EXACT, SPLIT>), dim3(a.H * SPLIT, a.spans), QUAD * N / SPLIT, s, a);
 }
 
+// Spans of one row at the end go another way, if there is one for them.
 static wkv7_args settled(const struct wkv7_args *given) {
     wkv7_args a = *given;
     a.exact |= !chunked((int)(a.C / a.H));
+    if (!wkv7_steps(a)) {
+        if (a.singles) a.shortest = 1;
+        a.singles = 0;
+    }
+    a.spans -= a.singles;
     return a;
 }
 
@@ -330,8 +336,9 @@ size_t k_wkv7_scratch(const struct wkv7_args *given) {
 
 void k_wkv7(struct queue *s, const struct wkv7_args *given) {
     const wkv7_args a = settled(given);
-    if (!a.spans) return;
     const int N = (int)(a.C / a.H);
+    if (a.singles) wkv7_step(s, a);
+    if (!a.spans) return;
     if (has_chunks(a)) wkv7_chunk_forward(s, a);
     if (!has_rest(a)) return;
     const bool few = a.spans * a.H < 256; // heads: two for a multiprocessor

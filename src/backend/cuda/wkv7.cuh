@@ -1,6 +1,7 @@
-// The two ways through the recurrence: token by token (wkv7.cu), and for heads of 64 in chunks on
-// tensor cores (wkv7_chunk.cu, wkv7_chunk_bwd.cu). What is left of a span behind its whole chunks
-// goes token by token, so that a span gives the same bits in pieces that end where chunks do.
+// The ways through the recurrence: token by token (wkv7.cu), and for heads of 64 in chunks on tensor
+// cores (wkv7_chunk.cu, wkv7_chunk_bwd.cu). What is left of a span behind its whole chunks goes
+// token by token, so that a span gives the same bits in pieces that end where chunks do; a single
+// token goes a quicker way to the same bits (step.cu).
 #pragma once
 #include "device.cuh"
 
@@ -20,6 +21,11 @@ struct wkv7_segments {
 };
 
 void wkv7_chunk_forward(struct queue *q, const wkv7_args &a);
+
+// step.cu: whether spans of one row can go its way, and those behind the first a.spans do.
+bool wkv7_steps(const wkv7_args &a);
+void wkv7_step(struct queue *q, const wkv7_args &a);
+
 void wkv7_chunk_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut);
 void wkv7_chunk_backward(struct queue *q, const wkv7_args &a, wkv7_segments cut);
 
