@@ -84,8 +84,7 @@ static void lay_out(struct bench *b, struct carver *c) {
     b->u = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->du = carve(c, t, 3, (size_t[]){U_COUNT, R, C});
     b->saved = carve(c, DT_U8, 1, &saved);
-    b->batch =
-        (struct batch){.rows = (int)R, .spans = b->s.B, .shortest = b->s.T, .longest = b->s.T};
+    b->batch = (struct batch){.rows = (int)R, .spans = b->s.B};
     b->batch.span = carve(c, DT_I32, 2, (size_t[]){B, 4});
     b->batch.prev = carve(c, DT_I32, 1, &R);
     b->batch.last = carve(c, DT_I32, 1, &R);
@@ -123,18 +122,18 @@ static void fill(struct backend *be, struct tensor t, uint64_t stream, double sc
 
 static void fill_wkv(struct bench *b) {
     struct backend *be = b->be;
-    int32_t *ints = mem_zero((size_t)b->batch.rows + 4 * (size_t)b->s.B, sizeof *ints);
-    for (int i = 0; i < b->s.B; i++) {
-        ints[4 * i] = i * b->s.T;
-        ints[4 * i + 1] = b->s.T;
-        ints[4 * i + 2] = i;
-    }
-    be->class->upload(be, b->batch.span, ints);
+    struct span *spans = mem_zero((size_t)b->s.B, sizeof *spans);
+    int32_t *ints = mem_zero((size_t)b->batch.rows, sizeof *ints);
+    for (int i = 0; i < b->s.B; i++)
+        spans[i] = (struct span){.first = i * b->s.T, .len = b->s.T, .slot = i};
+    batch_count(&b->batch, spans, b->s.B);
+    be->class->upload(be, b->batch.span, spans);
     for (int i = 0; i < b->batch.rows; i++) ints[i] = i % b->s.T ? i - 1 : -1 - i / b->s.T;
     be->class->upload(be, b->batch.prev, ints);
     for (int i = 0; i < b->batch.rows; i++) ints[i] = i % b->s.T == b->s.T - 1 ? i / b->s.T : -1;
     be->class->upload(be, b->batch.last, ints);
     free(ints);
+    free(spans);
     fill(be, b->r, 1, 1, false, b->narrow);
     fill(be, b->dy, 2, 1, false, b->narrow);
     fill(be, b->S0, 3, 1, false, false);

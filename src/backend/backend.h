@@ -87,15 +87,16 @@ struct span {
 // Those of one row are quickest at the end, together.
 struct batch {
     int rows, spans;
-    int singles;           // spans of one row that end the batch
-    int shortest, longest; // of the spans before them, in rows; both 1 if there are none
+    int singles;         // spans of one row that end the batch
+    int longest;         // of the spans before them, in rows; 1 if there are none
+    uint64_t remainders; // bit i: the length of one of those is i modulo 64
     bool exact; // wkv7 keeps to f32 throughout; else it may lose what bf16 inputs have lost anyway
     struct tensor span; // (spans, 4) i32: struct span
     struct tensor prev; // (R) i32: the row of the previous token, or -1-slot at a span's first row
     struct tensor last; // (R) i32: the slot at a span's last row, else -1
 };
 
-// Sets spans, singles, shortest and longest.
+// Sets spans, singles, longest and remainders.
 void batch_count(struct batch *b, const struct span *spans, int n);
 
 // ---- several devices ---------------------------------------------------------------------------

@@ -97,7 +97,7 @@ static void trace(const char *op, struct tensor y) {
 static void want_batch(const char *op, const struct batch *b, size_t R) {
     require(op, b->rows >= 0 && (size_t)b->rows == R, "the batch has another number of rows");
     want(op, "span", b->span, DT_I32, 2, (size_t)b->spans, 4, 0);
-    require(op, !b->spans || (b->shortest > 0 && b->shortest <= b->longest), "lengths of spans");
+    require(op, b->singles <= b->spans && (!b->spans || b->longest > 0), "lengths of spans");
     want(op, "prev", b->prev, DT_I32, 1, R, 0, 0);
     want(op, "last", b->last, DT_I32, 1, R, 0, 0);
 }

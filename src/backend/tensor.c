@@ -81,10 +81,10 @@ void batch_count(struct batch *b, const struct span *spans, int n) {
     b->spans = n;
     b->singles = 0;
     while (b->singles < n && spans[n - 1 - b->singles].len == 1) b->singles++;
-    n -= b->singles;
-    b->shortest = b->longest = n ? spans[0].len : 1;
-    for (int i = 1; i < n; i++) {
-        if (spans[i].len < b->shortest) b->shortest = spans[i].len;
+    b->longest = 1;
+    b->remainders = 0;
+    for (int i = 0; i < n - b->singles; i++) {
         if (spans[i].len > b->longest) b->longest = spans[i].len;
+        b->remainders |= (uint64_t)1 << spans[i].len % 64;
     }
 }

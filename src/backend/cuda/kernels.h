@@ -161,12 +161,13 @@ struct wkv7_args {
     const int32_t *span; // (spans, 4)
     size_t R, C;
     int spans, H;
-    int singles, shortest, longest; // as struct batch has them
-    bool exact;                     // token by token, whatever the head size
-    bool narrow;                    // y, r, u and their gradients are bf16: the void pointers
-    bool half;                      // but the states, which are f16
-    // Heads of 64 go through the whole chunks of a span at once, then through the rest token by
-    // token. Scratch: the state between the two, or its gradient, (spans,H,N,N); backward, the
+    int singles, longest; // as struct batch has them
+    uint64_t remainders;
+    bool exact;  // token by token, whatever the head size
+    bool narrow; // y, r, u and their gradients are bf16: the void pointers
+    bool half;   // but the states, which are f16
+    // Heads of 64 go through chunks of a span at once, then through the rest, if there is one, token
+    // by token. Scratch: the state between the two, or its gradient, (spans,H,N,N); backward, the
     // gradients of states at the ends of segments.
     float *carry;
 };

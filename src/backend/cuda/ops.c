@@ -124,8 +124,8 @@ static struct wkv7_args wkv7_args(struct tensor r, struct tensor u, struct tenso
                               .spans = b->spans,
                               .H = H,
                               .singles = b->singles,
-                              .shortest = b->shortest,
                               .longest = b->longest,
+                              .remainders = b->remainders,
                               .exact = b->exact,
                               .narrow = narrow(r)};
 }

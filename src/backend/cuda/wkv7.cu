@@ -32,7 +32,7 @@ struct place {
 
 __device__ static place place_of(const wkv7_args &a, int N, int chunk, size_t h) {
     const int *span = a.span + 4 * blockIdx.y;
-    const int before = !a.exact ? span[1] / WKV7_CHUNK * WKV7_CHUNK : 0; // in wkv7_chunk.cu
+    const int before = in_chunks(a, span[1]); // in wkv7_chunk.cu
     const size_t NN = (size_t)N * N, first = (size_t)span[0];
     const size_t state = ((size_t)span[2] * a.H + h) * NN;
     float *carry = before ? a.carry + (blockIdx.y * (size_t)a.H + h) * NN : nullptr;
@@ -292,21 +292,24 @@ static void forward(struct queue *s, const struct wkv7_args &a, int N) {
 static wkv7_args settled(const struct wkv7_args *given) {
     wkv7_args a = *given;
     a.exact |= !chunked((int)(a.C / a.H));
-    if (!wkv7_steps(a)) {
-        if (a.singles) a.shortest = 1;
+    if (wkv7_steps(a)) {
+        a.spans -= a.singles;
+    } else if (a.singles) {
+        a.remainders |= 1 << 1;
         a.singles = 0;
     }
-    a.spans -= a.singles;
     return a;
 }
 
 static bool has_chunks(const wkv7_args &a) {
-    return !a.exact && a.longest >= WKV7_CHUNK;
+    return in_chunks(a, a.longest);
 }
 
-// Whether some spans have tokens besides whole chunks.
+// Whether some spans have tokens besides.
 static bool has_rest(const wkv7_args &a) {
-    return !has_chunks(a) || a.shortest != a.longest || a.longest % WKV7_CHUNK;
+    bool rest = !has_chunks(a);
+    for (int i = 0; i < 64; i++) rest |= (a.remainders >> i & 1) && in_chunks(a, i) != i;
+    return rest;
 }
 
 // Segments for two blocks a multiprocessor where heads alone are not enough, of some chunks each.

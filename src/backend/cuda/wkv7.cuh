@@ -1,7 +1,8 @@
-// The ways through the recurrence: token by token (wkv7.cu), and for heads of 64 in chunks on tensor
-// cores (wkv7_chunk.cu, wkv7_chunk_bwd.cu). What is left of a span behind its whole chunks goes
-// token by token, so that a span gives the same bits in pieces that end where chunks do; a single
-// token goes a quicker way to the same bits (step.cu).
+// The ways through the recurrence: token by token (wkv7.cu), and for heads of 64 in chunks on
+// tensor cores (wkv7_chunk.cu, wkv7_chunk_bwd.cu). A span gives the same bits in pieces that end
+// where chunks do. In training what is left behind whole chunks goes token by token; otherwise the
+// last chunk may have less than its tokens, but one alone, which as a span of its own goes a
+// quicker way to the bits that it has token by token (step.cu).
 #pragma once
 #include "device.cuh"
 
@@ -11,6 +12,14 @@ enum { WKV7_CHUNK = 16 };
 
 __host__ __device__ static inline bool chunked(int N) {
     return N == 64;
+}
+
+// How many tokens of a span of heads of 64 go in chunks. whole: only whole ones do.
+__host__ __device__ static inline int in_chunks(bool whole, int tokens) {
+    return whole ? tokens / WKV7_CHUNK * WKV7_CHUNK : tokens - (tokens % WKV7_CHUNK == 1);
+}
+__host__ __device__ static inline int in_chunks(const wkv7_args &a, int tokens) {
+    return a.exact ? 0 : in_chunks(a.saved || a.dr, tokens);
 }
 
 // Backward, spans are cut into segments of whole chunks where there are few heads: the gradients of

@@ -156,6 +156,23 @@ __device__ void invert(tile<T, T> &to, const float (*ab)[T]) {
     __syncwarp();
 }
 
+// The tokens of a chunk as a lane reads them, its first four channels of each: the i-th of the
+// chunk's half that is the lane's. TAIL: there may be less; instead of others the last one is read.
+template <bool TAIL> struct chunk_rows {
+    size_t mine;
+    int left; // of the lane's half: less than none, if there are none of it
+
+    __device__ chunk_rows(const wkv7_args &a, size_t at, int count) {
+        const int lane = (int)threadIdx.x % WARP, first = lane / LANES * HALF;
+        mine = at + (size_t)first * a.C + lane % LANES * 4;
+        left = count - first;
+    }
+    __device__ bool has(int i) const { return !TAIL || i < left; }
+    __device__ size_t at(const wkv7_args &a, int i) const {
+        return has(i) ? mine + i * a.C : mine - (size_t)(1 - left) * a.C;
+    }
+};
+
 // What a back warp has asked for of the chunk that is next: ω, and of the tokens as many as can be
 // on their way at once.
 template <bool BACK, class E> struct asked_rows {
@@ -163,26 +180,26 @@ template <bool BACK, class E> struct asked_rows {
     raw_four<E> w[HALF];
     token<BACK, E> tokens[FEW];
 
-    __device__ void load_decays(const wkv7_args &a, size_t mine) {
+    template <bool TAIL>
+    __device__ void load_decays(const wkv7_args &a, const chunk_rows<TAIL> &rows) {
 #pragma unroll
-        for (int i = 0; i < HALF; i++) w[i] = four_at<E>(a.u, U_W * a.R * a.C + mine + i * a.C);
+        for (int i = 0; i < HALF; i++) w[i] = four_at<E>(a.u, U_W * a.R * a.C + rows.at(a, i));
+    }
+    template <bool TAIL>
+    __device__ void load_tokens(const wkv7_args &a, const chunk_rows<TAIL> &rows) {
+#pragma unroll
+        for (int n = 0; n < FEW; n++) tokens[n].load(a, rows.at(a, n));
     }
 };
 
-// Where a lane's first number is of the chunk at `at`.
-__device__ size_t mine_of(const wkv7_args &a, size_t at) {
-    const int lane = (int)threadIdx.x % WARP;
-    return at + (size_t)(lane / LANES * HALF) * a.C + lane % LANES * 4;
-}
-
 // A back warp's chunk; next: the one that is asked for meanwhile. Tokens are a loop in the code
-// too: warps that are at different places fetch their instructions through the same caches.
-template <bool BACK, class E>
-__device__ void prepare(inputs<E> &s, asked_rows<BACK, E> &asked, const wkv7_args &a, size_t at,
-                        size_t next) {
+// too: warps that are at different places fetch their instructions through the same caches. Tokens
+// that are not there leave the state as it is.
+template <bool BACK, bool TAIL, class E>
+__device__ void prepare(inputs<E> &s, asked_rows<BACK, E> &asked, const wkv7_args &a,
+                        const chunk_rows<TAIL> &rows, const chunk_rows<TAIL> &next) {
     enum { FEW = asked_rows<BACK, E>::FEW };
     const int lane = now((int)threadIdx.x % WARP), col = lane % LANES * 4;
-    const size_t mine = mine_of(a, at), mine_next = mine_of(a, next);
     // Sums of log-decays, in powers of two, of this half of the chunk, where later something else
     // will be; and before it.
     float4 *const sums = (float4 *)(BACK ? (void *)&s.r : (void *)&s.ak) + lane;
@@ -191,10 +208,12 @@ __device__ void prepare(inputs<E> &s, asked_rows<BACK, E> &asked, const wkv7_arg
 #pragma unroll
     for (int i = 0; i < HALF; i++) {
         const float4 x = asked.w[i].wide();
-        sum.x -= c0 * log2_e * quick_sigmoid(x.x);
-        sum.y -= c0 * log2_e * quick_sigmoid(x.y);
-        sum.z -= c0 * log2_e * quick_sigmoid(x.z);
-        sum.w -= c0 * log2_e * quick_sigmoid(x.w);
+        if (rows.has(i)) {
+            sum.x -= c0 * log2_e * quick_sigmoid(x.x);
+            sum.y -= c0 * log2_e * quick_sigmoid(x.y);
+            sum.z -= c0 * log2_e * quick_sigmoid(x.z);
+            sum.w -= c0 * log2_e * quick_sigmoid(x.w);
+        }
         sums[i * WARP] = sum;
     }
     const bool later = lane >= LANES;
@@ -207,17 +226,18 @@ __device__ void prepare(inputs<E> &s, asked_rows<BACK, E> &asked, const wkv7_arg
     float4 before = powers(ahead, make_float4(0, 0, 0, 0));
 #pragma unroll 1
     for (int i = 0; i < HALF; i += FEW) {
-        const size_t from = i + FEW < HALF ? mine + (size_t)(i + FEW) * a.C : mine_next;
+        const bool here = i + FEW < HALF;
 #pragma unroll
         for (int n = 0; n < FEW; n++) {
             const float4 shrink = powers(ahead, sums[(i + n) * WARP]);
+            if (!rows.has(i + n)) asked.tokens[n] = {};
             prepare_token(s, asked.tokens[n], later * HALF + i + n, col, before, shrink);
-            asked.tokens[n].load(a, from + n * a.C);
+            asked.tokens[n].load(a, here ? rows.at(a, i + FEW + n) : next.at(a, n));
             before = shrink;
         }
     }
     if (later) *(float4 *)&s.decay[col] = before;
-    asked.load_decays(a, mine_next);
+    asked.load_decays(a, next);
     __syncwarp();
     if (BACK) {
         triangle(s.rb, s.k, s.a, false);
@@ -375,20 +395,21 @@ template <class E> __device__ void retreat(rows_of_state &G, const inputs<E> &in
         multiply(G[j], gamma, b_of(in.b, 0, 16 * j), G[j + 1], gamma, b_of(in.b, 0, 16 * (j + 1)));
 }
 
-// y of a chunk, the channels of this block, by a warp.
-template <class E> __device__ void put_out(const wkv7_args &a, size_t at, const slot<E, 1> &s) {
+// y of a chunk's first tokens, the channels of this block, by a warp.
+template <class E>
+__device__ void put_out(const wkv7_args &a, size_t at, const slot<E, 1> &s, unsigned count) {
     enum { PIECE = 16 / sizeof(E), PIECES = N / PIECE };
     const unsigned lane = now(threadIdx.x & 31);
 #pragma unroll
     for (int i = 0; i < T * PIECES; i += WARP) {
         const unsigned e = i + lane, t = e / PIECES, col = e % PIECES * PIECE;
-        copy_piece((E *)a.y + at + t * a.C + col, &s.y[t][col]);
+        if (t < count) copy_piece((E *)a.y + at + t * a.C + col, &s.y[t][col]);
     }
 }
 
 // Four numbers of a row each.
 template <class E, int SPLIT>
-__device__ void put_out(const wkv7_args &a, size_t at, const slot<E, SPLIT> &s) {
+__device__ void put_out(const wkv7_args &a, size_t at, const slot<E, SPLIT> &s, unsigned count) {
     enum { COLS = N / SPLIT, PIECES = COLS / 4 };
     const unsigned lane = now(threadIdx.x & 31);
 #pragma unroll
@@ -398,7 +419,7 @@ __device__ void put_out(const wkv7_args &a, size_t at, const slot<E, SPLIT> &s) 
         const float4 x = *(const float4 *)&part[0].y[t][col % 16],
                      x2 = *(const float4 *)&part[1].y[t][col % 16];
         E *const to = (E *)a.y + at + t * a.C + blockIdx.x % SPLIT * COLS + col;
-        put_four(to, make_float4(x.x + x2.x, x.y + x2.y, x.z + x2.z, x.w + x2.w));
+        if (t < count) put_four(to, make_float4(x.x + x2.x, x.y + x2.y, x.z + x2.z, x.w + x2.w));
     }
 }
 
@@ -415,36 +436,36 @@ template <bool BACK> struct way {
     int chunks, count;
 
     __device__ way(const place &p, const wkv7_segments &cut)
-        : chunks(p.len / T), count(BACK ? chunks - cut.chunks : chunks) {}
+        : chunks((p.len + T - 1) / T), count(BACK ? chunks - cut.chunks : chunks) {}
     __device__ int chunk(int i) const { return BACK ? chunks - 1 - i : i; }
 };
 
-template <bool BACK, class E, int SPLIT, int BACKS>
+template <bool BACK, bool TAIL, class E, int SPLIT, int BACKS>
 __device__ void go_behind(slot<E, SPLIT> &s, int first, const wkv7_args &a, const place &p,
                           const way<BACK> &w) {
     typedef shape<BACK, SPLIT, BACKS> sh;
     const int part = (int)(blockIdx.x % SPLIT);
     const auto at = [&](int i) { return p.at + (size_t)w.chunk(i) * T * a.C; };
-    asked_rows<BACK, E> rows;
+    const auto count = [&](int i) { return TAIL && p.len - i * T < T ? p.len - i * T : T; };
+    const auto rows = [&](int i) { return chunk_rows<TAIL>(a, at(i), count(i)); };
+    asked_rows<BACK, E> asked;
     if (first >= w.count) return;
-    const size_t mine = mine_of(a, at(first));
-    rows.load_decays(a, mine);
-#pragma unroll
-    for (int n = 0; n < rows.FEW; n++) rows.tokens[n].load(a, mine + n * a.C);
+    asked.load_decays(a, rows(first));
+    asked.load_tokens(a, rows(first));
     for (int i = first;; i += BACKS) {
         if (i >= BACKS) {
             group_barrier(sh::DONE + first, sh::BOTH);
-            if (!BACK) put_out(a, at(i - BACKS), s);
+            if (!BACK) put_out(a, at(i - BACKS), s, count(i - BACKS));
         }
         if (i >= w.count) break;
         if (BACK) keep_inverse<BACK>(s.in.solve, a, at(i));
-        prepare<BACK, E>(s.in, rows, a, at(i), at(i + BACKS < w.count ? i + BACKS : i));
+        prepare<BACK>(s.in, asked, a, rows(i), rows(i + BACKS < w.count ? i + BACKS : i));
         if (!BACK && a.saved && !part) keep_inverse<BACK>(s.in.solve, a, at(i));
         group_arrive(sh::MADE + first, sh::BOTH);
     }
 }
 
-template <class E, int SPLIT, int BACKS>
+template <bool TAIL, class E, int SPLIT, int BACKS>
 __device__ void go_ahead(slot<E, SPLIT> *ring, int row0, int side, const wkv7_args &a,
                          const place &p, const way<false> &w) {
     typedef shape<false, SPLIT, BACKS> sh;
@@ -465,7 +486,7 @@ __device__ void go_ahead(slot<E, SPLIT> *ring, int row0, int side, const wkv7_ar
             each_of_rows(S, row0, [](float &x, int) { x = half_state(x); });
     }
     if (!p.out) return;
-    const state_at out = out_of(a, p);
+    const state_at out = out_of<!TAIL>(a, p);
     each_of_rows(
         S, row0, [&](float &x, int at) { out.put((size_t)at, x); }, side);
 }
@@ -488,29 +509,29 @@ __device__ void go_back(slot<E, SPLIT> *ring, int row0, const wkv7_args &a, cons
     }
 }
 
-template <bool BACK, class E, int SPLIT, int BACKS, int BLOCKS>
+template <bool BACK, bool TAIL, class E, int SPLIT, int BACKS, int BLOCKS>
 __global__ void __launch_bounds__(shape<BACK, SPLIT, BACKS>::ALL, BLOCKS)
     through(wkv7_args a, wkv7_segments cut) {
     begin_kernel();
     SHARED_BYTES(bytes);
     slot<E, SPLIT> *ring = (slot<E, SPLIT> *)bytes;
-    const place p = place_of(a, blockIdx.x / SPLIT);
+    const place p = place_of<!TAIL>(a, blockIdx.x / SPLIT);
     if (!p.len) return;
     const way<BACK> w(p, cut);
     typedef shape<BACK, SPLIT, BACKS> sh;
     const int warp = (int)threadIdx.x / WARP, fronts = sh::FRONT / WARP;
     const int row0 = 16 * ((int)(blockIdx.x % SPLIT) * (STEPS / SPLIT) + warp / sh::SIDES);
     if (warp >= fronts)
-        go_behind<BACK, E, SPLIT, BACKS>(ring[warp - fronts], warp - fronts, a, p, w);
+        go_behind<BACK, TAIL, E, SPLIT, BACKS>(ring[warp - fronts], warp - fronts, a, p, w);
     else if constexpr (BACK)
         go_back<E, SPLIT, BACKS>(ring, row0, a, p, w, cut);
     else
-        go_ahead<E, SPLIT, BACKS>(ring, row0, warp % sh::SIDES, a, p, w);
+        go_ahead<TAIL, E, SPLIT, BACKS>(ring, row0, warp % sh::SIDES, a, p, w);
 }
 
-template <bool BACK, class E, int SPLIT, int BACKS, int BLOCKS>
+template <bool BACK, bool TAIL, class E, int SPLIT, int BACKS, int BLOCKS>
 void start(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
-    launch_with(q, through<BACK, E, SPLIT, BACKS, BLOCKS>, dim3(a.H * SPLIT, a.spans),
+    launch_with(q, through<BACK, TAIL, E, SPLIT, BACKS, BLOCKS>, dim3(a.H * SPLIT, a.spans),
                 shape<BACK, SPLIT, BACKS>::ALL, BACKS * sizeof(slot<E, SPLIT>), a, cut);
 }
 
@@ -526,38 +547,46 @@ template <class E> bool has_room() {
     return most_shared() >= ALONE * sizeof(slot<E, 2>);
 }
 
+// Whether a span's last chunk has less than its tokens.
+bool has_tails(const wkv7_args &a) {
+    bool tails = false;
+    for (int i = 0; i < 64; i++) tails |= (a.remainders >> i & 1) && in_chunks(a, i) % T;
+    return tails;
+}
+
 // MOST: backs that two blocks of a multiprocessor of Hopper's have room for. Others have less.
-template <class E, int MOST> void start_forward(struct queue *q, const wkv7_args &a) {
+template <bool TAIL, class E, int MOST> void start_forward(struct queue *q, const wkv7_args &a) {
     const wkv7_segments whole = {};
     const int share = sharers(a);
     if (!has_room<E>())
-        start<false, E, 1, LEAST, splits<E> ? 1 : 2>(q, a, whole);
+        start<false, TAIL, E, 1, LEAST, splits<E> ? 1 : 2>(q, a, whole);
     else if (share == 4)
-        start<false, E, 4, ALONE, 1>(q, a, whole);
+        start<false, TAIL, E, 4, ALONE, 1>(q, a, whole);
     else if (share >= 2)
-        start<false, E, 2, ALONE, 1>(q, a, whole);
+        start<false, TAIL, E, 2, ALONE, 1>(q, a, whole);
     else if (share)
-        start<false, E, 1, ALONE, 1>(q, a, whole);
+        start<false, TAIL, E, 1, ALONE, 1>(q, a, whole);
     else
-        start<false, E, 1, MOST, 2>(q, a, whole);
+        start<false, TAIL, E, 1, MOST, 2>(q, a, whole);
 }
 
 template <class E> void start_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut) {
     if (!has_room<E>())
-        start<true, E, 2, LEAST, 1>(q, a, cut);
+        start<true, false, E, 2, LEAST, 1>(q, a, cut);
     else if (sharers(a) >= 2)
-        start<true, E, 2, ALONE, 1>(q, a, cut);
+        start<true, false, E, 2, ALONE, 1>(q, a, cut);
     else
-        start<true, E, 1, ALONE, 1>(q, a, cut);
+        start<true, false, E, 1, ALONE, 1>(q, a, cut);
 }
 
 } // namespace
 
 void wkv7_chunk_forward(struct queue *q, const wkv7_args &a) {
+    const bool tails = has_tails(a);
     if (a.narrow)
-        start_forward<uint16_t, 4>(q, a);
+        tails ? start_forward<true, uint16_t, 4>(q, a) : start_forward<false, uint16_t, 4>(q, a);
     else
-        start_forward<float, 3>(q, a);
+        tails ? start_forward<true, float, 3>(q, a) : start_forward<false, float, 3>(q, a);
 }
 
 void wkv7_chunk_ends(struct queue *q, const wkv7_args &a, wkv7_segments cut) {

@@ -18,7 +18,7 @@ constexpr float log2_e = 1.4426950408889634f;
 
 struct place {
     size_t at; // the span's first token, this head
-    int len;   // whole chunks of it
+    int len;   // tokens of it that go in chunks
     state_at in;
     void *out;         // as out_of says
     const float *dout; // gradients of states
@@ -26,13 +26,14 @@ struct place {
     size_t chunk_step;
 };
 
-__device__ inline place place_of(const wkv7_args &a, size_t h) {
+// WHOLE: no span's last chunk has less than its tokens.
+template <bool WHOLE = true> __device__ inline place place_of(const wkv7_args &a, size_t h) {
     const int *span = a.span + 4 * blockIdx.y;
     const size_t first = (size_t)span[0], NN = (size_t)N * N;
     const size_t state = ((size_t)span[2] * a.H + h) * NN;
     place p = {};
     p.at = first * a.C + h * N;
-    p.len = span[1] / T * T;
+    p.len = in_chunks(WHOLE, span[1]);
     p.in = state_of(a.state_in, state, a.half);
     p.out = state_of(a.state_out, state, a.half).at;
     if (a.dstate_out) p.dout = a.dstate_out + state;
@@ -49,8 +50,9 @@ __device__ inline place place_of(const wkv7_args &a, size_t h) {
 
 // Where the state goes, f32 if that is the carry. Looked up again, because a register that holds it
 // through all chunks is one too many.
-__device__ inline state_at out_of(const wkv7_args &a, const place &p) {
-    return {p.out, a.half && a.span[4 * blockIdx.y + 1] % T == 0};
+template <bool WHOLE> __device__ inline state_at out_of(const wkv7_args &a, const place &p) {
+    const int tokens = a.span[4 * blockIdx.y + 1];
+    return {p.out, a.half && in_chunks(WHOLE, tokens) == tokens};
 }
 
 // S' at the end of a head's i-th segment.
