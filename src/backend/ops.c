@@ -470,15 +470,18 @@ void op_recall(struct backend *be, const struct recall *t, const struct batch *b
     be->ops->recall(be, t, b, H);
 }
 
-void op_clear(struct backend *be, struct tensor y, size_t slot) {
-    require("clear", y.ndim == 3 && slot < y.dim[1], "y is not (n,S,M), or has no such slot");
-    if (!be->ops->clear) {
-        for (size_t i = 0; i < y.dim[0]; i++)
-            op_fill(be, tensor_slice(tensor_at(y, i), slot, 1), 0);
+void op_clear(struct backend *be, struct tensor y, const int32_t *slots, int count) {
+    for (int j = 0; j < count; j++)
+        require("clear", y.ndim == 3 && slots[j] >= 0 && (size_t)slots[j] < y.dim[1],
+                "y is not (n,S,M), or has no such slot");
+    if (be->ops->clear) {
+        trace("clear", y);
+        be->ops->clear(be, y, slots, count);
         return;
     }
-    trace("clear", y);
-    be->ops->clear(be, y, slot);
+    for (int j = 0; j < count; j++)
+        for (size_t i = 0; i < y.dim[0]; i++)
+            op_fill(be, tensor_slice(tensor_at(y, i), (size_t)slots[j], 1), 0);
 }
 
 void op_xent(struct backend *be, struct tensor loss, struct tensor dlogits, struct tensor logits,

@@ -231,8 +231,9 @@ struct ops {
     void (*norm_mix_bwd)(struct backend *, const struct norm_mix_bwd *, const struct batch *);
     // What struct recall says.
     void (*recall)(struct backend *, const struct recall *, const struct batch *, int H);
-    // y (n,S,M)[i][slot] = 0 for every i, in any float storage: fill of each.
-    void (*clear)(struct backend *, struct tensor y, size_t slot);
+    // y (n,S,M)[i][slots[j]] = 0 for every i and j < count, in any float storage: fill of each. The
+    // list is the host's.
+    void (*clear)(struct backend *, struct tensor y, const int32_t *slots, int count);
 
     // -- loss and sampling -----------------------------------------------------------------------
     // loss (O) = -log softmax(logits° (O,V))[target (O) i32]; a target < 0 gives 0 and no gradient.
@@ -309,7 +310,7 @@ void op_recall(struct backend *, const struct recall *, const struct batch *, in
 // As the ops they stand for.
 void norm_mix_bwd_parts(struct backend *, const struct norm_mix_bwd *, const struct batch *);
 void recall_parts(struct backend *, const struct recall *, const struct batch *, int H);
-void op_clear(struct backend *, struct tensor y, size_t slot);
+void op_clear(struct backend *, struct tensor y, const int32_t *slots, int count);
 void op_xent(struct backend *, struct tensor loss, struct tensor dlogits, struct tensor logits,
              struct tensor target, float scale, bool l2wrap);
 void op_sample(struct backend *, struct tensor token, struct tensor logits, struct tensor rows,

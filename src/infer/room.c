@@ -2,10 +2,12 @@
 
 #include "backend/ops.h"
 #include "base/error.h"
+#include "base/mem.h"
 #include "infer/sched.h"
 #include "model/forward.h"
 
 #include <stddef.h>
+#include <stdlib.h>
 
 _Static_assert(SCHED_CELL % STATE_CELL == 0, "cuts of a prompt may not show");
 _Static_assert(sizeof(struct engine_bias) == sizeof(struct sample_bias) &&
@@ -47,6 +49,8 @@ void room_free(struct room *r) {
     feed_destroy(r->feed);
     state_destroy(r->state);
     buffer_destroy(r->memory);
+    free(r->fresh.slot);
+    free(r->marked.slot);
     *r = (struct room){0};
 }
 
@@ -56,6 +60,8 @@ int room_create(struct room *r, struct model *m, struct engine_limits l, int slo
     const size_t V = (size_t)m->dims.V;
     struct carver plan = {0};
     *r = (struct room){.be = m->be, .slots = slots};
+    r->fresh.slot = mem_zero((size_t)slots, sizeof(int32_t));
+    r->marked.slot = mem_zero((size_t)slots, sizeof(int32_t));
     carve_room(r, &plan, n, V);
     if (run_create(&r->run, m, run_limits_of(n), err) ||
         feed_create(&r->feed, m->be, (struct feed_limits){n.rows, n.spans, n.outs}, err) ||
@@ -87,17 +93,29 @@ static void put_biases(struct room *r, int slot, const struct engine_job *job) {
                              job->bias);
 }
 
+// Once each: a slot may get another job before it had a step.
+static void note_slot(struct slot_list *l, int slot) {
+    for (int i = 0; i < l->count; i++)
+        if (l->slot[i] == slot) return;
+    l->slot[l->count++] = slot;
+}
+
 void room_settle(struct room *r, int slot, const struct engine_job *job) {
-    state_zero(r->state, slot);
+    note_slot(&r->fresh, slot);
+    if (room_penalises(job)) note_slot(&r->marked, slot);
     put_biases(r, slot, job);
-    if (!room_penalises(job)) return;
+}
+
+void room_begin(struct room *r) {
     struct tensor numbers = r->penalties; // accumulators and marks: words that become zero
     numbers.dtype = DT_F32;
     numbers.ndim = 3;
     numbers.dim[0] = 1;
     numbers.dim[1] = (size_t)r->slots;
     numbers.dim[2] = r->penalties.dim[1] / sizeof(float);
-    op_clear(r->be, numbers, (size_t)slot);
+    if (r->fresh.count) state_zero_all(r->state, r->fresh.slot, r->fresh.count);
+    if (r->marked.count) op_clear(r->be, numbers, r->marked.slot, r->marked.count);
+    r->fresh.count = r->marked.count = 0;
 }
 
 void room_move(struct room *to, int to_slot, const struct room *from, int from_slot,

@@ -148,6 +148,7 @@ int slots_resize(struct slots *s, struct engine_limits limits, struct error *err
     struct room room;
     assert(s->begun == s->ended);
     if (room_create(&room, s->model, limits, slots, err)) return -1;
+    room_begin(&s->room);
     seqs_create(&seqs, &order, slots);
     for (int i = 0; i < s->num_seqs; i++) {
         const struct engine_seq *from = s->order[i];
@@ -409,6 +410,7 @@ static void launch(struct slots *s, struct step *step, const struct lists *l) {
     const size_t n = (size_t)l->samples;
     const struct tensor sample_rows = tensor_slice(room->rows, 0, n),
                         tokens = tensor_slice(tensor_at(room->tokens, turn), 0, n);
+    room_begin(room);
     be->class->upload(be, sample_rows, s->sample_rows); // first: what follows is one list
     feed_set(room->feed, s->spans, l->spans, s->row_tokens, s->out_rows, l->outs, NULL);
     room->feed->drawn = tensor_at(room->tokens, before);

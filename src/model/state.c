@@ -52,10 +52,14 @@ static struct tensor piece(const struct state *s, int slot, int i) {
 }
 
 void state_zero(struct state *s, int slot) {
+    state_zero_all(s, &(const int32_t){slot}, 1);
+}
+
+void state_zero_all(struct state *s, const int32_t *slots, int count) {
     const size_t L = (size_t)s->dims.L, S = (size_t)s->slots, C = (size_t)s->dims.C;
     const size_t N = C / (size_t)s->dims.H;
-    op_clear(s->be, tensor_shape(s->shift, 3, (size_t[]){2 * L, S, C}), (size_t)slot);
-    op_clear(s->be, tensor_shape(s->wkv, 3, (size_t[]){L, S, C * N}), (size_t)slot);
+    op_clear(s->be, tensor_shape(s->shift, 3, (size_t[]){2 * L, S, C}), slots, count);
+    op_clear(s->be, tensor_shape(s->wkv, 3, (size_t[]){L, S, C * N}), slots, count);
 }
 
 void state_copy(struct state *to, int to_slot, const struct state *from, int from_slot) {

@@ -21,6 +21,7 @@ void state_destroy(struct state *s); // NULL is fine
 size_t state_bytes(const struct model *m, int slots);
 
 void state_zero(struct state *s, int slot);
+void state_zero_all(struct state *s, const int32_t *slots, int count);
 // Between states of one model, or inside one.
 void state_copy(struct state *to, int to_slot, const struct state *from, int from_slot);
 

@@ -59,8 +59,9 @@ void k_fill(struct queue *s, void *y, const void *value, size_t size, size_t n);
 // A few words of 4 bytes that the host has: they travel with the launch. False: too many, or odd.
 enum { PUT_WORDS = 512 };
 bool k_put(struct queue *s, void *to, const void *from, size_t bytes);
-// n stretches of so many bytes become zero; one begins `stride` bytes behind the other.
-void k_clear(struct queue *s, void *y, size_t n, size_t bytes, size_t stride);
+// y (n,S) stretches of so many bytes: those of the slots become zero.
+void k_clear(struct queue *s, void *y, size_t n, size_t S, size_t bytes, const int32_t *slots,
+             int count);
 void k_copy(struct queue *s, void *y, int to, const void *x, int from, size_t n);
 void k_copy_bytes(struct queue *s, void *y, const void *x, size_t bytes);
 void k_add(struct queue *s, void *y, const void *x, bool narrow, size_t n);

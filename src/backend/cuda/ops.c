@@ -343,9 +343,9 @@ static void cuda_fill(struct backend *be, struct tensor y, double value) {
     k_fill(queue_of(be), dev(y), &bits, dtype_size(y.dtype), tensor_count(y));
 }
 
-static void cuda_clear(struct backend *be, struct tensor y, size_t slot) {
+static void cuda_clear(struct backend *be, struct tensor y, const int32_t *slots, int count) {
     const size_t bytes = y.dim[2] * dtype_size(y.dtype);
-    k_clear(queue_of(be), (char *)dev(y) + slot * bytes, y.dim[0], bytes, y.dim[1] * bytes);
+    k_clear(queue_of(be), dev(y), y.dim[0], y.dim[1], bytes, slots, count);
 }
 
 static void cuda_copy(struct backend *be, struct tensor y, struct tensor x) {

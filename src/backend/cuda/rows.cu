@@ -339,21 +339,38 @@ bool k_put(struct queue *s, void *to, const void *from, size_t bytes) {
     return true;
 }
 
-template <class T> static __global__ void clear_each(T *y, size_t n, size_t stride) {
+// They travel with the launch.
+struct slot_list {
+    int32_t slot[128];
+    int count;
+};
+
+template <class T>
+static __global__ void clear_each(T *y, size_t S, size_t n, const __grid_constant__ slot_list of) {
     begin_kernel();
-    y += blockIdx.y * stride;
+    y += (blockIdx.y / of.count * S + (size_t)of.slot[blockIdx.y % of.count]) * n;
     EACH(i, n) y[i] = T();
 }
 
-void k_clear(struct queue *s, void *y, size_t n, size_t bytes, size_t stride) {
-    const size_t together = (size_t)y | bytes | stride;
+template <class T>
+static void clear(struct queue *s, void *y, size_t n, size_t S, size_t bytes, const slot_list &of) {
+    const dim3 grid(element_blocks(bytes / sizeof(T)), (unsigned)n * (unsigned)of.count);
+    LAUNCH(clear_each<T>, grid, ELEMENTS, s, (T *)y, S, bytes / sizeof(T), of);
+}
+
+void k_clear(struct queue *s, void *y, size_t n, size_t S, size_t bytes, const int32_t *slots,
+             int count) {
+    slot_list of = {};
+    constexpr int MOST = sizeof of.slot / sizeof *of.slot;
     if (!n || !bytes) return;
-    if (together % 16 == 0)
-        LAUNCH(clear_each<float4>, dim3(element_blocks(bytes / 16), (unsigned)n), ELEMENTS, s,
-               (float4 *)y, bytes / 16, stride / 16);
-    else
-        LAUNCH(clear_each<uint16_t>, dim3(element_blocks(bytes / 2), (unsigned)n), ELEMENTS, s,
-               (uint16_t *)y, bytes / 2, stride / 2);
+    for (; count > 0; slots += MOST, count -= MOST) {
+        of.count = count < MOST ? count : MOST;
+        memcpy(of.slot, slots, (size_t)of.count * sizeof *slots);
+        if (((size_t)y | bytes) % 16 == 0)
+            clear<float4>(s, y, n, S, bytes, of);
+        else
+            clear<uint16_t>(s, y, n, S, bytes, of);
+    }
 }
 
 static __global__ void copy_each(void *y, int to, const void *x, int from, size_t n) {
