@@ -47,15 +47,16 @@ train() { # name config option…
     rm -f "$dir/runs/$name"/*.ckpt "$dir/runs/$name"/*.pth
 }
 
-# Losses of two runs, step by step, in whichever order their fields are.
+# Losses of two runs, step by step, in whichever order their fields are. Norms of the first 20: behind them
+# rounding alone has grown to per cents, also between one device's batch of 32 and its two of 16, in f32 too.
 compare() { # one other
     python3 - "$dir/runs/$1/log.jsonl" "$dir/runs/$2/log.jsonl" "$1" "$2" <<'P'
 import json, sys
 a, b = ([json.loads(l) for l in open(p)] for p in sys.argv[1:3])
 d = [abs(x["loss"] - y["loss"]) for x, y in zip(a, b)]
-n = [abs(x["grad_norm"] / y["grad_norm"] - 1) for x, y in zip(a, b)]
-good = len(a) == len(b) and max(d) <= 0.01
-print("%s and %s: %d steps, loss %.4f to %.4f, differ by %.5f at most (allowed 0.01), norms by %.2f %%: %s"
+n = [abs(x["grad_norm"] / y["grad_norm"] - 1) for x, y in zip(a[:20], b)]
+good = len(a) == len(b) and max(d) <= 0.01 and max(n) <= 0.05
+print("%s and %s: %d steps, loss %.4f to %.4f, differ by %.5f at most (allowed 0.01), first norms by %.2f %% (5): %s"
       % (*sys.argv[3:], len(d), a[0]["loss"], a[-1]["loss"], max(d), 100 * max(n), "equal" if good else "FAILED"))
 sys.exit(not good)
 P
