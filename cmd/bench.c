@@ -37,6 +37,7 @@ struct bench {
     struct backend *be;
     struct model *model;
     int batch, tokens, repeat;
+    int writers;     // sequences that write a token beside the batch
     double *seconds; // of each repetition
     double work;     // tokens of one repetition
     double flops;    // of one repetition, matrices only
@@ -128,8 +129,9 @@ out:
 // B prompts of `tokens` each at once, and as many sequences as write a token meanwhile; logits of
 // each one's last token.
 static int bench_prefill(struct bench *b, struct error *err) {
-    const int B = b->batch, T = b->tokens, writers = (int)cli_int(b->args, "writers");
-    const int all = writers + B, R = writers + B * T; // sequences, rows
+    const int B = b->batch, T = b->tokens;
+    b->writers = (int)cli_int(b->args, "writers");
+    const int all = b->writers + B, R = b->writers + B * T; // sequences, rows
     struct run *run = NULL;
     struct feed *feed = NULL;
     struct state *state = NULL;
@@ -155,7 +157,7 @@ static int bench_prefill(struct bench *b, struct error *err) {
     }
     b->work = R;
     b->flops = 2 * matrix_params(&b->dims, false) * b->work + 2.0 * b->dims.V * b->dims.C * all;
-    b->bytes = weight_bytes(b, true) + 2.0 * (double)state_bytes(b->model, writers);
+    b->bytes = weight_bytes(b, true) + 2.0 * (double)state_bytes(b->model, b->writers);
     rc = 0;
 out:
     run_destroy(run);
@@ -247,11 +249,13 @@ static void report(struct bench *b, const char *what) {
     const char *size = file ? file : cli_string(b->args, "size"),
                *dtype = cli_string(b->args, "dtype"),
                *states = b->model->options.half_states ? " (f16 states)" : "";
+    char writers[32] = "";
+    if (b->writers) snprintf(writers, sizeof writers, ", writers %d", b->writers);
     if (!cli_flag(b->args, "json")) {
         printf(
-            "%s %s %s%s, batch %d, tokens %d: %.1f tok/s (median of %d; %.3f ms, least %.3f ms), "
+            "%s %s %s%s, batch %d, tokens %d%s: %.1f tok/s (median of %d; %.3f ms, least %.3f ms), "
             "%.1f GB/s, %.1f GFLOP/s",
-            what, size, dtype, states, b->batch, b->tokens, b->work / median, b->repeat,
+            what, size, dtype, states, b->batch, b->tokens, writers, b->work / median, b->repeat,
             median * 1e3, least * 1e3, b->bytes / median * 1e-9, b->flops / median * 1e-9);
         if (floor > 0)
             printf("; %.0f %% of the limit (%.1f GB/s, %.0f GFLOP/s)", 100 * floor / median,
@@ -264,6 +268,7 @@ static void report(struct bench *b, const char *what) {
         double value;
     } numbers[] = {{"batch", b->batch},
                    {"tokens", b->tokens},
+                   {"writers", b->writers},
                    {"repeat", b->repeat},
                    {"tok_s", b->work / median},
                    {"median_s", median},
@@ -432,7 +437,7 @@ static const struct cli_option decode_options[] = {BENCH_OPTIONS("32"), OPTION_S
 static const struct cli_option prefill_options[] = {
     BENCH_OPTIONS("512"),
     OPTION_STATE_DTYPE,
-    {"writers", "N", .fallback = "0", .type = CLI_INT, .min = 0, .max = 65536,
+    {"writers", "N", .fallback = "0", .type = CLI_INT, .min = 0, .max = 32768,
      .help = "sequences that write a token in the same step, as a server has them; their tokens "
              "count too"},
     {0},

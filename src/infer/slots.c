@@ -538,9 +538,10 @@ int slots_warm(struct slots *s, struct error *err) {
     if (!be->class->round_rows) return 0;
     for (int n = 1; n <= MOST && n <= most.rows; n = batch_rows(be, n + 1)) {
         const bool single = n <= batch_rows(be, s->room.slots);
-        for (int i = 0; i < (single ? TIMES : 1); i++) {
+        for (int i = 0; i < (single ? TIMES : 2); i++) {
             struct lists l = {0};
-            fill_up(s, &l, n, single ? 1 : n, single ? n : 1);
+            if (!single) fill_up(s, &l, n - 2 * i, n - 2 * i, 1); // then some rows that write
+            fill_up(s, &l, n, 1, single ? n : 1);
             launch(s, next_step(s, n, false), &l);
             if (slots_settle(s, NULL, err)) return -1; // nobody's tokens make no events
         }

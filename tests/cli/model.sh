@@ -107,6 +107,8 @@ done
 
 check "bench of random weights of any size" 0 '"share":' $rwkv bench decode --size 1x64x100 --dtype int4 --tokens 2 \
     --repeat 1 --json
+check "bench of prompts beside writers" 0 '"writers":3' $rwkv bench prefill --size 1x64x100 --tokens 9 --writers 3 \
+    --repeat 1 --json
 check "bench of several batches" 0 '"batch":3' $rwkv bench decode --size 1x64x100 --batch 1 --batch 3 --tokens 2 \
     --repeat 1 --json
 check "bench of a size that is none" 2 "LAYERSxCHANNELSxVOCABULARY" $rwkv bench decode --size 1x64

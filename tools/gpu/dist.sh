@@ -1,6 +1,6 @@
 #!/bin/bash
 # Training on several devices of a machine with GPUs, a part of tools/gpu/run.sh. Usage:
-#   dist.sh curve   one device and two on the same global batch: the losses agree
+#   dist.sh curve   one device and two on the same global batch: losses agree, and the first norms
 #   dist.sh speed   0.1b, 512 x 16 a device, one device and two: tok/s, scaling
 # RWKV is the program, DEVICES how many there are (2), STEPS how many steps are timed (60).
 set -u -o pipefail

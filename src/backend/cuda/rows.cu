@@ -361,10 +361,11 @@ static void clear(struct queue *s, void *y, size_t n, size_t S, size_t bytes, co
 void k_clear(struct queue *s, void *y, size_t n, size_t S, size_t bytes, const int32_t *slots,
              int count) {
     slot_list of = {};
-    constexpr int MOST = sizeof of.slot / sizeof *of.slot;
+    constexpr size_t ROOM = sizeof of.slot / sizeof *of.slot;
     if (!n || !bytes) return;
-    for (; count > 0; slots += MOST, count -= MOST) {
-        of.count = count < MOST ? count : MOST;
+    const int most = (int)(MAX_GRID_Y / n < ROOM ? MAX_GRID_Y / n : ROOM);
+    for (; count > 0; slots += most, count -= most) {
+        of.count = count < most ? count : most;
         memcpy(of.slot, slots, (size_t)of.count * sizeof *slots);
         if (((size_t)y | bytes) % 16 == 0)
             clear<float4>(s, y, n, S, bytes, of);

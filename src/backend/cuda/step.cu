@@ -1,5 +1,6 @@
-// What a layer does to a token when it has one row for each sequence, in few launches: a token's
-// way through 0.1b was 12 of them a layer, 2.2 us each and most of that the way there and back.
+// What a layer does to sequences that have one row each, in few launches: a token's way through 0.1b
+// was 12 of them a layer, 2.2 us each and most of that the way there and back. And what the
+// recurrence does to such rows where others have more.
 #include "step.cuh"
 
 #include "kernels.h"
