@@ -130,7 +130,10 @@ static void fill_wkv(struct bench *b) {
     be->class->upload(be, b->batch.span, spans);
     for (int i = 0; i < b->batch.rows; i++) ints[i] = i % b->s.T ? i - 1 : -1 - i / b->s.T;
     be->class->upload(be, b->batch.prev, ints);
-    for (int i = 0; i < b->batch.rows; i++) ints[i] = i % b->s.T == b->s.T - 1 ? i / b->s.T : -1;
+    for (int i = 0; i < b->batch.rows; i++) {
+        const int left = b->s.T - 1 - i % b->s.T;
+        ints[i] = left ? -left : i / b->s.T;
+    }
     be->class->upload(be, b->batch.last, ints);
     free(ints);
     free(spans);

@@ -5,7 +5,7 @@
 #include "backend/backend.h"
 #include "backend/ops.h"
 
-enum { MAX_ARGS = 18, MAX_SPANS = 416, MAX_ROWS = 8192, DRAWN = 7, BIASES = 5, MAX_PLANES = 32 };
+enum { MAX_ARGS = 18, MAX_SPANS = 2048, MAX_ROWS = 8192, DRAWN = 7, BIASES = 5, MAX_PLANES = 32 };
 
 // What the values look like. Parameters stay ordinary but for FILL_ZERO.
 enum fill { FILL_RANDOM, FILL_TINY, FILL_HUGE, FILL_EQUAL, FILL_ZERO, FILL_COUNT };

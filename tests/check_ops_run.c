@@ -27,13 +27,14 @@ void call_set_spans(struct call *c, const struct span *spans, int n) {
         c->used[spans[i].slot] = true;
         for (int r = spans[i].first; r < spans[i].first + spans[i].len; r++) {
             c->prev[r] = r == spans[i].first ? -1 - spans[i].slot : r - 1;
-            c->last[r] = r == spans[i].first + spans[i].len - 1 ? spans[i].slot : -1;
+            const int left = spans[i].first + spans[i].len - 1 - r;
+            c->last[r] = left ? -left : spans[i].slot;
         }
     }
 }
 
-// Spans of uneven lengths and at last of one row, or all of one row, in mixed-up slots, more slots
-// than spans.
+// Spans of uneven lengths and, up to 128 rows, at last of one row; or all of one row. In mixed-up
+// slots, more slots than spans.
 static void cut_spans(struct call *c) {
     static const int lengths[] = {1, 17, 2, 16, 3, 33, 5, 64};
     const bool single = c->op->singles >> c->variant & 1;

@@ -791,14 +791,23 @@ static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {37, 128, 64, 1}, {34, 192, 64, 1},
                                          {18, 240, 80, 1}, {150, 64, 64, 1},
                                          {1, 128, 64, 1},  END};
-// For wkv7: 36 and 138 heads of spans, of which a device's blocks share few and take many.
-static const struct size device_head_sizes[] = {{52, 384, 64, 1}, {52, 1472, 64, 1}, END};
+// For wkv7: 48 and 136 heads of spans before the last ones, of which two blocks of a large device
+// share one, or one takes several. Emulated, a thread is a function call: fewer chunks.
+#ifdef CUDA_EMU
+static const struct size device_head_sizes[] = {{40, 768, 64, 1}, {40, 2176, 64, 1}, END};
+#else
+static const struct size device_head_sizes[] = {{140, 1536, 64, 1}, {40, 2176, 64, 1}, END};
+#endif
 // Widths of a warp's and of a block's rows, and some that neither takes.
 static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
                                              {37, 100, 4, 1}, {6, 500, 4, 1},  {11, 768, 64, 1},
                                              {9, 1028, 4, 1}, {2, 4100, 4, 1}, END};
-// Three rows for each multiprocessor of a large device.
+// More rows than three for each multiprocessor of a device, and than it has warps for at once.
+#ifdef CUDA_EMU
 static const struct size device_span_sizes[] = {{401, 20, 4, 1}, END};
+#else
+static const struct size device_span_sizes[] = {{1700, 20, 4, 1}, END};
+#endif
 static const struct size step_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {5, 48, 16, 1},   {1, 768, 64, 1},
                                          {37, 128, 64, 1}, {70, 64, 64, 1},

@@ -93,7 +93,7 @@ struct batch {
     bool exact; // wkv7 keeps to f32 throughout; else it may lose what bf16 inputs have lost anyway
     struct tensor span; // (spans, 4) i32: struct span
     struct tensor prev; // (R) i32: the row of the previous token, or -1-slot at a span's first row
-    struct tensor last; // (R) i32: the slot at a span's last row, else -1
+    struct tensor last; // (R) i32: the slot at a span's last row, else minus the rows up to that one
 };
 
 // Sets spans, singles, longest and remainders.

@@ -81,7 +81,8 @@ void feed_set(struct feed *f, const struct span *spans, int num_spans, const int
         for (int i = 0; i < spans[s].len; i++) {
             const int r = spans[s].first + i;
             w[prev + (size_t)r] = i ? r - 1 : -1 - spans[s].slot;
-            w[last + (size_t)r] = i == spans[s].len - 1 ? spans[s].slot : -1;
+            const int left = spans[s].len - 1 - i;
+            w[last + (size_t)r] = left ? -left : spans[s].slot;
         }
     memcpy(w + token, tokens, R * sizeof *tokens);
     f->num_targets = 0;

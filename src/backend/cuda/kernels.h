@@ -112,7 +112,7 @@ struct mix_args {
     void *m;    // (n,R,C)
     float *out; // may be NULL, or in
     const float *x, *w, *b, *in, *mix;
-    const int32_t *prev, *last, *span;
+    const int32_t *prev, *last;
     size_t n, R, C;
     int spans;
     float eps;

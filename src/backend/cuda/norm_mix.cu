@@ -103,24 +103,28 @@ static __global__ void __launch_bounds__(ROWS_EACH * 32) norm_mix_warps(mix_args
 
 // ---- any spans ---------------------------------------------------------------------------------
 
+// WAVE: strips that a multiprocessor has at a time.
 template <int GROUP> struct strip {
-    enum { BLOCK = GROUP == 1 ? 128 : THREADS, ROWS = GROUP == 1 ? 4 : 8 };
-    enum { IN_BLOCK = BLOCK / 32 / GROUP }; // strips
+    enum { BLOCK = GROUP == 1 ? 128 : THREADS, MOST = GROUP == 1 ? 4 : 8 };
+    enum { IN_BLOCK = BLOCK / 32 / GROUP, WAVE = GROUP == 1 ? 12 : 2 };
 };
 
 // GROUP warps walk up a strip of rows with the row before in hand, and the next one on its way; the
-// row before the first is made once more.
-template <int GROUP, int NV, int M, class T>
-static __global__ void __launch_bounds__(strip<GROUP>::BLOCK) norm_mix_strips(mix_args p) {
+// row before the first is made once more. A slot is written by those who have read it: where a span
+// begins its last row is made too, if it lies behind the strip. OUT: there are slots to write.
+template <int GROUP, int NV, int M, bool OUT, class T>
+static __global__ void __launch_bounds__(strip<GROUP>::BLOCK)
+    norm_mix_strips(mix_args p, unsigned rows) {
     begin_kernel();
     using R = row<GROUP, NV>;
     using S = strip<GROUP>;
     __shared__ float scratch[WARPS];
     const size_t group = GROUP == 1 ? threadIdx.x >> 5 : 0, C = p.C;
-    const size_t begin = (blockIdx.x * (size_t)S::IN_BLOCK + group) * S::ROWS;
+    const size_t begin = (blockIdx.x * (size_t)S::IN_BLOCK + group) * rows;
     if (begin >= p.R) return;
-    const size_t end = begin + S::ROWS < p.R ? begin + S::ROWS : p.R;
+    const size_t end = begin + rows < p.R ? begin + rows : p.R;
     R next, before = {};
+    size_t ends = p.R; // the last row of a span that begins in the strip
     next.take(p.x + begin * C, C);
     float first = p.x[begin * C];
     if (p.prev[begin] >= 0) {
@@ -140,6 +144,8 @@ static __global__ void __launch_bounds__(strip<GROUP>::BLOCK) norm_mix_strips(mi
             if (p.in) before.take(p.in + (size_t)(-1 - prev) * C, C);
         }
         normalise(z, start, p, scratch);
+        if (OUT && prev < 0) ends = p.last[r] < 0 ? r + (size_t)-p.last[r] : r;
+        if (OUT && r == ends) z.give(p.out + (size_t)p.last[r] * C, C);
 #pragma unroll
         for (int i = 0; i < NV; i++) {
             const size_t c = R::column(i);
@@ -157,28 +163,31 @@ static __global__ void __launch_bounds__(strip<GROUP>::BLOCK) norm_mix_strips(mi
             }
             before.v[i] = z.v[i];
         }
+        if (OUT && prev < 0 && ends >= end) {
+            z.take(p.x + ends * C, C);
+            normalise(z, p.x[ends * C], p, scratch);
+            z.give(p.out + (size_t)(-1 - prev) * C, C);
+        }
     }
-}
-
-// z of each span's last row, to its slot: apart, since a slot may be read by another block than the
-// one that has the last row.
-template <int GROUP, int NV>
-static __global__ void __launch_bounds__(THREADS) norm_last_rows(mix_args p) {
-    begin_kernel();
-    __shared__ float scratch[WARPS];
-    const int32_t *span = p.span + 4 * blockIdx.x; // first, len, slot, pos
-    const size_t r = (size_t)span[0] + (size_t)span[1] - 1, C = p.C;
-    row<GROUP, NV> z;
-    z.take(p.x + r * C, C);
-    normalise(z, p.x[r * C], p, scratch);
-    z.give(p.out + (size_t)span[2] * C, C);
 }
 
 // ---- the door ----------------------------------------------------------------------------------
 
-template <int GROUP, int NV, class T> static void start(struct queue *s, const mix_args &p) {
+// As long as all strips are at work at once they are as short as they can be: what they take is the
+// way of their rows, one after the other.
+template <int GROUP, int NV, int M, class T>
+static void start_strips(struct queue *s, const mix_args &p) {
     using S = strip<GROUP>;
-    const unsigned strips = blocks(p.R, S::ROWS * S::IN_BLOCK);
+    const size_t wave = (size_t)processors() * S::WAVE, each = (p.R + wave - 1) / wave;
+    const unsigned rows = each < S::MOST ? (unsigned)each : (unsigned)S::MOST;
+    const unsigned strips = blocks(p.R, rows * S::IN_BLOCK);
+    if (p.out)
+        LAUNCH((norm_mix_strips<GROUP, NV, M, true, T>), strips, S::BLOCK, s, p, rows);
+    else
+        LAUNCH((norm_mix_strips<GROUP, NV, M, false, T>), strips, S::BLOCK, s, p, rows);
+}
+
+template <int GROUP, int NV, class T> static void start(struct queue *s, const mix_args &p) {
     if (GROUP == 1 && p.spans == (int)p.R && p.R >= 3 * (size_t)processors()) {
         LAUNCH((norm_mix_warps<NV, T>), blocks(p.R, ROWS_EACH), ROWS_EACH * 32, s, p);
         return;
@@ -192,11 +201,9 @@ template <int GROUP, int NV, class T> static void start(struct queue *s, const m
         return;
     }
     if (p.n == 1)
-        LAUNCH((norm_mix_strips<GROUP, NV, 1, T>), strips, S::BLOCK, s, p);
+        start_strips<GROUP, NV, 1, T>(s, p);
     else
-        LAUNCH((norm_mix_strips<GROUP, NV, MIXES, T>), strips, S::BLOCK, s, p);
-    if (p.out)
-        LAUNCH((norm_last_rows<GROUP, NV>), (unsigned)p.spans, GROUP == 1 ? 32 : THREADS, s, p);
+        start_strips<GROUP, NV, MIXES, T>(s, p);
 }
 
 bool k_norm_mix(struct queue *s, const struct mix_args *p) {

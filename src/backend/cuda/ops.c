@@ -224,7 +224,6 @@ static void cuda_norm_mix(struct backend *be, struct tensor m, struct tensor shi
                                .mix = dev(mix),
                                .prev = dev(batch->prev),
                                .last = dev(batch->last),
-                               .span = dev(batch->span),
                                .n = mix.dim[0],
                                .R = x.dim[0],
                                .C = x.dim[1],
