@@ -5,7 +5,7 @@
 #include "backend/backend.h"
 #include "backend/ops.h"
 
-enum { MAX_ARGS = 18, MAX_SPANS = 2048, MAX_ROWS = 8192, DRAWN = 7, BIASES = 5, MAX_PLANES = 32 };
+enum { MAX_ARGS = 18, MAX_SPANS = 416, MAX_ROWS = 8192, DRAWN = 7, BIASES = 5, MAX_PLANES = 32 };
 
 // What the values look like. Parameters stay ordinary but for FILL_ZERO.
 enum fill { FILL_RANDOM, FILL_TINY, FILL_HUGE, FILL_EQUAL, FILL_ZERO, FILL_COUNT };
@@ -85,6 +85,7 @@ struct op_case {
     unsigned bench_variants; // bits; 0: variant 0 only
     int variants;
     unsigned singles; // bits: variants whose spans are one row each
+    unsigned narrow;  // bits: variants that are another one where nothing is stored as bf16
     bool can_bare, can_alias;
     bool rowwise; // each row alone gives the same bits
     // How far f32 results may be from the double ones, relative to the largest value of the plane.

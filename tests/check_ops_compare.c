@@ -102,6 +102,7 @@ static struct size size_at(const struct op_case *op, int i, const struct backend
 struct walk {
     const struct op_case *op;
     const struct backend *be;
+    bool narrow; // bf16 is stored somewhere
     int size, variant, fill, option;
 };
 
@@ -113,6 +114,7 @@ static bool next_call(struct walk *w, struct call *c) {
         const struct size size = size_at(w->op, w->size, w->be);
         if (size.R < 0) return false;
         const bool bare = w->option & 1, aliased = w->option & 2;
+        if (!w->narrow && w->op->narrow >> w->variant & 1) continue;
         if ((bare && !w->op->can_bare) || (aliased && !w->op->can_alias)) continue;
         if (w->option && w->fill != FILL_RANDOM)
             continue; // what is where has nothing to do with
@@ -126,8 +128,12 @@ static bool next_call(struct walk *w, struct call *c) {
 static void compare_op(struct tally *t, const struct op_case *op, struct backend *ref,
                        struct subject *s, int n) {
     struct call *c = mem_alloc(sizeof *c);
-    for (int i = 0; i < n; i++) s[i].worst = 0, s[i].failed = false;
-    for (struct walk w = {.op = op, .be = s[0].be}; next_call(&w, c);) {
+    struct walk w = {.op = op, .be = s[0].be};
+    for (int i = 0; i < n; i++) {
+        s[i].worst = 0, s[i].failed = false;
+        w.narrow |= can_narrow(s[i].be);
+    }
+    while (next_call(&w, c)) {
         struct run truth, got;
         run_open(&truth, c, ref);
         run_go(&truth);
@@ -387,6 +393,7 @@ static void law_spans(struct tally *t, const struct op_case *op, struct backend 
         char what[256] = "";
         int rc = 0;
         if (pieces[p].variant != ANY && !states) continue;
+        if (pieces[p].variant == NARROW && !can_narrow(be)) continue; // they are the first ones
         struct size size;
         for (int i = 0; !rc && (size = size_at(op, i, be)).R >= 0; i++) {
             struct run all;

@@ -33,12 +33,12 @@ void call_set_spans(struct call *c, const struct span *spans, int n) {
     }
 }
 
-// Spans of uneven lengths and, up to 128 rows, at last of one row; or all of one row. In mixed-up
-// slots, more slots than spans.
+// Spans of uneven lengths and, up to 128 rows, at last some of one row; or all of one row, if there
+// is room for so many. In mixed-up slots, more slots than spans.
 static void cut_spans(struct call *c) {
     static const int lengths[] = {1, 17, 2, 16, 3, 33, 5, 64};
-    const bool single = c->op->singles >> c->variant & 1;
-    const int R = c->size.R, ends = R > 128 ? R : R - R / 4; // the uneven ones
+    const int R = c->size.R, ends = R > 128 ? R : R - (R < 16 ? R / 4 : 4); // the uneven ones
+    const bool single = (c->op->singles >> c->variant & 1) && R <= MAX_SPANS;
     struct span spans[MAX_SPANS];
     int n = 0;
     for (int first = 0; first < R; n++) {

@@ -633,7 +633,7 @@ CALL(sample) {
 }
 
 // All slots but every seventh, the last one first.
-enum { PLANES_TO_CLEAR = 3, SLOTS_TO_CLEAR = 310 };
+enum { PLANES_TO_CLEAR = 2, SLOTS_TO_CLEAR = 160 };
 static int slots_to_clear(int32_t *slots) {
     int n = 0;
     for (int i = SLOTS_TO_CLEAR - 1; i >= 0; i--)
@@ -792,9 +792,9 @@ static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {18, 240, 80, 1}, {150, 64, 64, 1},
                                          {1, 128, 64, 1},  END};
 // For wkv7: 48 and 136 heads of spans before the last ones, of which two blocks of a large device
-// share one, or one takes several. Emulated, a thread is a function call: fewer chunks.
+// share one, or one takes several. Emulated, a thread is a function call, and the device small.
 #ifdef CUDA_EMU
-static const struct size device_head_sizes[] = {{40, 768, 64, 1}, {40, 2176, 64, 1}, END};
+static const struct size device_head_sizes[] = {{40, 768, 64, 1}, END};
 #else
 static const struct size device_head_sizes[] = {{140, 1536, 64, 1}, {40, 2176, 64, 1}, END};
 #endif
@@ -802,12 +802,12 @@ static const struct size device_head_sizes[] = {{140, 1536, 64, 1}, {40, 2176, 6
 static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
                                              {37, 100, 4, 1}, {6, 500, 4, 1},  {11, 768, 64, 1},
                                              {9, 1028, 4, 1}, {2, 4100, 4, 1}, END};
-// More rows than three for each multiprocessor of a device, and than it has warps for at once.
-#ifdef CUDA_EMU
-static const struct size device_span_sizes[] = {{401, 20, 4, 1}, END};
-#else
-static const struct size device_span_sizes[] = {{1700, 20, 4, 1}, END};
+// More rows than three for each multiprocessor of a device, and than a large one has warps for.
+static const struct size device_span_sizes[] = {{401, 20, 4, 1},
+#ifndef CUDA_EMU
+                                                {1700, 20, 4, 1},
 #endif
+                                                END};
 static const struct size step_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {5, 48, 16, 1},   {1, 768, 64, 1},
                                          {37, 128, 64, 1}, {70, 64, 64, 1},
@@ -894,8 +894,8 @@ const struct op_case op_cases[] = {
      .variants = 2, .rowwise = true, .can_bare = true, .tolerance = 2e-6, .forward = "key_prep",
      .flops = flops_key_prep_bwd},
     {NAMED(wkv7), .sizes = head_sizes, .device_sizes = device_head_sizes, .tensor_cores = 2e-5,
-     .bench = rows_bench, .variants = 5, .can_bare = true, .can_alias = true, .tolerance = 5e-6,
-     .flops = flops_wkv7},
+     .bench = rows_bench, .variants = 5, .narrow = 1 << 2 | 1 << 4, .can_bare = true,
+     .can_alias = true, .tolerance = 5e-6, .flops = flops_wkv7},
     {NAMED(wkv7_bwd), .prepare = prepare_wkv7_bwd, .tensor_cores = 2e-5, .sizes = head_sizes,
      .bench = rows_bench, .variants = 2, .can_bare = true, .tolerance = 5e-6, .forward = "wkv7",
      .flops = flops_wkv7_bwd},
