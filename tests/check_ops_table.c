@@ -791,13 +791,9 @@ static const struct size head_sizes[] = {{1, 16, 16, 1},   {0, 64, 64, 1},
                                          {37, 128, 64, 1}, {34, 192, 64, 1},
                                          {18, 240, 80, 1}, {150, 64, 64, 1},
                                          {1, 128, 64, 1},  END};
-// For wkv7: 48 and 136 heads of spans before the last ones, of which two blocks of a large device
-// share one, or one takes several. Emulated, a thread is a function call, and the device small.
-#ifdef CUDA_EMU
-static const struct size device_head_sizes[] = {{40, 768, 64, 1}, END};
-#else
-static const struct size device_head_sizes[] = {{140, 1536, 64, 1}, {40, 2176, 64, 1}, END};
-#endif
+// For wkv7: 36 and 138 heads of spans before the last ones, of which a device's blocks share few
+// and take many.
+static const struct size device_head_sizes[] = {{52, 384, 64, 1}, {52, 1472, 64, 1}, END};
 // Widths of a warp's and of a block's rows, and some that neither takes.
 static const struct size row_span_sizes[] = {{1, 9, 1, 1},    {0, 48, 16, 1},  {5, 33, 11, 1},
                                              {37, 100, 4, 1}, {6, 500, 4, 1},  {11, 768, 64, 1},
